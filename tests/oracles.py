@@ -1,0 +1,41 @@
+"""The plain, slow, obviously right versions."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def maxsim(query: Tensor, document: Tensor) -> float:
+    """MaxSim of two texts' token embeddings, (q_tokens, dim) and (d_tokens, dim), in float64."""
+    return sum(max(float(torch.dot(q.double(), d.double())) for d in document) for q in query)
+
+
+def maxsim_matrix(queries: list[Tensor], documents: list[Tensor]) -> Tensor:
+    """MaxSim of every query with every document, (queries, documents), float64."""
+    return torch.stack([torch.stack([(q.double() @ d.double().T).amax(1).sum() for d in documents]) for q in queries])
+
+
+def ndcg(ranking: Sequence[str], grades: dict[str, int], cutoff: int = 10) -> float:
+    """nDCG with linear gains and a log2 discount, as trec_eval defines it."""
+
+    def dcg(gains: Sequence[int]) -> float:
+        return sum(max(gain, 0) / math.log2(place + 1) for place, gain in enumerate(gains[:cutoff], 1))
+
+    ideal = dcg(sorted(grades.values(), reverse=True))
+    return dcg([grades.get(document_id, 0) for document_id in ranking]) / ideal if ideal else 0.0
+
+
+def recall(ranking: Sequence[str], grades: dict[str, int], cutoff: int = 100) -> float:
+    """Share of the relevant documents among the first `cutoff`."""
+    relevant = {document_id for document_id, grade in grades.items() if grade > 0}
+    return len(relevant & set(ranking[:cutoff])) / len(relevant) if relevant else 0.0
+
+
+def reciprocal_rank(ranking: Sequence[str], grades: dict[str, int], cutoff: int = 10) -> float:
+    """1 / the place of the first relevant document among the first `cutoff`."""
+    for place, document_id in enumerate(ranking[:cutoff], 1):
+        if grades.get(document_id, 0) > 0:
+            return 1 / place
+    return 0.0
