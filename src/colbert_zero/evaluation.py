@@ -1,0 +1,207 @@
+"""Exact ranking in bounded memory, TREC runs and measures."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+
+import ir_measures
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+
+from colbert_zero.bm25 import Bm25
+from colbert_zero.collection import Collection, read_lines
+from colbert_zero.encoding import Encoder, Task, encode
+from colbert_zero.errors import ColbertZeroError
+from colbert_zero.maxsim import Packed, packed_scores
+from colbert_zero.records import atomic_file
+
+# {query id: [(document id, score), ...]}, best first.
+Run = dict[str, list[tuple[str, float]]]
+# {query id: {measure: score}}
+PerQuery = dict[str, dict[str, float]]
+
+MEASURES = ("nDCG@10", "R@100", "RR@10")
+# A block of documents ends at either: token embeddings stay near 150 MB at 128 dimensions.
+BLOCK_DOCUMENTS = 4096
+BLOCK_CHARACTERS = 1_000_000
+
+
+def rank(
+    model: Encoder,
+    collection: Collection,
+    depth: int = 100,
+    progress: Callable[[int, int], None] | None = None,
+    block_documents: int = BLOCK_DOCUMENTS,
+) -> Run:
+    """The best documents of each query by exact MaxSim over the whole corpus.
+
+    Memory holds the queries, one block of documents and each query's best; it does not grow with the
+    corpus, save for what the collection itself keeps.
+
+    Args:
+        model: A multi-vector model, or a dense one (cosine or dot product, whichever the model names).
+        collection: Its documents are read once.
+        depth: Documents a query keeps, > 0.
+        progress: Called after each block with the documents done and the documents in all.
+        block_documents: Documents embedded and scored together; changes nothing beyond float rounding.
+
+    Returns:
+        Every query of the collection; equal scores by document id, ascending.
+
+    Raises:
+        ColbertZeroError: A score is not finite, or the model's similarity is neither of the above.
+    """
+    queries = _embed(model, list(collection.queries.values()), "query")
+    best: list[list[tuple[float, str]]] = [[] for _ in collection.queries]
+    done = 0
+    for block in _blocks(collection.documents(), block_documents):
+        documents = _embed(model, [text for _, text in block], "document")
+        with torch.no_grad():
+            scores = packed_scores(queries, documents).cpu().numpy()
+        if not np.isfinite(scores).all():
+            raise ColbertZeroError(
+                f"{collection.name}: the model gives scores that are not finite (documents {done + 1} to "
+                f"{done + len(block)}); its training has diverged, lower the learning rate"
+            )
+        _keep_best(best, scores, [document_id for document_id, _ in block], depth)
+        done += len(block)
+        if progress:
+            progress(done, collection.documents_count)
+    return {
+        query_id: [(document_id, -negative) for negative, document_id in kept]
+        for query_id, kept in zip(collection.queries, best, strict=True)
+    }
+
+
+def rank_bm25(collection: Collection, depth: int = 100) -> Run:
+    """The best documents of each query by BM25, equal scores by document id.
+
+    A document that shares no term with the query is not retrieved, so a query may stay unanswered.
+    """
+    ids: list[str] = []
+
+    def texts() -> Iterator[str]:
+        for document_id, text in collection.documents():
+            ids.append(document_id)
+            yield text
+
+    bm25 = Bm25(texts())
+    tie_order = np.empty(len(ids), dtype=np.int64)
+    tie_order[sorted(range(len(ids)), key=ids.__getitem__)] = np.arange(len(ids))
+    indices, scores = bm25.top(list(collection.queries.values()), depth, tie_order)
+    return {
+        query_id: [(ids[i], float(score)) for i, score in zip(*rows, strict=True) if score > 0]
+        for query_id, *rows in zip(collection.queries, indices, scores, strict=True)
+    }
+
+
+def measure(
+    run: Run, qrels: dict[str, dict[str, int]], measures: Sequence[str] = MEASURES
+) -> tuple[dict[str, float], PerQuery]:
+    """Score a run; every query of the qrels counts, one without an answer with 0.
+
+    Args:
+        run: Its order counts, not its scores: trec_eval would sort equal scores in an order of its own.
+        qrels: {query id: {document id: grade}}; a grade of 0 or less is not relevant.
+        measures: Names as ir_measures writes them.
+
+    Returns:
+        Means over the queries, {measure: score}, and each query's, {query id: {measure: score}}.
+
+    Raises:
+        ColbertZeroError: A measure has no such name.
+    """
+    parsed = {}
+    for name in measures:
+        try:
+            parsed[ir_measures.parse_measure(name)] = name
+        except (NameError, ValueError, SyntaxError) as error:
+            raise ColbertZeroError(f"{name!r} is no measure ({error}); write, say, nDCG@10 or RR@10") from None
+    ranks = {
+        query_id: {document_id: float(-rank) for rank, (document_id, _) in enumerate(run[query_id])}
+        for query_id in qrels
+        if run.get(query_id)
+    }
+    per_query: PerQuery = {query_id: {} for query_id in qrels}
+    for score in ir_measures.iter_calc(list(parsed), qrels, ranks):
+        per_query[score.query_id][parsed[score.measure]] = float(score.value)
+    means = {name: float(np.mean([scores[name] for scores in per_query.values()])) for name in measures}
+    return means, per_query
+
+
+def write_run(path: str | Path, run: Run, tag: str) -> None:
+    """Write a run in TREC format (query Q0 document rank score tag), atomically.
+
+    Raises:
+        ColbertZeroError: An id or the tag is empty or has white space, which the format cannot hold.
+    """
+    for text in (tag, *run, *(document_id for documents in run.values() for document_id, _ in documents)):
+        if text.split() != [text]:
+            raise ColbertZeroError(f"{path}: {text!r} cannot stand in a TREC run: empty or with white space")
+    with atomic_file(Path(path)) as file:
+        for query_id, documents in run.items():
+            for place, (document_id, score) in enumerate(documents, 1):
+                file.write(f"{query_id} Q0 {document_id} {place} {score!r} {tag}\n")
+
+
+def read_run(path: str | Path) -> Run:
+    """Read a run in TREC format; a query's documents are ordered by rank.
+
+    Raises:
+        ColbertZeroError: A line is wrong or a document is there twice; names file and line.
+    """
+    placed: dict[str, dict[str, tuple[int, float]]] = {}
+    for where, line in read_lines(Path(path)):
+        try:
+            query_id, _, document_id, place, score, _ = line.split()
+            entry = int(place), float(score)
+        except ValueError:
+            raise ColbertZeroError(f"{where}: write query Q0 document rank score tag, not {line!r}") from None
+        documents = placed.setdefault(query_id, {})
+        if document_id in documents:
+            raise ColbertZeroError(f"{where}: document {document_id!r} is there twice for query {query_id!r}")
+        documents[document_id] = entry
+    return {
+        query_id: [(d, score) for d, (_, score) in sorted(documents.items(), key=lambda item: item[1][0])]
+        for query_id, documents in placed.items()
+    }
+
+
+def _embed(model: Encoder, texts: list[str], task: Task) -> Packed:
+    embedded = encode(model, texts, task)
+    if not isinstance(model, SentenceTransformer):
+        return embedded
+    if model.similarity_fn_name not in ("cosine", "dot"):
+        raise ColbertZeroError(
+            f"the model's similarity is {model.similarity_fn_name!r}; set similarity_fn_name to cosine or dot"
+        )
+    if model.similarity_fn_name == "dot":
+        return embedded
+    return Packed(torch.nn.functional.normalize(embedded.values, dim=-1), embedded.lengths)
+
+
+def _blocks(documents: Iterable[tuple[str, str]], block_documents: int) -> Iterator[list[tuple[str, str]]]:
+    block: list[tuple[str, str]] = []
+    characters = 0
+    for document in documents:
+        block.append(document)
+        characters += len(document[1])
+        if len(block) == block_documents or characters >= BLOCK_CHARACTERS:
+            yield block
+            block, characters = [], 0
+    if block:
+        yield block
+
+
+def _keep_best(best: list[list[tuple[float, str]]], scores: np.ndarray, ids: list[str], depth: int) -> None:
+    """Merge a block's scores, (queries, documents), into each query's best: (-score, document id), sorted."""
+    floor = np.array([-kept[-1][0] if len(kept) == depth else -np.inf for kept in best], dtype=scores.dtype)
+    if scores.shape[1] > depth:
+        # Nothing below the block's own depth-th score can stay; whatever equals it may, by its id.
+        cut = scores.shape[1] - depth
+        floor = np.maximum(floor, np.partition(scores, cut, axis=1)[:, cut])
+    rows, columns = np.nonzero(scores >= floor[:, None])
+    for row, pairs in groupby(zip(rows.tolist(), columns.tolist(), strict=True), key=itemgetter(0)):
+        best[row] = sorted(best[row] + [(-float(scores[row, c]), ids[c]) for _, c in pairs])[:depth]

@@ -1,0 +1,121 @@
+"""A 20-document collection and tiny seeded encoders, shared by all tests."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from sentence_transformers import MultiVectorEncoder, SentenceTransformer
+from sentence_transformers.base.modules import Dense, Normalize, Transformer
+from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+from sentence_transformers.sentence_transformer.modules import Pooling
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from colbert_zero.collection import Collection
+
+PROMPTS = {"query": "[Q] search_query: ", "document": "[D] search_document: "}
+
+DOCUMENTS = {
+    "lift": "The lift of a wing in a slipstream grows with the angle of attack.",
+    "drag": "Drag of a thin wing at supersonic speed, measured in a wind tunnel.",
+    "heat": "Heat transfer to a blunt body in hypersonic flow.",
+    "boundary": "A boundary layer separates where the pressure rises.",
+    "flutter": "Flutter of a panel heated on one side.",
+    "library": "A library lends books; its catalogue lists every title.",
+    "index": "An index maps each term to the documents that contain it.",
+    "stem": "A stemmer cuts the endings of words, so that libraries and library meet.",
+    "query": "A query is short; a document is long.",
+    "rank": "Documents are ranked by their similarity to the query.",
+    "lens": "The crystalline lens of the eye focuses light.",
+    "glucose": "Glucose in the plasma of mother and child at delivery.",
+    "oxygen": "Oxygen in the blood and in the cerebrospinal fluid.",
+    "lung": "Cells of the lung take up oxygen and give off carbon dioxide.",
+    "heart": "The heart pumps blood through the body.",
+    "algebra": "An international algebraic language for computers.",
+    "root": "Extraction of roots by repeated subtraction.",
+    "matrix": "Programs that multiply a matrix by a vector, and a matrix by a matrix, on a digital computer.",
+    "sort": "Sorting.",
+    "sharing": "A time sharing system lets several people use one computer at the same time.",
+}
+QUERIES = {
+    "q1": "lift and drag of a wing",
+    "q2": "how do libraries list books",
+    "q3": "oxygen in blood",
+    "q4": "computer",
+    "q5": "what is ranked for a query, and by which similarity",
+}
+# Tiny tensors: a second thread only adds waiting.
+torch.set_num_threads(1)
+
+QRELS = {
+    "q1": {"lift": 2, "drag": 2, "boundary": 1},
+    "q2": {"library": 2, "index": 1, "stem": 0},
+    "q3": {"oxygen": 2, "lung": 1, "heart": 1},
+    "q4": {"algebra": 1, "matrix": 1, "sharing": 1},
+    "q5": {"rank": 1},
+}
+
+
+@pytest.fixture(scope="session")
+def collection() -> Collection:
+    return Collection.from_memory("tiny", DOCUMENTS, QUERIES, QRELS)
+
+
+@pytest.fixture(scope="session")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a seeded two-layer BERT and a WordPiece tokenizer trained on the collection."""
+    folder = tmp_path_factory.mktemp("backbone")
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[Q]", "[D]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=600, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator([*DOCUMENTS.values(), *QUERIES.values(), *PROMPTS.values()], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")],
+    )
+    names = {
+        name: f"[{name[:-6].upper()}]" for name in ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    }
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **names)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(fast),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+    )
+    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_multi_vector(backbone: Path) -> MultiVectorEncoder:
+    """A multi-vector model of 16 dimensions that skips full stops in documents; do not change it."""
+    torch.manual_seed(1)
+    modules = [
+        Transformer(str(backbone)),
+        Dense(
+            32,
+            16,
+            bias=False,
+            activation_function=torch.nn.Identity(),
+            module_input_name="token_embeddings",
+            module_output_name="token_embeddings",
+        ),
+        MultiVectorMask(skiplist_words=["."]),
+        Normalize(module_input_name="token_embeddings"),
+    ]
+    return MultiVectorEncoder(modules=modules, prompts=PROMPTS, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def tiny_dense(backbone: Path) -> SentenceTransformer:
+    """A dense model of 32 dimensions; do not change it."""
+    modules = [Transformer(str(backbone)), Pooling(32, "mean"), Normalize()]
+    return SentenceTransformer(modules=modules, prompts=PROMPTS, device="cpu")

@@ -1,0 +1,269 @@
+import gzip
+import json
+import tracemalloc
+
+import datasets
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from colbert_zero.collection import Collection, load_beir, load_hub, write_beir
+from colbert_zero.errors import ColbertZeroError
+from conftest import DOCUMENTS, QRELS, QUERIES
+
+CORPUS = ['{"_id": "d1", "title": "T", "text": "one"}', '{"_id": "d2", "text": "two"}']
+QUERY_LINES = ['{"_id": "q1", "text": "first"}', '{"_id": "q2", "text": "never judged"}']
+HEADER = "query-id\tcorpus-id\tscore"
+
+
+@pytest.fixture
+def beir(tmp_path):
+    """Write a collection in BEIR layout, any part of which may be given, and return its folder."""
+
+    def write(corpus=CORPUS, queries=QUERY_LINES, qrels=(HEADER, "q1\td1\t2", "q1\td2\t0")):
+        (tmp_path / "qrels").mkdir()
+        for name, lines in (("corpus.jsonl", corpus), ("queries.jsonl", queries), ("qrels/test.tsv", qrels)):
+            raw = [line if isinstance(line, bytes) else line.encode() for line in lines]
+            (tmp_path / name).write_bytes(b"".join(line + b"\n" for line in raw))
+        return tmp_path
+
+    return write
+
+
+def test_a_beir_folder_is_read(beir):
+    collection = load_beir(beir())
+    assert list(collection.documents()) == [("d1", "T one"), ("d2", "two")]
+    assert list(collection.documents()) == list(collection.documents())
+    assert collection.documents_count == 2
+    assert collection.qrels == {"q1": {"d1": 2, "d2": 0}}
+
+
+def test_only_judged_queries_are_kept(beir):
+    assert load_beir(beir()).queries == {"q1": "first"}
+
+
+def test_gzip_windows_line_ends_and_blank_lines_change_nothing(beir):
+    folder = beir()
+    expected = load_beir(folder).fingerprint
+    (folder / "corpus.jsonl.gz").write_bytes(gzip.compress(("\r\n".join(CORPUS) + "\r\n\r\n").encode()))
+    (folder / "corpus.jsonl").unlink()
+    assert load_beir(folder).fingerprint == expected
+
+
+@pytest.mark.parametrize(
+    ("title", "text", "expected"),
+    [("", "b", "b"), (None, "b", "b"), ("a", "", "a"), ("", "", ""), ("a", "b", "a b")],
+)
+def test_the_title_comes_first_when_there_is_one(beir, title, text, expected):
+    row = json.dumps({"_id": "d1", "title": title, "text": text})
+    folder = beir(corpus=[row], qrels=[HEADER, "q1\td1\t1"])
+    assert list(load_beir(folder).documents()) == [("d1", expected)]
+
+
+MISTAKES = {
+    "broken JSON": ({"corpus": [CORPUS[0], '{"_id": "d2", ']}, r"corpus\.jsonl:2: broken JSON \(.*column 15"),
+    "no object": ({"corpus": ["[1]"]}, r"corpus\.jsonl:1: not an object"),
+    "no id": (
+        {"corpus": ['{"id": "d1", "text": "x"}']},
+        r"corpus\.jsonl:1: no '_id', only 'id', 'text'; add it",
+    ),
+    "no text": ({"queries": ['{"_id": "q1"}']}, r"queries\.jsonl:1: no 'text', only '_id'; add it"),
+    "number as id": (
+        {"corpus": ['{"_id": 1, "text": "x"}']},
+        r'corpus\.jsonl:1: _id is 1, not a string; write "1"',
+    ),
+    "empty id": ({"corpus": ['{"_id": "", "text": "x"}']}, r"corpus\.jsonl:1: the _id is empty"),
+    "text of another type": ({"corpus": ['{"_id": "d1", "text": null}']}, r"corpus\.jsonl:1: text is None"),
+    "title of another type": (
+        {"corpus": ['{"_id": "d1", "title": 5, "text": ""}']},
+        r":1: title is 5, not a string",
+    ),
+    "document twice": (
+        {"corpus": [*CORPUS, CORPUS[0]]},
+        r"corpus\.jsonl:3: the document id 'd1' is there twice",
+    ),
+    "query twice": ({"queries": QUERY_LINES * 2}, r"queries\.jsonl:3: the query id 'q1' is there twice"),
+    "not UTF-8": (
+        {"corpus": [CORPUS[0], b'{"_id": "d2", "text": "\xff"}']},
+        r"corpus\.jsonl:2: not UTF-8 \(invalid",
+    ),
+    "NUL byte": ({"corpus": [b'{"_id": "d1", "text": "\0"}']}, r"corpus\.jsonl:1: a NUL byte"),
+    "NUL escaped": (
+        {"corpus": [r'{"_id": "d1", "text": "\u0000"}']},
+        r"corpus\.jsonl:1: text has a NUL character",
+    ),
+    "half a surrogate": (
+        {"corpus": [r'{"_id": "d1", "text": "\ud800"}']},
+        r"corpus\.jsonl:1: text has half a surr",
+    ),
+    "empty corpus": ({"corpus": []}, r"the corpus has no document"),
+    "columns": (
+        {"qrels": [HEADER, "q1\td1\t1", "q1 0 d1 1"]},
+        r"test\.tsv:3: 1 column\(s\), not 3; write query-id",
+    ),
+    "no header": ({"qrels": ["q1\td1\t1"]}, r"test\.tsv:1: the header is 'q1\\td1\\t1'; write query-id TAB"),
+    "grade": ({"qrels": [HEADER, "q1\td1\t0.5"]}, r"test\.tsv:2: the grade '0.5' is not an integer"),
+    "grade in words": (
+        {"qrels": [HEADER, "q1\td1\thigh"]},
+        r"test\.tsv:2: the grade 'high' is not an integer",
+    ),
+    "two grades": ({"qrels": [HEADER, "q1\td1\t1", "q1\td1\t2"]}, r":3: .*'q1' and .*'d1' are judged twice"),
+    "unknown query": (
+        {"qrels": [HEADER, "q1\td1\t1", "q8\td1\t1", "q9\td1\t1"]},
+        r"2 judgement\(s\) of a query that does not exist: 'q8' \(.*test\.tsv:3\), 'q9' \(.*:4\); add the",
+    ),
+    "unknown document": (
+        {"qrels": [HEADER, *(f"q1\tx{i}\t1" for i in range(9))]},
+        r"9 judgement\(s\) of a document that does not exist: 'x0' .*'x4' \(.*:6\), …; add the document or",
+    ),
+    "nothing judged": ({"qrels": [HEADER]}, r"no query is judged; the qrels are empty"),
+    "empty qrels": ({"qrels": []}, r"test\.tsv:1: the header is ''"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_message_with_its_place_and_mend(beir, mistake):
+    parts, message = MISTAKES[mistake]
+    with pytest.raises(ColbertZeroError, match=message) as error:
+        load_beir(beir(**parts))
+    assert "\n" not in str(error.value)
+
+
+def test_missing_files_are_named(beir):
+    folder = beir()
+    with pytest.raises(ColbertZeroError, match=r"dev\.tsv does not exist; the splits of this collection: test"):
+        load_beir(folder, split="dev")
+    (folder / "corpus.jsonl").unlink()
+    with pytest.raises(ColbertZeroError, match=r"has no corpus\.jsonl or corpus\.jsonl\.gz"):
+        load_beir(folder)
+
+
+def test_a_damaged_gzip_file_is_named(beir):
+    folder = beir()
+    (folder / "corpus.jsonl").unlink()
+    for damaged in (gzip.compress(b'{"_id": "d1", "text": "x"}\n')[:-9], b"plain"):
+        (folder / "corpus.jsonl.gz").write_bytes(damaged)
+        with pytest.raises(ColbertZeroError, match=r"corpus\.jsonl\.gz: damaged gzip"):
+            load_beir(folder)
+
+
+def test_whole_grades_written_as_floats_are_grades(beir):
+    assert load_beir(beir(qrels=[HEADER, "q1\td1\t2.0", "q1\td2\t-1"])).qrels == {"q1": {"d1": 2, "d2": -1}}
+
+
+words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
+ids = st.text("abc 1é", min_size=1, max_size=3)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.dictionaries(ids, words, min_size=1, max_size=4),
+    st.dictionaries(ids, words, min_size=1, max_size=3),
+    st.data(),
+)
+def test_writing_and_reading_gives_the_same_collection(tmp_path_factory, documents, queries, data):
+    grades = st.dictionaries(st.sampled_from(sorted(documents)), st.integers(-1, 3), min_size=1)
+    qrels = {query_id: data.draw(grades) for query_id in queries}
+    collection = Collection.from_memory("c", documents, queries, qrels)
+    folder = tmp_path_factory.mktemp("collection") / "c"
+    write_beir(collection, folder)
+    again = load_beir(folder)
+    assert dict(again.documents()) == documents
+    assert (again.queries, again.qrels) == (queries, qrels)
+    assert (again.name, again.fingerprint) == ("c", collection.fingerprint)
+
+
+def test_any_change_of_content_changes_the_fingerprint():
+    original = Collection.from_memory("tiny", DOCUMENTS, QUERIES, QRELS).fingerprint
+    changes = [
+        (DOCUMENTS | {"lift": "other"}, QUERIES, QRELS),
+        (DOCUMENTS | {"new": ""}, QUERIES, QRELS),
+        (DOCUMENTS, QUERIES | {"q1": "other"}, QRELS),
+        (DOCUMENTS, QUERIES, QRELS | {"q5": {"rank": 2}}),
+    ]
+    fingerprints = {Collection.from_memory("tiny", *parts).fingerprint for parts in changes}
+    assert len(fingerprints | {original}) == 5
+    assert Collection.from_memory("other name", DOCUMENTS, QUERIES, QRELS).fingerprint == original
+
+
+def test_in_memory_mistakes_are_told_too():
+    with pytest.raises(ColbertZeroError, match="tiny: document 1: text is 5, not a string"):
+        Collection.from_memory("tiny", {"d": 5}, {"q": "x"}, {"q": {"d": 1}})
+    with pytest.raises(ColbertZeroError, match=r"1 judgement\(s\) of a document that does not exist: 'e'"):
+        Collection.from_memory("tiny", {"d": "x"}, {"q": "x"}, {"q": {"e": 1}})
+
+
+def test_the_corpus_is_streamed(beir):
+    rows = [json.dumps({"_id": str(i), "text": f"{i} " * 5_000}) for i in range(400)]
+    folder = beir(corpus=rows, qrels=[HEADER, "q1\t1\t1"])
+    size = (folder / "corpus.jsonl").stat().st_size
+    del rows
+    tracemalloc.start()
+    collection = load_beir(folder)
+    assert sum(1 for _ in collection.documents()) == 400
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < size / 10
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """Write parquet files and the README that names them, one configuration each, and return the folder."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "hub"
+
+    def write(qrels_name="qrels", qrels_splits=("NanoTiny",), score=True, corpus_id="d1"):
+        qrels = {"query-id": ["q1", "q1"], "corpus-id": ["d1", "d2"]} | ({"score": [2.0, 1.0]} if score else {})
+        tables = {
+            ("corpus", "NanoTiny"): {"_id": [corpus_id, "d2"], "title": ["T", ""], "text": ["one", "two"]},
+            ("queries", "NanoTiny"): {"_id": ["q1"], "text": ["first"]},
+        } | {(qrels_name, split): qrels for split in qrels_splits}
+        lines = ["---", "configs:"]
+        for config in dict.fromkeys(config for config, _ in tables):
+            lines += [f"- config_name: {config}", "  data_files:"]
+            lines += [f"  - split: {s}\n    path: {c}/{s}.parquet" for c, s in tables if c == config]
+        for (config, split), table in tables.items():
+            (folder / config).mkdir(parents=True, exist_ok=True)
+            datasets.Dataset.from_dict(table).to_parquet(folder / config / f"{split}.parquet")
+        (folder / "README.md").write_text("\n".join([*lines, "---"]))
+        return str(folder)
+
+    return write
+
+
+def test_a_data_set_in_nanobeir_layout_is_read(hub):
+    collection = load_hub(hub(), "NanoTiny")
+    assert list(collection.documents()) == list(collection.documents()) == [("d1", "T one"), ("d2", "two")]
+    assert (collection.queries, collection.qrels) == ({"q1": "first"}, {"q1": {"d1": 2, "d2": 1}})
+    assert collection.name.endswith("hub/NanoTiny")
+
+
+def test_a_data_set_in_mteb_layout_is_read(hub):
+    collection = load_hub(hub("default", ("dev", "test")), "test")
+    assert collection.qrels == {"q1": {"d1": 2, "d2": 1}}
+
+
+def test_judgements_without_a_score_have_grade_1(hub):
+    assert load_hub(hub(score=False)).qrels == {"q1": {"d1": 1, "d2": 1}}
+
+
+def test_a_beir_folder_and_a_data_set_of_equal_content_have_one_fingerprint(hub, beir):
+    folder = beir(qrels=[HEADER, "q1\td1\t2", "q1\td2\t1"])
+    assert load_hub(hub()).fingerprint == load_beir(folder).fingerprint
+
+
+def test_mistakes_in_a_data_set_are_told(hub, tmp_path):
+    with pytest.raises(ColbertZeroError, match=r"qrels: the split None does not exist; there are 'dev', 'test'"):
+        load_hub(hub(qrels_splits=("dev", "test")))
+    with pytest.raises(ColbertZeroError, match=r"cannot read the data set .*nowhere"):
+        load_hub(str(tmp_path / "nowhere"))
+
+
+def test_a_data_set_without_qrels_is_told(hub):
+    with pytest.raises(ColbertZeroError, match="has no configuration default but corpus, queries, judgements"):
+        load_hub(hub("judgements"))
+
+
+def test_a_wrong_row_of_a_data_set_is_named(hub):
+    with pytest.raises(ColbertZeroError, match=r"corpus, row 1: the _id is empty"):
+        load_hub(hub(corpus_id=""))
