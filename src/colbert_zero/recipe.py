@@ -1,0 +1,512 @@
+"""A recipe: one YAML file that states a whole study. Read, overridden and checked here."""
+
+import re
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast, get_args
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+)
+from pydantic_core import PydanticCustomError
+
+from colbert_zero.errors import ColbertZeroError
+from colbert_zero.mistakes import SECTIONS, contradictions, explain, near, show, wrong_references
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=60)]
+_BUNDLED = Path(__file__).parent / "recipes"
+RECIPES = _BUNDLED if _BUNDLED.is_dir() else Path(__file__).parents[2] / "recipes"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+def _no_switch(value: Any) -> Any:
+    # Otherwise `steps: yes` would be one step.
+    if isinstance(value, bool):
+        raise PydanticCustomError("switch", "should be a number")
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_no_switch)]
+Float = Annotated[float, BeforeValidator(_no_switch)]
+Seed = Annotated[Int, Field(ge=0, lt=2**32)]
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _form(value: Any) -> str:
+    return "mapping" if isinstance(value, dict | Temperature) else "number"
+
+
+Paths = Annotated[
+    list[str],
+    Field(min_length=1),
+    BeforeValidator(_as_list),
+    WithJsonSchema({"type": ["string", "array"], "items": {"type": "string"}}),
+]
+
+
+class Texts(_Part):
+    """One string for queries, one for documents."""
+
+    query: str = ""
+    """For queries."""
+    document: str = ""
+    """For documents."""
+
+
+class Model(_Part):
+    """The encoder: a base to start from, or an architecture to train from scratch. Exactly one of the two."""
+
+    base: str | None = None
+    """A Hub id or a local folder: a transformers encoder or a sentence-transformers checkpoint."""
+    revision: str | None = None
+    """Commit, branch or tag of a Hub id."""
+    architecture: dict[str, Any] | None = None
+    """A transformers configuration (`model_type` and its keys), started from random weights."""
+    vocabulary: Int = Field(8192, ge=300, le=1_000_000)
+    """Entries of the byte-level BPE tokenizer trained on the recipe's sources; for `architecture` only."""
+    dim: Int = Field(128, ge=1)
+    """Width of a token vector after the projection (linear, without bias)."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with a Hub model. Only for models whose authors you trust."""
+
+
+class Columns(_Part):
+    """Names of a source's columns, where they differ from the usual."""
+
+    query: str = "query"
+    """Text of the query."""
+    document: str = "document"
+    """Text of the document that answers it."""
+    negative: str = "negative"
+    """Hard negatives: one text, or a list of texts. May be missing."""
+    documents: str = "documents"
+    """Scored candidates: a list of texts."""
+    scores: str = "scores"
+    """Their scores: a list of numbers."""
+
+
+class _Source(_Part):
+    on_bad_rows: Literal["error", "skip"] = "error"
+    """A row that cannot be used: stop before training and say where it is, or pass over it and count it."""
+    limit: Int | None = Field(None, ge=1)
+    """Use at most this many rows of each part: the first usable ones; what comes after is not read."""
+
+
+class _Table(_Source):
+    columns: Columns = Columns()
+    """Names of the columns, where they differ from the usual."""
+    path: Paths | None = None
+    """File or files of rows (globs allowed): `query`, `document` and optionally `negative`, or `query`,
+    `documents` and `scores`. Each file is a part of its own."""
+    train: Paths | None = None
+    """Three-table form, for distillation: files of `query_id`, `document_ids` and `scores`."""
+    queries: Paths | None = None
+    """Three-table form: files of `query_id` and `text`."""
+    documents: Paths | None = None
+    """Three-table form: files of `document_id` and `text`."""
+
+
+class Jsonl(_Table):
+    """JSON lines, plain or gzipped (.gz)."""
+
+    kind: Literal["jsonl"]
+    """JSON lines."""
+
+
+class Parquet(_Table):
+    """Parquet files."""
+
+    kind: Literal["parquet"]
+    """Parquet files."""
+
+
+class Hub(_Source):
+    """A data set of the Hugging Face Hub, or a local folder of the same layout."""
+
+    kind: Literal["hub"]
+    """A data set."""
+    columns: Columns = Columns()
+    """Names of the columns, where they differ from the usual."""
+    path: str
+    """Hub id or folder."""
+    revision: str | None = None
+    """Commit, branch or tag; a full commit hash keeps the data as they are today."""
+    configs: Annotated[list[str], Field(min_length=1)] | None = None
+    """Configurations to read, each a part of its own; all of them by default."""
+    split: str = "train"
+    """Split of each configuration."""
+    train: str | None = None
+    """Three-table form: the configuration with `query_id`, `document_ids` and `scores`."""
+    queries: str | None = None
+    """Three-table form: the configuration with `query_id` and `text`."""
+    documents: str | None = None
+    """Three-table form: the configuration with `document_id` and `text`."""
+
+
+class Docstrings(_Part):
+    """Docstrings of installed Python packages, parsed and never imported; each package is a part."""
+
+    kind: Literal["docstrings"]
+    """Docstrings."""
+    packages: Annotated[list[str], Field(min_length=1)] | None = None
+    """Top-level packages; by default the standard library and everything installed."""
+    min_rows: Int = Field(256, ge=1)
+    """Packages with fewer pairs are put together as one part, `others`."""
+    limit: Int | None = Field(None, ge=1)
+    """Use at most this many rows of each part (the first ones)."""
+
+
+class Mined(_Part):
+    """Pairs of another source with hard negatives found by BM25 among that source's documents."""
+
+    kind: Literal["mined"]
+    """Mined hard negatives."""
+    of: str
+    """The source of pairs."""
+    negatives: Int = Field(7, ge=1, le=200)
+    """Hard negatives kept per query."""
+    skip: Int = Field(0, ge=0)
+    """Leave out this many of BM25's best first: among near-duplicates they are often answers nobody marked."""
+    depth: Int = Field(50, ge=1, le=1000)
+    """How many of BM25's best documents are looked at; the positive and texts equal to it are left out."""
+    queries: Int | None = Field(None, ge=1)
+    """How many of the source's pairs to use, spread over its parts in proportion; all by default."""
+
+
+class Scored(_Part):
+    """Candidates of a mined source with a teacher's scores, for distillation."""
+
+    kind: Literal["scored"]
+    """Teacher scores."""
+    of: str
+    """The mined source: each row's positive and negatives are the query's candidates."""
+    teacher: str
+    """A name from `teachers`."""
+    queries: Int | None = Field(None, ge=1)
+    """How many of the source's rows to score, spread over its parts in proportion; all by default."""
+
+
+Source = Annotated[Jsonl | Parquet | Hub | Docstrings | Mined | Scored, Field(discriminator="kind")]
+
+
+class HeldOut(_Part):
+    """Pairs kept out of all training: their documents are the corpus, a query's own document its answer."""
+
+    kind: Literal["held-out"]
+    """Held-out pairs."""
+    source: str
+    """The source of pairs."""
+    documents: Int = Field(3000, ge=10)
+    """Pairs held out."""
+    queries: Int | None = Field(None, ge=1)
+    """How many of them serve as queries; all by default."""
+
+
+class Beir(_Part):
+    """A folder in BEIR layout: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv."""
+
+    kind: Literal["beir"]
+    """A BEIR folder."""
+    path: str
+    """The folder."""
+    split: str = "test"
+    """Which qrels."""
+
+
+class HubCollection(_Part):
+    """A collection of the Hub (NanoBEIR, MTEB): the configurations corpus, queries and qrels; or a folder."""
+
+    kind: Literal["hub"]
+    """A collection."""
+    path: str
+    """Hub id or folder."""
+    revision: str | None = None
+    """Commit, branch or tag."""
+    split: str = "train"
+    """Split of each configuration that has it."""
+
+
+CollectionSpec = Annotated[HeldOut | Beir | HubCollection, Field(discriminator="kind")]
+
+
+class Teacher(_Part):
+    """A teacher: the weighted sum of its parts' scores, each min-max normalised over a query's candidates."""
+
+    pipeline: list[str] = Field(default_factory=list)
+    """Phases of a scorer trained for this purpose (often longer than the students), as in `pipelines`."""
+    pipeline_weight: Float = Field(1.0, ge=0)
+    """Weight of that scorer."""
+    bm25_weight: Float = Field(0.0, ge=0)
+    """Weight of BM25 on the source's documents."""
+
+
+class Temperature(_Part):
+    """A temperature that is trained along with the weights."""
+
+    initial: Float = Field(gt=0)
+    """Where it starts."""
+    learnable: bool = True
+    """Whether it is trained."""
+
+
+class Phase(_Part):
+    """One training phase."""
+
+    representation: Literal["dense", "multi-vector"]
+    """One vector a text, or one a token."""
+    objective: Literal["contrastive", "distillation"]
+    """InfoNCE over the batch and the hard negatives, or KL divergence from a teacher's scores."""
+    sources: list[str] = Field(min_length=1)
+    """Names from `sources`; a batch comes from one part of one, drawn in proportion to rows ** alpha."""
+    alpha: Float = Field(1.0, ge=0, le=1)
+    """1 reads every row equally often, less reads small parts more often."""
+    global_batch_size: Int = Field(ge=2)
+    """Queries per optimiser step, over all devices."""
+    mini_batch_tokens: Int = Field(32_768, ge=1)
+    """Tokens a GradCache chunk may hold; a batch that fits in one is encoded once, a larger one twice."""
+    learning_rate: Float = Field(gt=0)
+    """AdamW's, at its highest."""
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """How the learning rate goes on after the warm-up: constant, or down to 0."""
+    warmup: Float = Field(0.05, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises from 0."""
+    weight_decay: Float = Field(0.01, ge=0)
+    """AdamW's."""
+    max_gradient_norm: Float = Field(1.0, gt=0)
+    """Longer gradients are cut to it."""
+    temperature: Annotated[
+        Annotated[Float, Field(gt=0), Tag("number")] | Annotated[Temperature, Tag("mapping")],
+        Discriminator(_form),
+    ] = 1.0
+    """Divides the scores. MaxSim sums over query tokens: 1 suits it; dense models want 0.02 to 0.05."""
+    teacher_temperature: Float | None = Field(None, gt=0)
+    """Divides the teacher's scores, which span [0, 1], in place of `temperature`; 0.1 gives them MaxSim's span."""
+    length_normalised: bool = False
+    """Divide MaxSim by the query's number of tokens: one scale of scores whatever the query's length (LateOn)."""
+    negatives: Int = Field(0, ge=0)
+    """Hard negatives per query, taken from the source's; 0 uses in-batch negatives alone."""
+    steps: Int | None = Field(None, ge=1)
+    """Length of the phase in optimiser steps; or give `epochs`."""
+    epochs: Float | None = Field(None, gt=0)
+    """Length of the phase in passes over the mixture (1 by default); or give `steps`."""
+    query_tokens: Int | None = Field(None, ge=3)
+    """Overrides the recipe's for this phase."""
+    document_tokens: Int | None = Field(None, ge=3)
+    """Overrides the recipe's for this phase."""
+    prompts: Texts | None = None
+    """Overrides the recipe's for this phase."""
+    allow_prompt_mismatch: bool = False
+    """Start from a checkpoint trained with other prompts; it hurts, and is for the ablation that shows so."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the encoder; scores and losses are always float32."""
+    checkpoint_every: Int = Field(200, ge=1)
+    """Steps between checkpoints from which a killed run continues."""
+    seed: Seed | None = None
+    """Overrides the recipe's for this phase: another order of the data."""
+
+
+class Recipe(_Part):
+    """A study: models trained by pipelines of phases on the same data, compared on the same collections."""
+
+    name: Name
+    """Of the study, and of its folder."""
+    description: str = ""
+    """One line on what the study is about."""
+    seed: Seed = 1
+    """Order of the data, random weights, held-out pairs."""
+    model: Model
+    """The encoder every pipeline starts from."""
+    query_tokens: Int = Field(32, ge=3)
+    """Longest query, in tokens with the tokenizer's own special ones; markers and prompts come on top."""
+    document_tokens: Int = Field(180, ge=3)
+    """Longest document, counted likewise."""
+    markers: Texts = Texts(query="[Q]", document="[D]")
+    """Special tokens that tell queries and documents apart in multi-vector phases."""
+    prompts: Texts = Texts()
+    """Words put before every query and document, in all phases."""
+    sources: dict[Name, Source] = Field(min_length=1)
+    """Training data by name."""
+    collections: dict[Name, CollectionSpec] = Field(min_length=1)
+    """What the models are compared on, by name."""
+    teachers: dict[Name, Teacher] = Field(default_factory=dict)
+    """What scores the candidates for distillation, by name."""
+    phases: dict[Name, Phase] = Field(min_length=1)
+    """Training phases by name."""
+    pipelines: dict[Name, Annotated[list[str], Field(min_length=1)]] = Field(min_length=1)
+    """Lists of phases, each starting from the one before; a shared beginning is trained once."""
+
+    def lengths(self, phase: Phase) -> tuple[int, int]:
+        """Query and document tokens of a phase."""
+        return phase.query_tokens or self.query_tokens, phase.document_tokens or self.document_tokens
+
+
+def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, override and check a recipe.
+
+    Args:
+        path_or_name: A YAML file, or the name of a shipped recipe.
+        overrides: `a.b.c=value` strings; values are YAML.
+
+    Raises:
+        ColbertZeroError: Every mistake at once, each with its key's path, its value and the mend.
+    """
+    path = Path(path_or_name)
+    if path.is_dir():
+        raise ColbertZeroError(f"{path} is a folder; name the YAML file in it")
+    if not path.is_file():
+        shipped = {p.stem: p for p in sorted(RECIPES.glob("*.yaml"))}
+        if str(path_or_name) not in shipped:
+            raise ColbertZeroError(
+                f"{path_or_name}: no such file, no shipped recipe of that name{near(path_or_name, shipped)}"
+            )
+        path = shipped[str(path_or_name)]
+    data = _read(path)
+    for override in overrides:
+        _override(data, override)
+    return check_recipe(data, str(path))
+
+
+def check_recipe(data: dict[str, Any], where: str = "recipe") -> Recipe:
+    """Check a recipe's data; raises ColbertZeroError with every mistake at once."""
+    mistakes: list[str] = []
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        mistakes = [explain(e, _keys) for e in error.errors()]
+    mistakes += [*contradictions(data), *wrong_references(_sound_entries(data), data)]
+    if mistakes:
+        mistakes = list(dict.fromkeys(mistakes))
+        count = "one mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
+        raise ColbertZeroError("\n".join([f"{where}: {count}", *(f"  {mistake}" for mistake in mistakes)]))
+    return recipe
+
+
+# ---- Reading
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people mean it: 1e-3 is a number, a date is text, and a key that stands twice is refused."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in lines:
+                problem = f"the key {key.value!r} stands twice, first in line {lines[key.value]}; keep one"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            lines[key.value] = key.start_mark.line + 1
+        return node
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A recipe file's data.
+
+    Raises:
+        ColbertZeroError: The file cannot be read, or is no YAML mapping; names line and column.
+    """
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)  # noqa: S506 - a SafeLoader
+    except OSError as error:
+        raise ColbertZeroError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise ColbertZeroError(f"{path}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        context = f" ({error.context} from line {error.context_mark.line + 1} on)" if error.context_mark else ""
+        raise ColbertZeroError(f"{path}{place}: not valid YAML: {error.problem}{context}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ColbertZeroError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
+    except RecursionError:
+        raise ColbertZeroError(f"{path}: not a recipe: nested too deep") from None
+    if not isinstance(data, dict):
+        found = "an empty file" if data is None else show(data)
+        raise ColbertZeroError(f"{path}: a recipe is a mapping of keys (name, model, sources, …), found {found}")
+    return data
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    *parents, last = path.split(".")
+    if not equals or not all([*parents, last]):
+        raise ColbertZeroError(f"--set {override}: write KEY.PATH=VALUE, as in phases.unsupervised.learning_rate=1e-3")
+    try:
+        value = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise ColbertZeroError(f"--set {override}: the value is not valid YAML; put text in quotes") from None
+    for depth, parent in enumerate(parents):
+        inner = data.get(parent)
+        if inner is None and depth == 1 and parents[0] in SECTIONS:
+            raise ColbertZeroError(f"--set {override}: no {parents[0][:-1]} {parent!r}{near(parent, data)}")
+        if not isinstance(inner, dict | None):
+            raise ColbertZeroError(f"--set {override}: {'.'.join(parents[: depth + 1])} is {show(inner)}, without keys")
+        # A copy: with YAML's anchors, other entries may share this very mapping.
+        data[parent] = dict(inner or {})
+        data = data[parent]
+    data[last] = value
+
+
+# ---- Checking
+
+
+def _keys(path: list[Any], kind: str | None) -> Iterable[str]:
+    """Keys that are allowed where an unknown one was found."""
+    model: type[BaseModel] = Recipe
+    match path:
+        case ["model"]:
+            model = Model
+        case ["phases", _]:
+            model = Phase
+        case ["teachers", _]:
+            model = Teacher
+        case ["sources" | "collections", _]:
+            models = get_args(get_args(Source if path[0] == "sources" else CollectionSpec)[0])
+            model = next(m for m in models if kind in get_args(m.model_fields["kind"].annotation))
+        case ["sources", _, "columns"]:
+            model = Columns
+        case ["phases", _, "temperature"]:
+            model = Temperature
+        case [*_, "markers" | "prompts"]:
+            model = Texts
+    return model.model_fields
+
+
+def _sound_entries(data: dict[str, Any]) -> Recipe:
+    """A recipe of only the keys and entries without a mistake of their own."""
+    sound: dict[str, Any] = {}
+    for key, field in Recipe.model_fields.items():
+        adapter: TypeAdapter[Any] = TypeAdapter(cast(Any, field.annotation))
+        if key in SECTIONS:
+            sound[key], given = {}, data.get(key)
+            for name, entry in given.items() if isinstance(given, dict) else ():
+                with suppress(ValidationError):
+                    sound[key] |= adapter.validate_python({name: entry})
+        elif key in data:
+            with suppress(ValidationError):
+                sound[key] = adapter.validate_python(data[key])
+    return Recipe.model_construct(**sound)

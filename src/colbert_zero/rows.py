@@ -1,0 +1,234 @@
+"""Rows of files and Hub data sets: read one after the other, and checked."""
+
+import glob
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import get_dataset_config_names, load_dataset
+from datasets.exceptions import DatasetsError
+
+from colbert_zero import recipe as recipes
+from colbert_zero.errors import ColbertZeroError
+
+PAIRS = pa.schema([("query", pa.string()), ("document", pa.string()), ("negatives", pa.list_(pa.string()))])
+_SCORES = pa.list_(pa.float32())
+CANDIDATES = pa.schema([("query", pa.string()), ("documents", pa.list_(pa.int64())), ("scores", _SCORES)])
+SCORED_TEXTS = pa.schema([("query", pa.string()), ("documents", pa.list_(pa.string())), ("scores", _SCORES)])
+LONGEST_TEXT = 1_000_000
+"""Characters; anything longer is a file put into a row by mistake."""
+_LONGEST_LINE = 1 << 26
+_LARGEST_SCORE = float(np.finfo(np.float32).max)
+_BATCH_ROWS = 1000
+Rows = Iterator[tuple[str, Any]]
+
+
+class BadRow(Exception):
+    """This row cannot be used; the message says why."""
+
+
+def input_files(name: str, key: str, paths: list[str]) -> list[Path]:
+    """The files of a source's entry, globs resolved, each once.
+
+    Raises:
+        ColbertZeroError: There is none, or it is a folder.
+    """
+    found: dict[Path, None] = {}
+    for path in paths:
+        expanded = os.path.expanduser(path)
+        # A file's own name may have a glob's characters in it.
+        matches = [expanded] if os.path.exists(expanded) else sorted(glob.glob(expanded, recursive=True))
+        if not matches:
+            raise ColbertZeroError(f"sources.{name}.{key}: {path}: no such file (looked in {Path.cwd()})")
+        for match in map(Path, matches):
+            if match.is_dir():
+                raise ColbertZeroError(f"sources.{name}.{key}: {match} is a folder; write {match}/* for its files")
+            found[match] = None
+    return list(found)
+
+
+def hub_path(spec: recipes.Hub) -> str:
+    """The folder, if it is one; else the id."""
+    folder = Path(spec.path).expanduser()
+    return str(folder) if folder.is_dir() else spec.path
+
+
+def tables(name: str, spec: Any, key: str) -> Iterator[tuple[str, str, Rows]]:
+    """(part, its place for messages, its rows with theirs) of a file or Hub source, streamed.
+
+    Raises:
+        ColbertZeroError: A file or data set cannot be read; also while its rows are.
+    """
+    if isinstance(spec, recipes.Hub):
+        yield from _hub_tables(name, spec, key)
+        return
+    read = _jsonl_rows if isinstance(spec, recipes.Jsonl) else _parquet_rows
+    files = input_files(name, key, getattr(spec, key))
+    stems = [file.name.removesuffix(".gz").rsplit(".", 1)[0] for file in files]
+    for file, stem in zip(files, stems, strict=True):
+        yield stem if stems.count(stem) == 1 else str(file), str(file), read(file)
+
+
+def _hub_tables(name: str, spec: recipes.Hub, key: str) -> Iterator[tuple[str, str, Rows]]:
+    path, options = hub_path(spec), {"revision": spec.revision}
+    try:
+        configs = [getattr(spec, key)] if key != "path" else spec.configs or get_dataset_config_names(path, **options)
+        for config in dict.fromkeys(configs):
+            where = f"{spec.path} ({config})"
+            rows = load_dataset(path, config, split=spec.split, **options)
+            yield config, where, ((f"{where}, row {number}", row) for number, row in enumerate(rows, 1))
+    except (DatasetsError, OSError, ValueError) as error:
+        # A damaged file's own error is the cause of the library's.
+        reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+        raise ColbertZeroError(f"sources.{name}: cannot load {spec.path!r}: {reason[0]}") from error
+
+
+def _jsonl_rows(path: Path) -> Rows:
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+            for number, line in enumerate(iter(partial(file.readline, _LONGEST_LINE), b""), 1):
+                if len(line) == _LONGEST_LINE:
+                    raise ColbertZeroError(
+                        f"{path}, line {number}: longer than {_LONGEST_LINE >> 20} MB; is this JSON lines, one object "
+                        "a line?"
+                    )
+                if line.strip():
+                    yield f"{path}, line {number}", line
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ColbertZeroError(f"{path}: damaged gzip file ({error}); fetch or compress it again") from None
+    except OSError as error:
+        raise ColbertZeroError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _parquet_rows(path: Path) -> Rows:
+    try:
+        number = 0
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(_BATCH_ROWS):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}, row {number}", row
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ColbertZeroError(f"{path}: not a readable Parquet file ({reason}); fetch or write it again") from None
+
+
+# ---- Checking
+
+
+def as_object(row: Any) -> dict[str, Any]:
+    """A row as a dict; a line of JSON is parsed."""
+    if isinstance(row, bytes):
+        if b"\0" in row:
+            raise BadRow("a NUL byte: this is not JSON in UTF-8")
+        try:
+            row = json.loads(row.decode("utf-8-sig"))
+        except UnicodeDecodeError:
+            raise BadRow("invalid UTF-8: save the file as UTF-8") from None
+        except (ValueError, RecursionError) as error:
+            raise BadRow(f"broken JSON: {getattr(error, 'msg', error)}; one object a line is expected") from None
+    if not isinstance(row, dict):
+        raise BadRow(f"not an object with keys: found {_type(row)}")
+    return row
+
+
+def _type(value: Any) -> str:
+    names = {str: "text", int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "an object"}
+    return "nothing (null)" if value is None else names.get(type(value), type(value).__name__)
+
+
+def short(text: str) -> str:
+    """Text from the data on one short printable line."""
+    text = text if len(text) <= 60 else text[:57] + "…"
+    return text if text.isprintable() else ascii(text)
+
+
+def as_text(value: Any, key: str) -> str:
+    """A value that is usable text."""
+    if not isinstance(value, str):
+        raise BadRow(f"`{key}` is not text: found {_type(value)}")
+    if not value.strip():
+        raise BadRow(f"`{key}` is empty")
+    if "\0" in value:
+        raise BadRow(f"`{key}` has a NUL character")
+    if len(value) > LONGEST_TEXT:
+        raise BadRow(f"`{key}` is too long: {len(value):,} characters, at most {LONGEST_TEXT:,}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise BadRow(f"`{key}` has half a surrogate pair, which is no character") from None
+    return value
+
+
+def value_of(row: dict[str, Any], key: str) -> Any:
+    """The value under a key that must be there."""
+    if key not in row:
+        raise BadRow(f"no `{key}`: the row has {short(', '.join(map(str, row))) or 'no keys'}")
+    return row[key]
+
+
+def as_identifier(value: Any, key: str) -> str:
+    """Ids are compared as text: 7 and "7" are the same."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise BadRow(f"`{key}` is not an id: found {_type(value)}, wanted text or a whole number")
+    return value
+
+
+def _two_or_more(value: Any, key: str) -> list[Any]:
+    if not isinstance(value, list) or len(value) < 2:
+        found = f"{len(value)}" if isinstance(value, list) else _type(value)
+        raise BadRow(f"`{key}` is not a list of two or more: found {found}")
+    return value
+
+
+def _scores(value: Any, key: str, count: int) -> list[float]:
+    if not isinstance(value, list) or len(value) != count:
+        found = f"{len(value)}" if isinstance(value, list) else _type(value)
+        raise BadRow(f"`{key}` is not one number a document: {count} documents, found {found}")
+    for score in value:
+        if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) <= _LARGEST_SCORE:
+            raise BadRow(f"`{key}` has something that is no finite number: {short(repr(score))}")
+    return [float(score) for score in value]
+
+
+def check_row(row: Any, columns: recipes.Columns) -> tuple[pa.Schema, dict[str, Any]]:
+    """A row of pairs, or of candidates with scores, under our column names."""
+    row = as_object(row)
+    query = as_text(value_of(row, columns.query), columns.query)
+    if columns.documents in row and columns.document not in row:
+        documents = _two_or_more(row[columns.documents], columns.documents)
+        texts = [as_text(document, columns.documents) for document in documents]
+        scores = _scores(value_of(row, columns.scores), columns.scores, len(texts))
+        return SCORED_TEXTS, {"query": query, "documents": texts, "scores": scores}
+    document = as_text(value_of(row, columns.document), columns.document)
+    negatives = row.get(columns.negative)
+    negatives = [] if negatives is None else negatives if isinstance(negatives, list) else [negatives]
+    texts = [as_text(negative, columns.negative) for negative in negatives]
+    return PAIRS, {"query": query, "document": document, "negatives": texts}
+
+
+def check_ids(
+    row: Any, query_numbers: dict[str, int], document_numbers: dict[str, int], queries: pa.ChunkedArray
+) -> tuple[pa.Schema, dict[str, Any]]:
+    """A row of ids and scores, resolved."""
+    row = as_object(row)
+    query = as_identifier(value_of(row, "query_id"), "query_id")
+    if query not in query_numbers:
+        raise BadRow(f"`query_id` is not among the queries: {short(query)}")
+    listed = _two_or_more(value_of(row, "document_ids"), "document_ids")
+    documents = [as_identifier(document, "document_ids") for document in listed]
+    if missing := [document for document in documents if document not in document_numbers]:
+        raise BadRow(f"`document_ids` are not all among the documents: {short(', '.join(missing))}")
+    scores = _scores(value_of(row, "scores"), "scores", len(documents))
+    numbers = [document_numbers[document] for document in documents]
+    return CANDIDATES, {"query": queries[query_numbers[query]].as_py(), "documents": numbers, "scores": scores}

@@ -1,0 +1,416 @@
+"""Training sources: docstrings, JSON lines, Parquet and Hub data sets, checked row by row and kept as Arrow files.
+
+A source has parts (a package, a file, a configuration); a batch comes from one part. Prepared sources are
+memory-mapped: a row is read where it lies, text never fills the memory.
+"""
+
+import hashlib
+import heapq
+import itertools
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
+from huggingface_hub import HfApi
+
+from colbert_zero import recipe as recipes
+from colbert_zero.collection import Collection, write_beir
+from colbert_zero.docstrings import docstring_pairs, packages_fingerprint
+from colbert_zero.errors import ColbertZeroError
+from colbert_zero.records import atomic_folder, file_fingerprint, fingerprint, read_json, write_json
+from colbert_zero.rows import (
+    PAIRS,
+    BadRow,
+    Rows,
+    as_identifier,
+    as_object,
+    as_text,
+    check_ids,
+    check_row,
+    hub_path,
+    input_files,
+    short,
+    tables,
+    value_of,
+)
+
+MINED = pa.schema([("query", pa.string()), ("document", pa.int64()), ("negatives", pa.list_(pa.int64()))])
+DOCUMENTS = pa.schema([("text", pa.string())])
+_BATCH_ROWS, _BATCH_CHARACTERS = 1000, 1 << 24
+_VERSION = 1
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of one part of a source, memory-mapped.
+
+    Attributes:
+        name: SOURCE/PART.
+        rows: The Arrow table.
+        documents: Texts that row numbers in the table refer to; None where the table holds the texts.
+    """
+
+    name: str
+    rows: Dataset
+    documents: Dataset | None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> dict[str, list[Any]]:
+        """Columns of these rows as texts: `query`, and `document` and `negatives`, or `documents` and `scores`."""
+        columns = dict(self.rows[np.asarray(indices, np.int64)])
+        if self.documents is None:
+            return columns
+        if "document" in columns:
+            columns["document"] = self.texts(columns["document"])
+        for name in ("negatives", "documents"):
+            if name in columns:
+                flat = self.texts([i for row in columns[name] for i in row])
+                ends = np.cumsum([len(row) for row in columns[name]]).tolist()
+                columns[name] = [flat[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        return columns
+
+    def texts(self, indices: Sequence[int] | np.ndarray) -> list[str]:
+        """Documents by number."""
+        assert self.documents is not None
+        return list(self.documents[np.asarray(indices, np.int64)]["text"]) if len(indices) else []
+
+
+@dataclass(frozen=True)
+class Source:
+    """A prepared source: its parts, its record for data.json, and the fingerprint of all that made it."""
+
+    name: str
+    id: str
+    folder: Path
+    record: dict[str, Any]
+    parts: dict[str, Part]
+
+    @property
+    def documents(self) -> Dataset | None:
+        """The table of documents that mined and scored sources share among their parts."""
+        return next(iter(self.parts.values())).documents
+
+
+def open_source(name: str, folder: Path) -> Source:
+    """A prepared source from its folder."""
+    record = read_json(folder / "source.json")
+    documents = folder / "documents.arrow"
+    table = Dataset.from_file(str(documents)) if documents.is_file() else None
+    parts = {}
+    for number, part in enumerate(record["parts"]):
+        rows = Dataset.from_file(str(folder / f"{number}.arrow"))
+        parts[f"{name}/{part}"] = Part(f"{name}/{part}", rows, table)
+    return Source(name, record["id"], folder, record, parts)
+
+
+@contextmanager
+def arrow_file(path: Path, schema: pa.Schema) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Write rows to an Arrow file, in batches of at most a thousand rows and few megabytes."""
+    buffer: list[dict[str, Any]] = []
+    characters = 0
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+
+        def flush() -> None:
+            nonlocal characters
+            if buffer:
+                writer.write_batch(pa.RecordBatch.from_pylist(buffer, schema))
+                buffer.clear()
+                characters = 0
+
+        def write(row: dict[str, Any]) -> None:
+            nonlocal characters
+            buffer.append(row)
+            for value in row.values():
+                for text in value if isinstance(value, list) else (value,):
+                    characters += len(text) if isinstance(text, str) else 8
+            if len(buffer) == _BATCH_ROWS or characters > _BATCH_CHARACTERS:
+                flush()
+
+        yield write
+        flush()
+
+
+# ---- Fingerprints of what a source is made of
+
+
+def source_id(name: str, recipe: recipes.Recipe, data: Path) -> str:
+    """Fingerprint of a file, Hub or docstring source: its recipe entry, its input's content, what is held out of it.
+
+    Raises:
+        ColbertZeroError: An input does not exist or cannot be reached.
+    """
+    spec = recipe.sources[name]
+    held_out = {c: s.model_dump() for c, s in recipe.collections.items()
+                if isinstance(s, recipes.HeldOut) and s.source == name}  # fmt: skip
+    inputs: Any
+    if isinstance(spec, recipes.Docstrings):
+        inputs = packages_fingerprint(spec.packages)
+    elif isinstance(spec, recipes.Hub):
+        inputs = _hub_fingerprint(name, spec, data)
+    else:
+        assert isinstance(spec, recipes.Jsonl | recipes.Parquet)
+        keys = ["path"] if spec.path else ["train", "queries", "documents"]
+        files = {key: input_files(name, key, getattr(spec, key)) for key in keys}
+        inputs = {key: _fingerprints(found, found[0].parent, data) for key, found in files.items()}
+    # Where the data lie is not what they are: a folder that moved is not prepared again.
+    places = {"path"} if isinstance(spec, recipes.Hub) else {"path", "train", "queries", "documents"}
+    entry = spec.model_dump(exclude=places)
+    return fingerprint(_VERSION, entry, inputs, held_out, recipe.seed if held_out else 0)
+
+
+def _fingerprints(files: list[Path], folder: Path, data: Path) -> list[list[str]]:
+    """Each file's name and fingerprint; a file is read again only when its size or time changed."""
+    cache = data / "fingerprints.json"
+    known = read_json(cache) if cache.is_file() else {}
+    result, changed = [], False
+    for file in files:
+        try:
+            status = file.stat()
+            key, state = str(file.resolve()), [status.st_size, status.st_mtime_ns]
+            if known.get(key, {}).get("state") != state:
+                known[key], changed = {"state": state, "fingerprint": file_fingerprint(file)}, True
+        except OSError as error:
+            raise ColbertZeroError(f"{file}: cannot be read ({error.strerror})") from None
+        result.append([os.path.relpath(file, folder), known[key]["fingerprint"]])
+    if changed:
+        write_json(cache, known)
+    return result
+
+
+def _hub_fingerprint(name: str, spec: recipes.Hub, data: Path) -> Any:
+    folder = Path(hub_path(spec))
+    if folder.is_dir():
+        inside = (f for f in folder.rglob("*") if f.is_file())
+        files = sorted(f for f in inside if not any(p.startswith(".") for p in f.relative_to(folder).parts))
+        return _fingerprints(files, folder, data)
+    if spec.revision and len(spec.revision) == 40:
+        return spec.revision
+    try:
+        return HfApi().dataset_info(spec.path, revision=spec.revision, timeout=20).sha
+    except Exception as error:  # the Hub's client lets through the errors of its HTTP library, which changed
+        raise ColbertZeroError(
+            f"sources.{name}.path: {spec.path!r} is no folder here and cannot be found on the Hub "
+            f"({type(error).__name__}). Check the name and the connection; with a full commit hash as `revision` "
+            "and the data in the cache, no connection is needed"
+        ) from None
+
+
+# ---- Preparing
+
+
+def prepare_source(
+    name: str, recipe: recipes.Recipe, data: Path, docstring_cache: Path, progress: Progress | None
+) -> Source:
+    """Read, check and keep a file, Hub or docstring source; what is prepared already is only opened.
+
+    The record counts every row read: rows + dropped + held_out. Rows after `limit` are not read; reasons that begin
+    with `file:`, `queries:` or `documents:` count files, and rows of the three-table form's text tables.
+
+    Raises:
+        ColbertZeroError: A row cannot be used (with file, row and mend), or nothing is left.
+    """
+    identity = source_id(name, recipe, data)
+    folder = data / f"{name}-{identity}"
+    if (folder / "source.json").is_file():
+        return open_source(name, folder)
+    spec, started, dropped = recipe.sources[name], time.monotonic(), Counter[str]()
+    with atomic_folder(folder) as temporary:
+        if isinstance(spec, recipes.Docstrings):
+            parts = _write_docstrings(spec, temporary, docstring_cache, dropped, progress)
+        else:
+            parts = _write_tables(name, spec, temporary, dropped)
+        held_out = 0
+        for collection, held in recipe.collections.items():
+            if isinstance(held, recipes.HeldOut) and held.source == name:
+                held_out += _hold_out(collection, held, recipe.seed, temporary, parts, dropped)
+        parts = _without_empty(temporary, parts)
+        if not sum(parts.values()):
+            raise ColbertZeroError(f"sources.{name}: no usable row is left; left out: {dict(dropped)}")
+        record = {
+            "id": identity, "kind": spec.kind, "parts": parts, "rows": sum(parts.values()),
+            "dropped": dict(dropped), "held_out": held_out, "seconds": round(time.monotonic() - started, 3),
+        }  # fmt: skip
+        write_json(temporary / "source.json", record)
+    return open_source(name, folder)
+
+
+def _write_docstrings(
+    spec: recipes.Docstrings, folder: Path, cache: Path, dropped: Counter[str], progress: Progress | None
+) -> dict[str, int]:
+    pairs, counts = docstring_pairs(spec.packages, cache, progress)
+    dropped.update(counts.dropped)
+    dropped.update({f"file: {reason}": count for reason, count in counts.passed_over.items()})
+    small = [package for package, rows in pairs.items() if len(rows) < spec.min_rows]
+    if len(small) > 1:
+        pairs["others"] = [row for package in small for row in pairs.pop(package)]
+    parts = {}
+    for number, (package, rows) in enumerate(pairs.items()):
+        with arrow_file(folder / f"{number}.arrow", PAIRS) as write:
+            for query, document in rows[: spec.limit]:
+                write({"query": query, "document": document, "negatives": []})
+        parts[package] = len(rows[: spec.limit])
+    return parts
+
+
+def _without_empty(folder: Path, parts: dict[str, int]) -> dict[str, int]:
+    """Leave out parts of which every row is held out or dropped; files are numbered anew."""
+    left = [number for number, rows in enumerate(parts.values()) if rows]
+    for new, old in enumerate(left):
+        os.replace(folder / f"{old}.arrow", folder / f"{new}.arrow")
+    return {part: rows for part, rows in parts.items() if rows}
+
+
+def _write_tables(name: str, spec: Any, folder: Path, dropped: Counter[str]) -> dict[str, int]:
+    """Rows of files or of a Hub data set; the three-table form resolves its ids to texts and row numbers."""
+    check: Callable[[Any], tuple[pa.Schema, dict[str, Any]]]
+    if spec.train is None:
+        check = partial(check_row, columns=spec.columns)
+    else:
+        queries = _write_texts(name, spec, "queries", folder / "queries.arrow", dropped)
+        documents = _write_texts(name, spec, "documents", folder / "documents.arrow", dropped)
+        texts = pa.ipc.open_stream(pa.memory_map(str(folder / "queries.arrow"))).read_all()["text"]
+        check = partial(check_ids, query_numbers=queries, document_numbers=documents, queries=texts)
+        (folder / "queries.arrow").unlink()
+    parts: dict[str, int] = {}
+    schema = None
+    for part, where, rows in tables(name, spec, "path" if spec.train is None else "train"):
+        checked = itertools.islice(_checked(name, spec, rows, check, dropped), spec.limit)
+        first = next(checked, None)
+        if first is None:
+            raise ColbertZeroError(f"{where} has no usable row; mend it, or take it out of sources.{name}")
+        schema = schema or first[1]
+        with arrow_file(folder / f"{len(parts)}.arrow", schema) as write:
+            parts[part] = 0
+            for place, form, row in itertools.chain([first], checked):
+                if form is not schema:
+                    raise ColbertZeroError(
+                        f"{place}: rows of one source must all be pairs or all be scored candidates; put the "
+                        "others into a source of their own"
+                    )
+                write(row)
+                parts[part] += 1
+    return parts
+
+
+def _write_texts(name: str, spec: Any, table: str, path: Path, dropped: Counter[str]) -> dict[str, int]:
+    """Write one text table of the three-table form; returns id -> row number."""
+    key = "query_id" if table == "queries" else "document_id"
+    numbers: dict[str, int] = {}
+
+    def check(row: Any) -> tuple[str, str]:
+        row = as_object(row)
+        identifier, text = as_identifier(value_of(row, key), key), as_text(value_of(row, "text"), "text")
+        if identifier in numbers:
+            raise BadRow(f"`{key}` stands twice: {short(identifier)}")
+        return identifier, text
+
+    with arrow_file(path, DOCUMENTS) as write:
+        for _, _, rows in tables(name, spec, table):
+            for _, identifier, text in _checked(name, spec, rows, check, dropped, f"{table}: "):
+                numbers[identifier] = len(numbers)
+                write({"text": text})
+    return numbers
+
+
+def _checked(
+    name: str, spec: Any, rows: Rows, check: Callable[[Any], tuple[Any, Any]], dropped: Counter[str], table: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """(place, *checked) of the usable rows; the others are refused or counted."""
+    for place, row in rows:
+        try:
+            schema, checked = check(row)
+        except BadRow as error:
+            if spec.on_bad_rows == "error":
+                raise ColbertZeroError(
+                    f"{place}: {error}. Mend the row, or set `sources.{name}.on_bad_rows: skip` to pass over such "
+                    "rows and count them"
+                ) from None
+            dropped[table + str(error).split(":")[0]] += 1
+            continue
+        yield place, schema, checked
+
+
+# ---- Held-out pairs
+
+
+def _hold_out(
+    name: str, held: recipes.HeldOut, seed: int, folder: Path, parts: dict[str, int], dropped: Counter[str]
+) -> int:
+    """Move pairs out of the parts into a BEIR folder; rows that share a text with them leave too.
+
+    The choice goes by a hash of each row's texts, so that it stays nearly the same when other rows come or go.
+    """
+    files = {part: folder / f"{number}.arrow" for number, part in enumerate(parts)}
+    tables = {part: pa.ipc.open_stream(pa.memory_map(str(file))).read_all() for part, file in files.items()}
+    if any(table.schema != PAIRS for table in tables.values()):
+        raise ColbertZeroError(f"collections.{name}.source: only pairs can be held out, not scored candidates")
+    chosen = _choose(held.documents, list(tables.values()), seed)
+    if len(chosen) < held.documents:
+        raise ColbertZeroError(
+            f"collections.{name}.documents: {held.documents} pairs to hold out, but the source has only "
+            f"{len(chosen)} with texts of their own; lower the number"
+        )
+    before = sum(parts.values())
+    queries, documents = pa.array(list(chosen)), pa.array(list(chosen.values()))
+    for part, table in tables.items():
+        kept, parts[part] = files[part].with_suffix(".kept"), 0
+        with pa.OSFile(str(kept), "wb") as file, pa.ipc.new_stream(file, PAIRS) as writer:
+            for batch in table.to_batches():
+                rows = batch.filter(pc.invert(_shared(batch, queries, documents)))
+                writer.write_batch(rows)
+                parts[part] += len(rows)
+        os.replace(kept, files[part])
+    if shared := before - sum(parts.values()) - len(chosen):
+        dropped["shares a text with a held-out pair"] += shared
+    identifiers = [f"{number:07d}" for number in range(len(chosen))]
+    asked = dict(itertools.islice(zip(identifiers, chosen, strict=True), held.queries))
+    corpus = dict(zip(identifiers, chosen.values(), strict=True))
+    qrels = {identifier: {identifier: 1} for identifier in asked}
+    write_beir(Collection.from_memory(name, corpus, asked, qrels), folder / f"held-out-{name}")
+    return len(chosen)
+
+
+def _shared(batch: pa.RecordBatch, queries: pa.Array, documents: pa.Array) -> pa.Array:
+    """Which rows have a query, a document or a negative among these texts."""
+    shared = pc.or_(pc.is_in(batch["query"], queries), pc.is_in(batch["document"], documents))
+    negatives = batch["negatives"]
+    owners = pc.list_parent_indices(negatives).filter(pc.is_in(pc.list_flatten(negatives), documents))
+    return pc.or_(shared, pc.is_in(pa.array(range(len(batch)), owners.type), owners))
+
+
+def _choose(count: int, tables: list[pa.Table], seed: int) -> dict[str, str]:
+    """Query -> document of the pairs with the smallest hashes, no text twice."""
+    looked_at = count
+    while True:
+        looked_at *= 2
+        smallest = heapq.nsmallest(looked_at, _hashed(tables, seed))
+        chosen: dict[str, str] = {}
+        documents: set[str] = set()
+        for _, query, document in smallest:
+            if len(chosen) < count and query not in chosen and document not in documents:
+                chosen[query] = document
+                documents.add(document)
+        if len(chosen) == count or len(smallest) < looked_at:
+            return chosen
+
+
+def _hashed(tables: Iterable[pa.Table], seed: int) -> Iterator[tuple[bytes, str, str]]:
+    key = str(seed).encode()
+    for table in tables:
+        for batch in table.to_batches():
+            for query, document in zip(batch["query"].to_pylist(), batch["document"].to_pylist(), strict=True):
+                text = f"{query}\0{document}".encode()
+                yield hashlib.blake2b(text, key=key, digest_size=16).digest(), query, document

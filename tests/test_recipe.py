@@ -1,0 +1,465 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from colbert_zero.errors import ColbertZeroError
+from colbert_zero.recipe import RECIPES, Recipe, Temperature, check_recipe, load_recipe
+
+JARGON = (
+    "Input should",
+    "union_tag",
+    "function-before",
+    "Annotated",
+    "Field",
+    "pydantic",
+    "Traceback",
+    "validat",
+)
+
+
+def valid() -> dict[str, Any]:
+    """A recipe that has one of everything."""
+    return {
+        "name": "tiny",
+        "model": {"architecture": {"model_type": "bert"}},
+        "prompts": {"query": "q: "},
+        "sources": {
+            "pairs": {"kind": "jsonl", "path": "pairs.jsonl", "columns": {"query": "question"}},
+            "hard": {"kind": "mined", "of": "pairs"},
+            "scored": {"kind": "scored", "of": "hard", "teacher": "blend"},
+        },
+        "collections": {"held": {"kind": "held-out", "source": "pairs", "documents": 10}},
+        "teachers": {"blend": {"bm25_weight": 1.0}},
+        "phases": {
+            "dense": phase(representation="dense", steps=3),
+            "contrastive": phase(),
+            "distillation": phase(objective="distillation", sources=["scored"]),
+        },
+        "pipelines": {"full": ["dense", "contrastive", "distillation"]},
+    }
+
+
+def phase(**changes: Any) -> dict[str, Any]:
+    plain = {
+        "representation": "multi-vector",
+        "objective": "contrastive",
+        "sources": ["pairs"],
+        "global_batch_size": 8,
+        "learning_rate": 0.001,
+    }
+    return plain | changes
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """The valid recipe with one key set, or taken away with ...."""
+    data: Any = valid()
+    inner = data
+    *parents, last = path.split(".")
+    for parent in parents:
+        inner = inner.setdefault(parent, {})
+    if value is ...:
+        del inner[last]
+    else:
+        inner[last] = value
+    return data
+
+
+def mistakes(data: dict[str, Any]) -> list[str]:
+    """What is told about a recipe, one entry a mistake."""
+    with pytest.raises(ColbertZeroError) as caught:
+        check_recipe(data, "r.yaml")
+    first, *rest = str(caught.value).splitlines()
+    assert first == f"r.yaml: {'one mistake' if len(rest) == 1 else f'{len(rest)} mistakes'}"
+    assert not any(word in str(caught.value) for word in JARGON), str(caught.value)
+    return [line.removeprefix("  ") for line in rest]
+
+
+def load(tmp_path: Path, text: str | bytes, *overrides: str) -> Recipe:
+    file = tmp_path / "r.yaml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return load_recipe(file, overrides)
+
+
+def refusal(tmp_path: Path, text: str | bytes, *overrides: str) -> str:
+    with pytest.raises(ColbertZeroError) as caught:
+        load(tmp_path, text, *overrides)
+    return str(caught.value).replace(str(tmp_path) + "/", "")
+
+
+def test_a_valid_recipe_passes_and_fills_in_the_defaults() -> None:
+    recipe = check_recipe(valid())
+    assert recipe.document_tokens == 180
+    assert recipe.sources["pairs"].model_dump()["path"] == ["pairs.jsonl"]
+    assert recipe.lengths(recipe.phases["dense"]) == (32, 180)
+
+
+BROKEN: list[tuple[str, Any, str]] = [
+    # Unknown keys, at each level.
+    ("phasess", {}, "phasess: unknown key, did you mean phases?"),
+    ("model.dims", 3, "model.dims: unknown key, did you mean dim?"),
+    ("phases.dense.temprature", 1, "phases.dense.temprature: unknown key, did you mean temperature?"),
+    ("phases.dense.prompts", {"querry": ""}, "phases.dense.prompts.querry: unknown key, did you mean query?"),
+    (
+        "phases.dense.temperature",
+        {"initial": 1, "learnabel": True},
+        "phases.dense.temperature.learnabel: unknown key, did you mean learnable?",
+    ),
+    ("sources.hard.negative", 3, "sources.hard.negative: unknown key, did you mean negatives?"),
+    ("sources.pairs.columns.querie", "x", "sources.pairs.columns.querie: unknown key, did you mean query?"),
+    ("sources.pairs.min_rows", 3, "sources.pairs.min_rows: unknown key (there are: on_bad_rows, limit, "),
+    ("collections.held.document", 3, "collections.held.document: unknown key, did you mean documents?"),
+    ("teachers.blend.bm25weight", 1, "teachers.blend.bm25weight: unknown key, did you mean bm25_weight?"),
+    ("markers.queri", "x", "markers.queri: unknown key, did you mean query?"),
+    # Missing keys.
+    ("name", ..., "name: missing; this key is required"),
+    ("phases.dense.learning_rate", ..., "phases.dense.learning_rate: missing; this key is required"),
+    ("sources.hard.of", ..., "sources.hard.of: missing; this key is required"),
+    ("sources.pairs.kind", ..., "sources.pairs.kind: missing; this key is required"),
+    # Wrong types.
+    ("phases.dense.steps", "ten", 'phases.dense.steps: should be a whole number, found "ten"'),
+    ("phases.dense.steps", 1.5, "phases.dense.steps: should be a whole number, found 1.5"),
+    ("phases.dense.steps", True, "phases.dense.steps: should be a number, found true"),
+    ("phases.dense.steps", [1], "phases.dense.steps: should be a whole number, found a list"),
+    ("phases.dense.learning_rate", "fast", 'phases.dense.learning_rate: should be a number, found "fast"'),
+    ("phases.dense.learning_rate", None, "phases.dense.learning_rate: should be a number, found null"),
+    ("phases.dense.temperature", "hot", 'phases.dense.temperature: should be a number, found "hot"'),
+    (
+        "phases.dense.temperature",
+        {"initial": 0},
+        "phases.dense.temperature.initial: should be greater than 0",
+    ),
+    ("phases.dense.sources", "pairs", 'phases.dense.sources: should be a list, found "pairs"'),
+    ("phases.dense.sources", [], "phases.dense.sources: should be one entry or more, found an empty list"),
+    ("phases.dense.sources", [7], "phases.dense.sources[0]: should be text, found 7; put it in quotes"),
+    ("phases.dense", None, "phases.dense: should be a mapping of keys, found null"),
+    ("phases", [], "phases: should be a mapping of keys, found an empty list"),
+    ("model", "bert", 'model: should be a mapping of keys, found "bert"'),
+    ("model.trust_remote_code", "maybe", 'model.trust_remote_code: should be true or false, found "maybe"'),
+    ("description", 7, "description: should be text, found 7; put it in quotes"),
+    ("markers.query", ["Q"], "markers.query: should be text, found a list; put it in quotes"),
+    ("sources.pairs", 5, "sources.pairs: should be a mapping of keys, found 5"),
+    ("sources.pairs.path", 5, "sources.pairs.path: should be a list, found 5"),
+    # Unknown values.
+    ("sources.pairs.kind", "json", 'sources.pairs.kind: "json" is unknown, did you mean jsonl?'),
+    ("sources.pairs.kind", ["jsonl"], "sources.pairs.kind: a list is unknown"),
+    (
+        "collections.held.kind",
+        "trec",
+        'collections.held.kind: "trec" is unknown (there are: held-out, beir, hub)',
+    ),
+    (
+        "phases.dense.representation",
+        "multivector",
+        'should be one of dense, multi-vector, found "multivector", did you mean multi-vector?',
+    ),
+    ("phases.dense.objective", "contrast", "one of contrastive, distillation, found"),
+    ("sources.pairs.on_bad_rows", "ignore", 'on_bad_rows: should be one of error, skip, found "ignore"'),
+    # Values out of bounds.
+    ("phases.dense.learning_rate", -1, "phases.dense.learning_rate: should be greater than 0, found -1"),
+    ("phases.dense.learning_rate", float("inf"), "learning_rate: should be a finite number, found Infinity"),
+    ("phases.dense.warmup", 1, "phases.dense.warmup: should be less than 1, found 1"),
+    ("phases.dense.alpha", 2, "phases.dense.alpha: should be at most 1, found 2"),
+    ("phases.dense.global_batch_size", 1, "global_batch_size: should be at least 2, found 1"),
+    ("seed", -1, "seed: should be at least 0, found -1"),
+    # Names.
+    ("name", "my study", 'name: "my study" cannot be a name; use at most 60 letters, digits'),
+    ("phases.a b", phase(), 'phases: the name "a b" cannot be used; use at most 60 letters'),
+    ("name", "x" * 61, "cannot be a name; use at most 60 letters"),
+    # Keys that do not go together.
+    ("phases.dense.epochs", 2, "phases.dense: give `steps` or `epochs`, not both"),
+    ("model", {}, "model: give exactly one of `base` (a Hub id or folder) and `architecture`"),
+    ("model.base", "bert", "model: give exactly one of `base` (a Hub id or folder) and `architecture`"),
+    ("model.architecture", {"layers": 2}, "model.architecture: needs `model_type`"),
+    ("phases.distillation.negatives", 2, "phases.distillation.negatives: distillation uses all candidates"),
+    ("sources.pairs.train", "t.jsonl", "sources.pairs: give either `path`, or all three of `train`"),
+    (
+        "sources.new",
+        {"kind": "hub", "path": "a/b", "train": "t"},
+        "sources.new: give either `configs`, or all",
+    ),
+    ("teachers.blend", {}, "teachers.blend: needs a `pipeline`, a `bm25_weight` above 0, or both"),
+    # Names that point nowhere.
+    ("phases.dense.sources", ["pair"], "phases.dense.sources: no source 'pair', did you mean pairs?"),
+    ("sources.hard.of", "pair", "sources.hard.of: no source 'pair', did you mean pairs?"),
+    ("sources.scored.teacher", "bland", "sources.scored.teacher: no teacher 'bland', did you mean blend?"),
+    ("collections.held.source", "pair", "collections.held.source: no source 'pair', did you mean pairs?"),
+    ("pipelines.full", ["dens"], "pipelines.full: no phase 'dens', did you mean dense?"),
+    (
+        "teachers.blend.pipeline",
+        ["x"],
+        "teachers.blend.pipeline: no phase 'x' (there are: dense, contrastive",
+    ),
+    # Entries that do not go together.
+    ("phases.distillation.sources", ["hard"], "'hard' has no teacher scores for distillation"),
+    ("phases.contrastive.sources", ["scored"], "'scored' is for distillation; use 'hard' here"),
+    ("phases.contrastive.sources", ["pairs", "pairs"], "phases.contrastive.sources: 'pairs' stands twice"),
+    ("sources.hard.of", "hard", "sources.hard.of: 'hard' has no plain pairs (mined); mine a source of pairs"),
+    ("sources.scored.of", "pairs", "sources.scored.of: 'pairs' has no mined negatives; point it at a source"),
+    ("sources.hard.negatives", 51, "sources.hard.depth: 50 documents hold no 51 negatives; raise it"),
+    ("collections.held.source", "hard", "collections.held.source: 'hard' has no plain pairs (mined)"),
+    ("collections.held.queries", 11, "collections.held.queries: 11 is more than the 10 pairs held out"),
+    ("phases.contrastive", phase(sources=["hard"], negatives=9), "negatives: 9, but 'hard' has 7"),
+    ("pipelines.full", ["contrastive", "dense"], "a dense phase cannot follow a multi-vector one"),
+    ("pipelines.full", ["dense", "dense"], "pipelines.full: the phase 'dense' stands twice"),
+    ("pipelines.full", [], "pipelines.full: should be one entry or more, found an empty list"),
+    ("phases.distillation.prompts", {}, "prompts: '' and '', but its start 'contrastive' is trained with 'q: ' and ''"),
+    ("pipelines.bm25", ["contrastive"], "pipelines.bm25: the name of the lexical baseline; choose another"),
+    ("pipelines.dense", ["dense", "contrastive"], "pipelines.dense: the name of the dense phase alone"),
+    ("teachers.blend.pipeline", ["distillation"], "one of its phases learns from this very teacher"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "message"), BROKEN, ids=lambda v: v if isinstance(v, str) else "")
+def test_a_mistake_is_one_message_that_names_the_key_the_value_and_the_mend(
+    path: str, value: Any, message: str
+) -> None:
+    told = mistakes(changed(path, value))
+    assert len(told) == 1, told
+    assert message in told[0]
+
+
+def test_teachers_that_learn_from_each_other_are_refused() -> None:
+    data = valid()
+    data["sources"]["scored2"] = {"kind": "scored", "of": "hard", "teacher": "other"}
+    data["teachers"]["blend"]["pipeline"] = ["second"]
+    data["teachers"]["other"] = {"pipeline": ["distillation"]}
+    data["phases"]["second"] = phase(objective="distillation", sources=["scored2"])
+    assert mistakes(data) == [
+        f"teachers.{name}.pipeline: one of its phases learns from this very teacher" for name in ("blend", "other")
+    ]
+
+
+def test_a_phase_may_repeat_the_prompts_of_the_recipe() -> None:
+    recipe = check_recipe(changed("phases.contrastive.prompts", {"query": "q: "}))
+    assert recipe.phases["contrastive"].prompts == recipe.prompts
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    data = valid()
+    data["seed"] = "x"
+    data["model"]["base"] = "bert"
+    data["phases"]["dense"] |= {"epochs": 2, "temprature": 1}
+    data["pipelines"]["other"] = ["contrastiv"]
+    data["sources"]["scored"]["teacher"] = "nobody"
+    told = mistakes(data)
+    assert len(told) == 6
+    for start in (
+        "seed",
+        "model",
+        "phases.dense: give",
+        "phases.dense.temp",
+        "pipelines.other",
+        "sources.scored",
+    ):
+        assert sum(line.startswith(start) for line in told) == 1, start
+
+
+def test_a_broken_entry_is_not_also_told_as_missing() -> None:
+    data = changed("sources.pairs.limit", -1)
+    assert mistakes(data) == ["sources.pairs.limit: should be at least 1, found -1"]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+PATHS = [path for path, _, _ in BROKEN] + [
+    "sources",
+    "collections",
+    "teachers",
+    "pipelines",
+    "model.architecture",
+]
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.sampled_from(PATHS), JSON)
+def test_whatever_stands_under_a_key_gives_a_recipe_or_plain_words(path: str, value: Any) -> None:
+    told, recipe = "", None
+    try:
+        recipe = check_recipe(changed(path, value))
+    except ColbertZeroError as error:
+        told = str(error)
+    assert not any(word in told for word in JARGON)
+    assert recipe is None or check_recipe(recipe.model_dump()) == recipe
+
+
+@settings(deadline=None, max_examples=100)
+@given(JSON | st.dictionaries(st.sampled_from(list(Recipe.model_fields)), JSON))
+def test_any_yaml_file_gives_plain_words(tmp_path_factory: pytest.TempPathFactory, value: Any) -> None:
+    assert refusal(tmp_path_factory.mktemp("r"), yaml.safe_dump(value)).startswith("r.yaml")
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.binary(max_size=30) | st.text(max_size=30).map(lambda text: text.encode("utf-8", "surrogatepass")))
+def test_any_bytes_give_plain_words(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    assert refusal(tmp_path_factory.mktemp("r"), content).startswith("r.yaml")
+
+
+def test_a_number_may_be_written_with_an_exponent(tmp_path: Path) -> None:
+    data = valid()
+    data["phases"]["dense"]["learning_rate"] = "RATE"
+    data["model"]["architecture"]["layer_norm_eps"] = "RATE"
+    text = yaml.safe_dump(data).replace("RATE", "1e-3")
+    recipe = load(tmp_path, text, "phases.contrastive.learning_rate=2e-5", "phases.dense.steps=1e2")
+    assert recipe.phases["dense"].learning_rate == 1e-3
+    assert recipe.model.architecture == {"model_type": "bert", "layer_norm_eps": 1e-3}
+    assert recipe.phases["contrastive"].learning_rate == 2e-5
+    assert recipe.phases["dense"].steps == 100
+
+
+def test_a_date_stays_text(tmp_path: Path) -> None:
+    text = yaml.safe_dump(valid()) + "description: 2026-01-01\n"
+    assert load(tmp_path, text).description == "2026-01-01"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "a: 1\nb: 2\na: 3\n",
+            "r.yaml, line 3, column 1: not valid YAML: the key 'a' stands twice, first in line 1",
+        ),
+        (
+            "a:\n  b: 1\n  b: 2\n",
+            "r.yaml, line 3, column 3: not valid YAML: the key 'b' stands twice",
+        ),
+        ("a: [1, 2\nb: 3\n", "r.yaml, line 2, column 2: not valid YAML: expected ',' or ']'"),
+        ("a:\n\t- 1\n", "r.yaml, line 2, column 1: not valid YAML: found character '\\t'"),
+        ("a: *b\n", "r.yaml, line 1, column 4: not valid YAML: found undefined alias 'b'"),
+        ("a: 1\n---\nb: 2\n", "r.yaml, line 2, column 1: not valid YAML: but found another document"),
+        ("a: \0", "r.yaml: not valid YAML: unacceptable character #x0000"),
+        ("", "r.yaml: a recipe is a mapping of keys (name, model, sources, …), found an empty file"),
+        ("- 1\n", "r.yaml: a recipe is a mapping of keys (name, model, sources, …), found a list"),
+        ("just words", 'found "just words"'),
+        (b"name: \xff\xfe", "r.yaml: not UTF-8 text (byte 6); save the file as UTF-8"),
+        ("a: " + "[" * 5000, "r.yaml: not a recipe: nested too deep"),
+        ("a: " + "9" * 5000, "r.yaml: not valid YAML: Exceeds the limit"),
+        ("{[1]: 2}", "r.yaml, line 1, column 2: not valid YAML: found unhashable key"),
+    ],
+)
+def test_broken_yaml_is_refused_with_its_place(tmp_path: Path, text: str | bytes, message: str) -> None:
+    told = refusal(tmp_path, text)
+    assert told.startswith(message) or told.endswith(message)
+    assert "\n" not in told
+
+
+def test_yaml_never_runs_code(tmp_path: Path) -> None:
+    told = refusal(tmp_path, f"name: !!python/object/apply:os.system ['touch {tmp_path}/ran']\n")
+    assert "line 1, column 7: not valid YAML: could not determine a constructor" in told
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_mapping_that_holds_itself_is_refused(tmp_path: Path) -> None:
+    assert "mistake" in refusal(tmp_path, "name: &a {b: *a}\n")
+
+
+def test_a_folder_and_an_unknown_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ColbertZeroError, match="is a folder; name the YAML file in it"):
+        load_recipe(tmp_path)
+    with pytest.raises(ColbertZeroError, match=r"no such file.*did you mean quickstart"):
+        load_recipe("quickstat")
+
+
+def test_anchors_and_merge_keys_work_and_an_override_changes_one_entry_only(tmp_path: Path) -> None:
+    data = valid()
+    del data["phases"]
+    text = yaml.safe_dump(data) + (
+        "phases:\n"
+        "  dense: &base {representation: dense, objective: contrastive, sources: [pairs], global_batch_size: 8,\n"
+        "                learning_rate: 0.1, prompts: {query: a, document: b}}\n"
+        "  contrastive: {<<: *base, representation: multi-vector, learning_rate: 0.2}\n"
+        "  distillation: {<<: *base, representation: multi-vector, objective: distillation, sources: [scored]}\n"
+        "  copy: *base\n"
+    )
+    recipe = load(tmp_path, text, "phases.copy.prompts.query=c", "phases.copy.learning_rate=0.3")
+    rates = {name: phase.learning_rate for name, phase in recipe.phases.items()}
+    assert rates == {"dense": 0.1, "contrastive": 0.2, "distillation": 0.1, "copy": 0.3}
+    prompts = {name: phase.prompts.query for name, phase in recipe.phases.items() if phase.prompts}
+    assert prompts == {"dense": "a", "contrastive": "a", "distillation": "a", "copy": "c"}
+
+
+def test_overrides_reach_every_key(tmp_path: Path) -> None:
+    recipe = load(
+        tmp_path,
+        yaml.safe_dump(valid()),
+        "prompts.document=d",
+        'markers.query="[X]"',
+        "pipelines.short=[contrastive]",
+        "model.architecture.hidden_size=8",
+        "phases.dense.temperature={initial: 0.1}",
+    )
+    assert recipe.prompts.document == "d"
+    assert recipe.pipelines["short"] == ["contrastive"]
+    assert recipe.model.architecture == {"model_type": "bert", "hidden_size": 8}
+    assert recipe.phases["dense"].temperature == Temperature(initial=0.1)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("phases.dense", "--set phases.dense: write KEY.PATH=VALUE"),
+        ("=3", "--set =3: write KEY.PATH=VALUE"),
+        ("phases..x=3", "--set phases..x=3: write KEY.PATH=VALUE"),
+        ("phases.dens.steps=3", "no phase 'dens', did you mean dense?"),
+        ("name.x=3", '--set name.x=3: name is "tiny", without keys'),
+        ("pipelines.full.0=x", "pipelines.full is a list, without keys"),
+        ("name=[", "--set name=[: the value is not valid YAML; put text in quotes"),
+        ("phases.dense.stepps=3", "phases.dense.stepps: unknown key, did you mean steps?"),
+    ],
+)
+def test_a_wrong_override_is_refused(tmp_path: Path, override: str, message: str) -> None:
+    assert message in refusal(tmp_path, yaml.safe_dump(valid()), override)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_shipped_recipe_loads_and_its_resolved_form_loads_again_equal(path: Path) -> None:
+    recipe = load_recipe(path.stem)
+    assert recipe == load_recipe(path)
+    assert recipe.name == path.stem
+    assert recipe.description
+    assert check_recipe(json.loads(recipe.model_dump_json())) == recipe
+    assert check_recipe(json.loads(json.dumps(recipe.model_dump()))) == recipe
+
+
+def test_the_schema_describes_every_key() -> None:
+    schema = Recipe.model_json_schema()
+    objects = [schema, *(d for d in schema["$defs"].values() if d.get("type") == "object")]
+    assert len(objects) >= 15
+    for entry in objects:
+        assert entry["description"], entry["title"]
+        assert entry["additionalProperties"] is False
+        for key, value in entry["properties"].items():
+            assert value.get("description"), f"{entry['title']}.{key}"
+
+
+def test_the_command_line_prints_the_mistakes_alone_and_exits_with_2(tmp_path: Path) -> None:
+    (tmp_path / "broken.yaml").write_text("name: tiny\nmodle: {}\n")
+    source = Path(__file__).parents[1] / "src"
+    command = [sys.executable, "-m", "colbert_zero", "run", "broken.yaml"]
+    environment = {**os.environ, "PYTHONPATH": str(source)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == b""
+    assert done.stderr.startswith(b"colbert-zero: broken.yaml: ")
+    assert b"\n  modle: unknown key, did you mean model?\n" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_the_documentation_names_every_key_with_its_description() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text()
+    schema = Recipe.model_json_schema()
+    for model in (schema, *schema["$defs"].values()):
+        for key, entry in model.get("properties", {}).items():
+            described = " ".join(entry.get("description", "").split())
+            assert f"| `{key}` |" in page
+            assert described in page or model["title"] == "Parquet", f"{model['title']}.{key}"
