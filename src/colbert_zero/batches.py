@@ -1,0 +1,98 @@
+"""From row numbers to model inputs: global batch k of a phase, tokenised."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any
+
+import torch
+
+from colbert_zero.model import Model
+from colbert_zero.order import Order
+from colbert_zero.sources import Part
+
+
+class Batches:
+    """Item k is the global batch of optimiser step k: columns of token ids as sentence-transformers names them.
+
+    Args:
+        parts: The sources' parts by name.
+        order: Which rows a batch has.
+        model: Its tokenizer, prompts and lengths.
+        steps: Length.
+        negatives: Hard negatives a query, the row's first ones.
+    """
+
+    def __init__(self, parts: Mapping[str, Part], order: Order, model: Model, steps: int, negatives: int):
+        self.parts, self.order, self.steps, self.negatives = parts, order, steps, negatives
+        self.tokenize = _tokenizer(model)
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        name, indices = self.order.batch(step)
+        rows = self.parts[name].read(indices)
+        batch: dict[str, Any] = {}
+        for column, texts in columns(rows, self.negatives):
+            task = "query" if column == "query" else "document"
+            for key, value in self.tokenize(texts, task).items():
+                batch[f"{column}_{key}"] = value
+            batch[f"{column}_task"] = task
+        if "scores" in rows:
+            batch["label"] = torch.tensor(rows["scores"])
+        return batch
+
+
+class Prefetched:
+    """Batches from a step on, read and tokenised by a thread while the step before is computed.
+
+    The tokenizer lets go of Python's lock, so one thread is enough to keep ahead of a training step.
+
+    Args:
+        batches: Item k belongs to step k.
+        first: The step to begin at, asked for when iteration starts; reaching it costs nothing.
+
+    Attributes:
+        waited_seconds: How long training waited for a batch.
+    """
+
+    AHEAD = 2
+
+    def __init__(self, batches: Batches, first: Callable[[], int]):
+        self.dataset, self.first = batches, first
+        self.waited_seconds = 0.0
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        steps = iter(range(self.first(), len(self.dataset)))
+        with ThreadPoolExecutor(1) as pool:
+            pending = deque(pool.submit(self.dataset.__getitem__, step) for step in islice(steps, self.AHEAD))
+            while pending:
+                started = time.monotonic()
+                batch = pending.popleft().result()
+                self.waited_seconds += time.monotonic() - started
+                pending.extend(pool.submit(self.dataset.__getitem__, step) for step in islice(steps, 1))
+                yield batch
+
+
+def columns(rows: dict[str, list[Any]], negatives: int) -> list[tuple[str, list[str]]]:
+    """Text columns of a batch in the order the losses want: the query, then each document column."""
+    result = [("query", rows["query"])]
+    if "documents" in rows:
+        ways = len(rows["documents"][0])
+        return result + [(f"document_{k}", [row[k] for row in rows["documents"]]) for k in range(ways)]
+    result.append(("document", rows["document"]))
+    return result + [(f"negative_{k}", [row[k] for row in rows["negatives"]]) for k in range(negatives)]
+
+
+def _tokenizer(model: Model) -> Callable[[list[str], str], dict[str, torch.Tensor]]:
+    def tokenize(texts: list[str], task: str) -> dict[str, torch.Tensor]:
+        features = model.preprocess(texts, prompt=model.prompts.get(task), task=task)
+        return {key: features[key] for key in ("input_ids", "attention_mask")}
+
+    return tokenize

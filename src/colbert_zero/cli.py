@@ -1,0 +1,312 @@
+"""The commands. Each body only parses, calls and prints."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from colbert_zero import recipe as recipes
+from colbert_zero.errors import ColbertZeroError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Train multi-vector (ColBERT) retrievers from zero, and learn whether pre-training was worth its cost.\n\n"
+    "Start with:  [bold]colbert-zero run quickstart[/bold]",
+)
+recipes_app = typer.Typer(
+    invoke_without_command=True, help="The shipped recipes, one line each; `recipes show NAME` prints one."
+)
+app.add_typer(recipes_app, name="recipes")
+console = Console(highlight=False)
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set phases.unsupervised.learning_rate=1e-3"),
+]
+OutOption = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where to write; out/NAME by default.")]
+
+
+class RichShow:
+    """Progress on the terminal: a live bar a task, a plain line when it is done."""
+
+    def say(self, text: str) -> None:
+        """One line."""
+        console.print(text, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def bar(self, name: str, total: int) -> Iterator[Callable[[int, dict[str, Any]], None]]:
+        """A bar with throughput and time left; with a total of 0 it appears with the first report.
+
+        Where there is no terminal, a line every half minute instead.
+        """
+        columns = (
+            TextColumn("  {task.description}"),
+            BarColumn(20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        started = spoken = time.monotonic()
+        figures, texts_before = "", None
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+            task = progress.add_task(name, total=total or None, figures="", visible=bool(total))
+
+            def advance(done: int, values: dict[str, Any]) -> None:
+                nonlocal texts_before, figures, spoken
+                now = time.monotonic()
+                if "loss" in values:
+                    # Texts before a resumed run's first step were read by an earlier process.
+                    texts_before = texts_before if texts_before is not None else values["texts"]
+                    speed = (values["texts"] - texts_before) / (now - started)
+                    figures = f"loss {values['loss']:.3f}" + (f", {speed:,.0f} texts/s" if speed else "")
+                progress.update(
+                    task, completed=done, total=values.get("total", total or None), figures=figures, visible=True
+                )
+                if not console.is_terminal and now - spoken > 30:
+                    spoken = now
+                    self.say(
+                        f"  {name}: {done:,} of {values.get('total', total):,} after {now - started:.0f} s  {figures}"
+                    )
+
+            yield advance
+            done = progress.tasks[0].completed
+        if done:
+            self.say(f"  {name}: {done:,.0f} in {time.monotonic() - started:.1f} s  {figures}")
+
+
+def _study(recipe: recipes.Recipe, out: Path | None) -> Any:
+    from colbert_zero.study import Study
+
+    _silence_loading_bars()
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "colbert-zero" / "docstrings"
+    return Study(recipe, out or Path("out") / recipe.name, RichShow(), cache)
+
+
+def _silence_loading_bars() -> None:
+    """Our bars tell what takes time; reading and writing weights does not."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    out: OutOption = None,
+    overrides: SetOption = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="PIPELINES", help="Only these pipelines: --only kd-only,full")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and stop.")] = False,
+) -> None:
+    """Train and evaluate a recipe's pipelines, and write the report.
+
+    What is done already is not done again; a killed run goes on where it was.
+
+    Examples:
+
+      colbert-zero run quickstart
+      colbert-zero run my.yaml --out results --only kd-only,full
+      colbert-zero run my.yaml --set phases.unsupervised.learning_rate=1e-3 --dry-run
+    """
+    checked = recipes.load_recipe(recipe, overrides or [])
+    # Slow to import, so after the recipe's mistakes are told.
+    from colbert_zero.report import write_report
+    from colbert_zero.study import chains_of, graph, run_study
+
+    study = _study(checked, out)
+    chosen = [name.strip() for name in only.split(",") if name.strip()] if only else None
+    nodes = graph(checked, chains_of(checked, chosen))
+    study.prepare(nodes)
+    _print_plan(study, nodes)
+    if dry_run:
+        return
+    results = run_study(study, chosen, " ".join(["colbert-zero", *sys.argv[1:]]))
+    _print_results(results)
+    console.print(f"\nReport: {write_report(study.folder)}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    phase: Annotated[
+        str, typer.Option(metavar="NAME", help="The phase, or PIPELINE@PHASE where several pipelines have it.")
+    ],
+    out: OutOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Train one phase, and the ones it needs.
+
+    Examples:
+
+      colbert-zero train quickstart --phase unsupervised
+      colbert-zero train quickstart --phase full@distillation
+    """
+    checked = recipes.load_recipe(recipe, overrides or [])
+    from colbert_zero.study import chain_to, graph
+
+    chain = chain_to(checked, phase)
+    study = _study(checked, out)
+    nodes = graph(checked, {phase: chain})
+    study.prepare(nodes)
+    _print_plan(study, nodes)
+    study.train(chain)
+    console.print(f"Checkpoint: {study.phase_folder(chain) / 'model'}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A checkpoint: folder or Hub id, dense or multi-vector; or `bm25`.")
+    ],
+    collection: Annotated[
+        str,
+        typer.Option(metavar="PATH|NAME", help="A folder in BEIR layout, or a Hub data set such as a NanoBEIR one."),
+    ],
+    split: Annotated[str | None, typer.Option(help="Which qrels; test for folders, train for the Hub.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write scores, also of each query.")
+    ] = None,
+    run_file: Annotated[
+        Path | None, typer.Option("--run", metavar="FILE", help="Write the ranking in TREC format.")
+    ] = None,
+) -> None:
+    """Rank a collection exactly with any dense or multi-vector checkpoint, and score it.
+
+    Examples:
+
+      colbert-zero evaluate out/quickstart/phases/distillation-0123456789ab/model --collection data/scifact
+      colbert-zero evaluate lightonai/GTE-ModernColBERT-v1 --collection zeta-alpha-ai/NanoSciFact --json scores.json
+      colbert-zero evaluate bm25 --collection data/scifact
+    """
+    from colbert_zero.collection import load_beir, load_hub
+    from colbert_zero.evaluation import measure, rank, rank_bm25, write_run
+    from colbert_zero.model import load_model
+    from colbert_zero.records import write_json
+
+    _silence_loading_bars()
+    folder = Path(collection).expanduser()
+    loaded = load_beir(folder, split or "test") if folder.is_dir() else load_hub(collection, split or "train")
+    if model == "bm25":
+        ranking = rank_bm25(loaded)
+    else:
+        with RichShow().bar(f"evaluating on {loaded.name}", loaded.documents_count) as advance:
+            ranking = rank(load_model(model), loaded, progress=lambda done, total: advance(done, {}))
+    scores, per_query = measure(ranking, loaded.qrels)
+    counts = {"collection": loaded.name, "documents": loaded.documents_count, "queries": len(loaded.qrels)}
+    console.print(f"{loaded.name}: {loaded.documents_count:,} documents, {len(loaded.qrels):,} queries", markup=False)
+    for name, value in scores.items():
+        console.print(f"  {name:8} {value:.4f}", markup=False)
+    if run_file:
+        write_run(run_file, ranking, Path(model).name or "run")
+    if json_file:
+        write_json(json_file, {**counts, "scores": scores, "per_query": per_query})
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a finished run.")]) -> None:
+    """Write the report again, from the records alone.
+
+    Example:
+
+      colbert-zero report out/quickstart
+    """
+    from colbert_zero.report import write_report
+
+    console.print(f"Report: {write_report(folder)}", markup=False, soft_wrap=True)
+
+
+@recipes_app.callback()
+def list_recipes(context: typer.Context) -> None:
+    """The shipped recipes, one line each."""
+    if context.invoked_subcommand is None:
+        for path in sorted(recipes.RECIPES.glob("*.yaml")):
+            console.print(f"{path.stem:14} {recipes.load_recipe(path).description}", markup=False, soft_wrap=True)
+
+
+@recipes_app.command("show")
+def show_recipe(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
+    """Print a shipped recipe, to start one's own from: colbert-zero recipes show quickstart > my.yaml"""
+    path = recipes.RECIPES / f"{name}.yaml"
+    if name not in {p.stem for p in recipes.RECIPES.glob("*.yaml")}:
+        names = ", ".join(sorted(p.stem for p in recipes.RECIPES.glob("*.yaml")))
+        raise ColbertZeroError(f"no shipped recipe {name!r} (there are: {names})")
+    sys.stdout.write(path.read_text(encoding="utf-8"))
+
+
+@app.command()
+def schema() -> None:
+    """The recipe's JSON schema, for editors that complete and check YAML."""
+    sys.stdout.write(json.dumps(recipes.Recipe.model_json_schema(), indent=1) + "\n")
+
+
+def _print_plan(study: Any, nodes: list[tuple[str, ...]]) -> None:
+    """What will be done: data, phases, texts, tokens."""
+    recipe = study.recipe
+    console.print(f"{recipe.name} → {study.folder}", style="bold", markup=False, soft_wrap=True)
+    for name, source in study.sources.items():
+        dropped = sum(source.record["dropped"].values())
+        console.print(
+            f"  source {name}: {source.record['rows']:,} rows in {len(source.parts)} parts, {dropped:,} left out, "
+            f"{source.record['held_out']:,} held out", markup=False, soft_wrap=True,
+        )  # fmt: skip
+    for name, collection in study.collections.items():
+        console.print(
+            f"  collection {name}: {collection.documents_count:,} documents, {len(collection.qrels):,} queries",
+            markup=False,
+        )
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("phase", "trains", "from", "data", "steps", "texts", "tokens ≤", ""):
+        table.add_column(title, justify="right" if title in ("steps", "texts", "tokens ≤") else "left")
+    for row in study.plan(nodes):
+        table.add_row(*row)
+    console.print(table)
+
+
+def _print_results(results: dict[str, Any]) -> None:
+    """Scores and costs of every system."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("system")
+    table.add_column("device time", justify="right")
+    for name in results["collections"]:
+        table.add_column(f"{name} nDCG@10", justify="right")
+    for name, system in results["systems"].items():
+        scores = [f"{system['scores'][c]['nDCG@10']:.4f}" for c in results["collections"]]
+        seconds = f"{system['device_seconds']:.1f} s" if system["phases"] else "–"
+        table.add_row(
+            name, seconds, *scores, style="bold" if system["kind"] == "pipeline" and not system["after"] else ""
+        )
+    console.print()
+    console.print(table)
+
+
+def main() -> None:
+    """Run a command; a user's mistake is one message and exit code 2, an interruption exit code 130."""
+    errors = Console(stderr=True, highlight=False)
+    # Threads that wait by spinning slow each other down by an order of magnitude once another process wants a core.
+    # Read when torch is imported, which the commands do.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        app()
+    except ColbertZeroError as error:
+        errors.print(f"colbert-zero: {error}", markup=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        errors.print("\nStopped. The same command goes on where this one was.", markup=False)
+        sys.exit(130)

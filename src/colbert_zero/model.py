@@ -1,0 +1,269 @@
+"""Encoders: from a Hub id, a folder or an architecture; their markers, prompts and lengths, and the alignment of those.
+
+Every checkpoint is an ordinary sentence-transformers one (safetensors) that carries its prompts and lengths, so that
+`MultiVectorEncoder(folder).encode_query(...)` is all a user needs. What sentence-transformers has no place for stands
+beside it in colbert_zero.json.
+"""
+
+import difflib
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from sentence_transformers import MultiVectorEncoder, SentenceTransformer
+from sentence_transformers.base.modules import Normalize, Transformer
+from sentence_transformers.base.modules.dense import Dense
+from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.util import load_file_path
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+
+from colbert_zero.errors import ColbertZeroError
+from colbert_zero.records import read_json, write_json
+
+Representation = Literal["dense", "multi-vector"]
+Model = SentenceTransformer | MultiVectorEncoder
+_SPECIAL = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+_META = "colbert_zero.json"
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """What queries and documents are wrapped in, and how long they may be: the same in training and in use."""
+
+    query_prompt: str
+    document_prompt: str
+    query_marker: str
+    document_marker: str
+    query_tokens: int
+    document_tokens: int
+
+    def prefix(self, task: str, representation: Representation) -> str:
+        """What is put before a text: the marker (multi-vector only), then the prompt."""
+        prompt, marker = getattr(self, f"{task}_prompt"), getattr(self, f"{task}_marker")
+        return f"{marker} {prompt}" if representation == "multi-vector" and marker else prompt
+
+
+def check_architecture(architecture: dict[str, Any]) -> None:
+    """Refuse an unknown model type or key before anything is loaded.
+
+    Raises:
+        ColbertZeroError: Names the key and the nearest known one.
+    """
+    keys = {key: value for key, value in architecture.items() if key != "model_type"}
+    try:
+        known = AutoConfig.for_model(architecture["model_type"])
+    except ValueError:
+        raise ColbertZeroError(
+            f"model.architecture.model_type: {architecture['model_type']!r} is not a transformers architecture; "
+            "bert and modernbert are good ones"
+        ) from None
+    names = set(known.to_dict()) | set(known.attribute_map)
+    for key in keys:
+        if key not in names:
+            near = difflib.get_close_matches(key, names, 1)
+            hint = f", did you mean {near[0]}?" if near else ""
+            raise ColbertZeroError(f"model.architecture.{key}: unknown key of {architecture['model_type']}{hint}")
+    try:
+        AutoConfig.for_model(**architecture)
+    except (TypeError, ValueError) as error:
+        raise ColbertZeroError(f"model.architecture: {error}") from None
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int, markers: list[str], longest: int) -> PreTrainedTokenizerFast:
+    """A lower-casing BPE tokenizer over words and punctuation, trained on texts; the markers are special tokens of it.
+
+    A word has the same tokens wherever it stands, also in `torch.nn`, which lexical matching lives on. Byte-level BPE
+    rather than WordPiece, because the same texts give the same tokenizer: WordPiece training numbers its ## pieces in
+    the order of a randomly seeded hash map.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    words, characters = pre_tokenizers.BertPreTokenizer(), pre_tokenizers.ByteLevel(False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, characters])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[*_SPECIAL.values(), *dict.fromkeys(m for m in markers if m)],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=longest, **_SPECIAL)
+
+
+def write_scratch(folder: Path, architecture: dict[str, Any], tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
+    """Write an encoder with random weights and its tokenizer in the transformers layout."""
+    ids = {f"{name}_id": getattr(tokenizer, f"{name}_id") for name in _SPECIAL if name != "unk_token"}
+    ids |= {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}
+    config = AutoConfig.for_model(**{"vocab_size": len(tokenizer), **ids, **architecture})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        AutoModel.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def read_alignment(folder: str | Path) -> dict[str, Any] | None:
+    """What a checkpoint says of its prompts, markers and lengths; None where it was not made by this program."""
+    path = Path(folder) / _META
+    return read_json(path) if path.is_file() else None
+
+
+def check_alignment(start: dict[str, Any] | None, alignment: Alignment, phase: str, parent: str) -> None:
+    """Refuse to train on prompts other than those a checkpoint was trained with.
+
+    Raises:
+        ColbertZeroError: Names both.
+    """
+    if start is None:
+        return
+    for task in ("query", "document"):
+        had, wants = start[f"{task}_prompt"], getattr(alignment, f"{task}_prompt")
+        if had != wants:
+            raise ColbertZeroError(
+                f"phases.{phase}: its start, {parent}, was trained with the {task} prompt {had!r}, this phase has "
+                f"{wants!r}. Stripping or adding prompts hurts clearly; give the phase the same `prompts`, or, for an "
+                "ablation, `allow_prompt_mismatch: true`"
+            )
+
+
+def _base_modules(base: str, options: dict[str, Any]) -> tuple[Transformer, Dense | None, dict[str, Any] | None]:
+    """Transformer, token projection (of a multi-vector checkpoint) and known alignment of a start."""
+    known = read_alignment(base)
+    local = {key: options[key] for key in ("revision",) if options.get(key)}
+    if load_file_path(base, "modules.json", **local) is None:
+        transformer = Transformer(
+            base,
+            model_kwargs={"use_safetensors": True, **options},
+            processor_kwargs=dict(options),
+            config_kwargs=dict(options),
+        )
+        return transformer, None, known
+    loaded = load_model(base, **options)
+    transformer = next(module for module in loaded if isinstance(module, Transformer))
+    projection = next((m for m in loaded if isinstance(m, Dense) and m.module_input_name == "token_embeddings"), None)
+    if known is None and any(loaded.prompts.get(task) for task in ("query", "document")):
+        known = {f"{task}_prompt": loaded.prompts.get(task) or "" for task in ("query", "document")}
+    return transformer, projection, known
+
+
+def assemble(
+    base: str,
+    representation: Representation,
+    alignment: Alignment,
+    dim: int,
+    seed: int,
+    phase: str,
+    allow_prompt_mismatch: bool = False,
+    **options: Any,
+) -> Model:
+    """The model a phase starts from.
+
+    Args:
+        base: Hub id or folder: a transformers encoder, a dense or a multi-vector checkpoint.
+        representation: What the phase trains. A dense start becomes multi-vector by a new linear projection, without
+            bias, in place of the pooling.
+        alignment: Prompts, markers and lengths; markers and prompts come on top of the lengths.
+        dim: Width of a token vector.
+        seed: Of the projection's random weights.
+        phase: Named in errors.
+        allow_prompt_mismatch: Do not compare the prompts with those of the start.
+        options: `revision`, `trust_remote_code` for the Hub.
+
+    Raises:
+        ColbertZeroError: The prompts or the projection's width differ, or the lengths exceed the encoder's positions.
+    """
+    try:
+        transformer, projection, known = _base_modules(base, options)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ColbertZeroError(f"phases.{phase}: cannot load the start {base!r}: {reason}") from error
+    if not allow_prompt_mismatch:
+        check_alignment(known, alignment, phase, base)
+    tokenizer, hidden = transformer.tokenizer, transformer.get_embedding_dimension()
+    assert tokenizer is not None
+    prefixes = {task: alignment.prefix(task, representation) for task in ("query", "document")}
+    if representation == "multi-vector":
+        markers = [m for m in (alignment.query_marker, alignment.document_marker) if m]
+        tokenizer.add_special_tokens({"extra_special_tokens": markers}, replace_extra_special_tokens=False)
+        embeddings: Any = transformer.model.get_input_embeddings()
+        if len(tokenizer) > len(embeddings.weight):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                transformer.model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    for task, prefix in prefixes.items():
+        extra = len(tokenizer(prefix.rstrip(), add_special_tokens=False)["input_ids"]) if prefix else 0
+        setattr(transformer, f"{task}_length", getattr(alignment, f"{task}_tokens") + extra)
+    positions = getattr(transformer.config, "max_position_embeddings", None)
+    longest = max(transformer.query_length or 0, transformer.document_length or 0)
+    if positions and longest > positions:
+        raise ColbertZeroError(
+            f"phases.{phase}: texts of {longest} tokens (with markers and prompts) do not fit the encoder's "
+            f"{positions} positions; lower query_tokens or document_tokens"
+        )
+    prompts = {
+        task: prefix if prefix == "" or prefix.endswith(" ") else f"{prefix} " for task, prefix in prefixes.items()
+    }
+    modules: list[torch.nn.Module]
+    if representation == "dense":
+        modules = [transformer, Pooling(hidden, pooling_mode="mean"), Normalize()]
+        return SentenceTransformer(modules=modules, prompts=prompts, similarity_fn_name="cosine")
+    if projection is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            identity = torch.nn.Identity()
+            projection = Dense(hidden, dim, False, identity, module_input_name="token_embeddings")
+    elif projection.out_features != dim:
+        raise ColbertZeroError(
+            f"model.dim: {dim}, but {base!r} has token vectors of {projection.out_features}; make them equal"
+        )
+    modules = [transformer, projection, MultiVectorMask(), Normalize(module_input_name="token_embeddings")]
+    return MultiVectorEncoder(modules=modules, prompts=prompts)
+
+
+def save_model(model: Model, folder: Path, alignment: Alignment) -> None:
+    """Write a checkpoint: safetensors weights, tokenizer, prompts, markers and lengths."""
+    representation = "multi-vector" if isinstance(model, MultiVectorEncoder) else "dense"
+    model.save_pretrained(str(folder), create_model_card=False)
+    write_json(folder / _META, {"representation": representation, **asdict(alignment)})
+
+
+def load_model(path: str | Path, **options: Any) -> Model:
+    """Load a dense or multi-vector checkpoint (folder or Hub id), whichever it is. Safetensors only.
+
+    Raises:
+        ColbertZeroError: It cannot be loaded, or its weights are a pickle.
+    """
+    path = str(path)
+    local = {key: options[key] for key in ("revision",) if options.get(key)}
+    if os.path.isdir(path):
+        weights = [file for file in Path(path).rglob("*") if file.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]
+        if weights:
+            raise ColbertZeroError(
+                f"{weights[0]}: a pickle can run code when loaded; save the model's weights as safetensors instead"
+            )
+    try:
+        kind = ""
+        if config := load_file_path(path, "config_sentence_transformers.json", **local):
+            kind = read_json(Path(config)).get("model_type") or ""
+        if not kind and (config := load_file_path(path, "config.json", **local)):
+            kind = "ColBERT" if "HF_ColBERT" in (read_json(Path(config)).get("architectures") or []) else ""
+        elif not kind and not config:
+            raise OSError("no config.json or config_sentence_transformers.json there")
+        model_class = MultiVectorEncoder if kind in ("MultiVectorEncoder", "ColBERT") else SentenceTransformer
+        return model_class(path, model_kwargs={"use_safetensors": True}, **options)
+    except (OSError, ValueError, KeyError, AttributeError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ColbertZeroError(f"{path}: cannot be loaded as a dense or multi-vector checkpoint: {reason}") from error

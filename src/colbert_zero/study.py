@@ -1,0 +1,568 @@
+"""A study: its pipelines become a graph of phases; what is missing is trained, each system evaluated, all recorded."""
+
+import math
+import os
+import platform
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow.compute as pc
+import torch
+
+from colbert_zero import recipe as recipes
+from colbert_zero.collection import Collection, load_beir, load_hub
+from colbert_zero.errors import ColbertZeroError
+from colbert_zero.evaluation import PerQuery, Run, measure, rank, rank_bm25, write_run
+from colbert_zero.model import Alignment, check_architecture, load_model, train_tokenizer, write_scratch
+from colbert_zero.negatives import mine
+from colbert_zero.order import Order
+from colbert_zero.phase import PhaseRun, order_of, steps_of, too_large, train_phase
+from colbert_zero.records import atomic_folder, fingerprint, read_json, write_json
+from colbert_zero.significance import compare, holm
+from colbert_zero.sources import Part, Source, open_source, prepare_source, source_id
+from colbert_zero.teacher import describe, fuse, score
+
+RECORD_VERSION = 1
+"""Part of every fingerprint: raised when a change of the code makes older phases incomparable."""
+DEPTH = 100
+"""Documents kept per query in a run; R@100 needs as many."""
+_FUSION_DEPTH = 1000
+_NO_LIMIT = 10**9
+
+
+class Show(Protocol):
+    """How progress reaches the user; the command line has the real one."""
+
+    def say(self, text: str) -> None:
+        """One line."""
+
+    def bar(self, name: str, total: int) -> "AbstractContextManager[Callable[[int, dict[str, Any]], None]]":
+        """A progress bar; the callable takes what is done so far and figures to show."""
+
+
+@dataclass
+class Study:
+    """One run of a recipe in a folder.
+
+    Attributes:
+        recipe: Checked.
+        folder: Where the records go.
+        show: Progress.
+        cache: Where parsed docstrings are kept between studies.
+    """
+
+    recipe: recipes.Recipe
+    folder: Path
+    show: Show
+    cache: Path
+    sources: dict[str, Source] = field(default_factory=dict)
+    collections: dict[str, Collection] = field(default_factory=dict)
+
+    @property
+    def data(self) -> Path:
+        """Prepared sources."""
+        return self.folder / "data"
+
+    # ---- What there is to do: fingerprints, before anything is trained
+
+    def prepare(self, chains: list[tuple[str, ...]]) -> None:
+        """Check the architecture, read the sources these chains need, and load the collections."""
+        if self.recipe.model.architecture:
+            check_architecture(self.recipe.model.architecture)
+        names = {name for chain in chains for phase in chain for name in self.recipe.phases[phase].sources}
+        names |= {spec.source for spec in self.recipe.collections.values() if isinstance(spec, recipes.HeldOut)}
+        roots = {self._root(name) for name in names}
+        for name in (name for name in self.recipe.sources if name in roots):
+            with self.show.bar(f"data: {name}", 0) as advance:
+                self.sources[name] = prepare_source(
+                    name,
+                    self.recipe,
+                    self.data,
+                    self.cache,
+                    lambda done, total, a=advance: a(done, {"total": total}),  # type: ignore[misc]
+                )
+        for name, spec in self.recipe.collections.items():
+            self.collections[name] = self._collection(name, spec)
+
+    def _collection(self, name: str, spec: Any) -> Collection:
+        if isinstance(spec, recipes.HeldOut):
+            return load_beir(self.sources[spec.source].folder / f"held-out-{name}", name=name)
+        if isinstance(spec, recipes.Beir):
+            return load_beir(Path(spec.path).expanduser(), spec.split, name)
+        return load_hub(spec.path, spec.split, spec.revision)
+
+    def _root(self, name: str) -> str:
+        """The source of texts that a mined or scored source is made of."""
+        spec = self.recipe.sources[name]
+        return self._root(spec.of) if isinstance(spec, recipes.Mined | recipes.Scored) else name
+
+    def source_id(self, name: str) -> str:
+        """Fingerprint of a source, whether it is made yet or not."""
+        spec = self.recipe.sources[name]
+        if isinstance(spec, recipes.Mined):
+            return fingerprint(RECORD_VERSION, spec.model_dump(), self.source_id(spec.of))
+        if isinstance(spec, recipes.Scored):
+            teacher = self.recipe.teachers[spec.teacher]
+            run = self.run_id(tuple(teacher.pipeline)) if teacher.pipeline else None
+            return fingerprint(RECORD_VERSION, spec.model_dump(), teacher.model_dump(), self.source_id(spec.of), run)
+        return self.sources[name].id if name in self.sources else source_id(name, self.recipe, self.data)
+
+    def start_id(self) -> str:
+        """Fingerprint of the model before any phase."""
+        model = self.recipe.model
+        if model.architecture is None:
+            return fingerprint(RECORD_VERSION, model.model_dump())
+        roots = sorted({self._root(name) for phase in self.recipe.phases.values() for name in phase.sources})
+        texts = [self.source_id(name) for name in roots]
+        return fingerprint(
+            RECORD_VERSION, model.model_dump(), self.recipe.markers.model_dump(), self.recipe.seed, texts
+        )
+
+    def run_id(self, chain: tuple[str, ...]) -> str:
+        """Fingerprint of all that makes the last phase of a chain: its entry, data, prompts, and its parent's."""
+        spec = self.recipe.phases[chain[-1]]
+        parent = self.run_id(chain[:-1]) if len(chain) > 1 else self.start_id()
+        made_of = spec.model_dump(exclude={"checkpoint_every"})
+        sources = [[name, self.source_id(name)] for name in spec.sources]
+        alignment = vars(self.alignment(spec))
+        return fingerprint(RECORD_VERSION, made_of, alignment, self.recipe.model.dim, self.recipe.seed, sources, parent)
+
+    def phase_folder(self, chain: tuple[str, ...]) -> Path:
+        """Where a phase is, or will be, kept."""
+        return self.folder / "phases" / f"{chain[-1]}-{self.run_id(chain)}"
+
+    def is_done(self, chain: tuple[str, ...]) -> bool:
+        """Whether a phase is trained; its folder appears only whole."""
+        return (self.phase_folder(chain) / "phase.json").is_file()
+
+    def alignment(self, spec: recipes.Phase) -> Alignment:
+        """Prompts, markers and lengths of a phase."""
+        prompts, markers = spec.prompts or self.recipe.prompts, self.recipe.markers
+        lengths = self.recipe.lengths(spec)
+        return Alignment(prompts.query, prompts.document, markers.query, markers.document, *lengths)
+
+    # ---- Making what is missing
+
+    def source(self, name: str) -> Source:
+        """A source, made now if it is mined or scored and not there yet."""
+        if name not in self.sources:
+            spec, identity = self.recipe.sources[name], self.source_id(name)
+            folder = self.data / f"{name}-{identity}"
+            if (folder / "source.json").is_file():
+                self.sources[name] = open_source(name, folder)
+            elif isinstance(spec, recipes.Mined):
+                with self.show.bar(f"hard negatives: {name}", 0) as advance:
+                    report = lambda done, total: advance(done, {"total": total})  # noqa: E731
+                    self.sources[name] = mine(name, spec, self.source(spec.of), identity, self.data, report)
+            else:
+                assert isinstance(spec, recipes.Scored)
+                self.sources[name] = self._score(name, spec, identity)
+        return self.sources[name]
+
+    def _score(self, name: str, spec: recipes.Scored, identity: str) -> Source:
+        teacher, model = self.recipe.teachers[spec.teacher], None
+        if teacher.pipeline and teacher.pipeline_weight:
+            self.train(tuple(teacher.pipeline))
+            model = load_model(self.phase_folder(tuple(teacher.pipeline)) / "model")
+        source = self.source(spec.of)
+        with self.show.bar(f"teacher scores: {name}", 0) as advance:
+            report = lambda done, total: advance(done, {"total": total})  # noqa: E731
+            return score(name, spec, teacher, source, model, identity, self.data, report)
+
+    def start(self) -> tuple[str, dict[str, Any]]:
+        """The model before any phase (folder or Hub id) and options for loading it; made now if it is from scratch."""
+        model = self.recipe.model
+        if model.base is not None:
+            base = Path(model.base).expanduser()
+            options = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+            return (str(base) if base.is_dir() else model.base), {k: v for k, v in options.items() if v}
+        folder = self.folder / "phases" / f"start-{self.start_id()}"
+        if not folder.is_dir():
+            self.show.say("training the tokenizer and writing random weights")
+            roots = dict.fromkeys(self._root(name) for phase in self.recipe.phases.values() for name in phase.sources)
+            texts = (
+                text
+                for name in roots
+                for part in self.source(name).parts.values()
+                for row in range(0, len(part), 1000)
+                for column in _text_columns(part.read(range(row, min(row + 1000, len(part)))))
+                for text in column
+            )
+            markers = [self.recipe.markers.query, self.recipe.markers.document]
+            longest = max(sum(self.recipe.lengths(phase)) for phase in self.recipe.phases.values()) + 64
+            tokenizer = train_tokenizer(texts, model.vocabulary, markers, longest)
+            with atomic_folder(folder) as temporary:
+                assert model.architecture is not None
+                write_scratch(temporary, model.architecture, tokenizer, self.recipe.seed)
+        return str(folder), {}
+
+    def parts(self, spec: recipes.Phase) -> dict[str, Part]:
+        """All parts of a phase's sources, checked for what the phase needs of them."""
+        return {name: part for source in spec.sources for name, part in self.source(source).parts.items()}
+
+    def train(self, chain: tuple[str, ...]) -> dict[str, Any]:
+        """The record of a chain's last phase, trained now if it is not yet."""
+        folder = self.phase_folder(chain)
+        if self.is_done(chain):
+            return read_json(folder / "phase.json")
+        if len(chain) > 1:
+            self.train(chain[:-1])
+            start, options = str(self.phase_folder(chain[:-1]) / "model"), dict[str, Any]()
+            parent = self.run_id(chain[:-1])
+        else:
+            (start, options), parent = self.start(), None
+        spec = self.recipe.phases[chain[-1]]
+        parts = self.parts(spec)
+        check_columns(chain[-1], spec, parts)
+        seed = self.recipe.seed if spec.seed is None else spec.seed
+        steps = steps_of(spec, order_of(spec, parts, seed, chain[-1]))
+        run = PhaseRun(
+            chain[-1],
+            self.run_id(chain),
+            chain,
+            parent,
+            start,
+            spec,
+            self.alignment(spec),
+            seed,
+            steps,
+            self.recipe.model.dim,
+            options,
+        )
+        with self.show.bar(" → ".join(chain), steps) as advance:
+            return train_phase(run, parts, folder, lambda log: advance(log["step"], log))
+
+    def plan(self, chains: list[tuple[str, ...]]) -> list[list[str]]:
+        """A row a phase, for the user: name, what it trains, its start, data, steps, texts, tokens, if done."""
+        rows = []
+        for chain in chains:
+            spec = self.recipe.phases[chain[-1]]
+            done, start = self.is_done(chain), chain[-2] if len(chain) > 1 else self.recipe.model.base or "scratch"
+            record = read_json(self.phase_folder(chain) / "phase.json") if done else None
+            if record:
+                steps, texts, tokens = record["steps"], record["texts"], f"{record['tokens']:,}"
+            else:
+                steps, texts, tokens = self._estimate(chain[-1], spec)
+            trains = f"{spec.representation}, {spec.objective}"
+            state = "done" if done else ""
+            rows.append([chain[-1], trains, start, ", ".join(spec.sources), f"{steps:,}", f"{texts:,}", tokens, state])
+        return rows
+
+    def _estimate(self, name: str, spec: recipes.Phase) -> tuple[int, int, str]:
+        """Steps, texts and most tokens of a phase, from the rows that its sources have or will have."""
+        rows: dict[str, int] = {}
+        ways = spec.negatives + 1
+        for source in spec.sources:
+            count, total, entry = None, 0, self.recipe.sources[source]
+            while isinstance(entry, recipes.Mined | recipes.Scored):
+                count = min(filter(None, (count, entry.queries)), default=None)
+                ways = (
+                    entry.negatives + 1
+                    if isinstance(entry, recipes.Mined) and spec.objective == "distillation"
+                    else ways
+                )
+                entry = self.recipe.sources[entry.of]
+            parts = self.sources[self._root(source)].parts
+            total = sum(len(part) for part in parts.values())
+            for part, table in parts.items():
+                if spec.objective == "distillation" and "documents" in table.rows.column_names:
+                    ways = max(ways, len(table.rows[0]["documents"]))
+                rows[f"{source}:{part}"] = len(table) if count is None else len(table) * min(count, total) // total
+        order = Order(rows, spec.global_batch_size, self.recipe.seed, spec.alpha)
+        if not order.names:
+            raise too_large(name, spec, rows)
+        steps = steps_of(spec, order)
+        queries, documents = self.recipe.lengths(spec)
+        pairs = steps * spec.global_batch_size
+        return steps, pairs * (1 + ways), f"{pairs * (queries + ways * documents):,}"
+
+    # ---- Evaluation
+
+    def evaluate(
+        self, system: str, identity: str, make_run: Callable[[Collection], Run]
+    ) -> dict[str, dict[str, float]]:
+        """Scores of a system on every collection; a ranking made by the same system on the same collection is kept."""
+        index = self.folder / "runs" / "index.json"
+        scores = {}
+        for name, collection in self.collections.items():
+            key = fingerprint(RECORD_VERSION, identity, collection.fingerprint, DEPTH)
+            path = self.folder / "per_query" / f"{system}.{name}.json"
+            known = read_json(index) if index.is_file() else {}
+            if known.get(f"{system}.{name}") != key or not path.is_file():
+                run = make_run(collection)
+                write_run(self.folder / "runs" / f"{system}.{name}.trec", run, system)
+                write_json(path, measure(run, collection.qrels)[1])
+                write_json(index, known | {f"{system}.{name}": key})
+            scores[name] = _means(read_json(path))
+        return scores
+
+    def rank(self, chain: tuple[str, ...], collection: Collection, depth: int = DEPTH) -> Run:
+        """Rank a collection with a trained phase's model."""
+        model = load_model(self.phase_folder(chain) / "model")
+        with self.show.bar(f"evaluating {chain[-1]} on {collection.name}", collection.documents_count) as advance:
+            return rank(model, collection, depth, lambda done, total: advance(done, {}))
+
+    def evaluate_phase(self, system: str, chain: tuple[str, ...]) -> dict[str, dict[str, float]]:
+        """Scores of a trained phase."""
+        return self.evaluate(system, self.run_id(chain), lambda collection: self.rank(chain, collection))
+
+
+def _text_columns(rows: dict[str, list[Any]]) -> list[list[str]]:
+    columns = [rows["query"]]
+    if "document" in rows:
+        columns.append(rows["document"])
+    if "documents" in rows:
+        columns.append([text for row in rows["documents"] for text in row])
+    return columns
+
+
+def _means(per_query: PerQuery) -> dict[str, float]:
+    measures = next(iter(per_query.values()))
+    return {m: math.fsum(scores[m] for scores in per_query.values()) / len(per_query) for m in measures}
+
+
+def check_columns(name: str, spec: recipes.Phase, parts: dict[str, Part]) -> None:
+    """Refuse data that lacks what the objective needs, before training.
+
+    Raises:
+        ColbertZeroError: Names the part, what it lacks and the mend.
+    """
+    for part in parts.values():
+        scored = "scores" in part.rows.column_names
+        if scored != (spec.objective == "distillation"):
+            has, wants = ("scored candidates", "pairs") if scored else ("pairs", "candidates with scores")
+            raise ColbertZeroError(f"phases.{name}.sources: {part.name} has {has}, {spec.objective} needs {wants}")
+        column = part.rows.data.column("documents" if scored else "negatives")
+        lengths = pc.unique(pc.list_value_length(column)).to_pylist()
+        if scored and len(lengths) > 1:
+            raise ColbertZeroError(
+                f"phases.{name}.sources: {part.name} has rows of {min(lengths)} to {max(lengths)} candidates; "
+                "distillation needs the same number in every row of a source"
+            )
+        if not scored and min(lengths, default=spec.negatives) < spec.negatives:
+            raise ColbertZeroError(
+                f"phases.{name}.negatives: {spec.negatives}, but {part.name} has rows with only {min(lengths)}; "
+                "lower it to that, or mine more"
+            )
+
+
+# ---- The commands' work
+
+
+def chains_of(recipe: recipes.Recipe, only: list[str] | None) -> dict[str, tuple[str, ...]]:
+    """Pipelines to run, as chains of phases.
+
+    Raises:
+        ColbertZeroError: A name in `only` is no pipeline.
+    """
+    for name in only or []:
+        if name not in recipe.pipelines:
+            raise ColbertZeroError(f"--only {name}: no such pipeline (there are: {', '.join(recipe.pipelines)})")
+    return {name: tuple(chain) for name, chain in recipe.pipelines.items() if not only or name in only}
+
+
+def chain_to(recipe: recipes.Recipe, phase: str) -> tuple[str, ...]:
+    """The chain that ends in a phase, which may be named PIPELINE@PHASE.
+
+    Raises:
+        ColbertZeroError: There is none, or several that start differently.
+    """
+    pipeline, _, name = phase.rpartition("@")
+    chains = {n: tuple(c) for n, c in recipe.pipelines.items()} | {
+        n: tuple(t.pipeline) for n, t in recipe.teachers.items()
+    }
+    found = {c[: c.index(name) + 1]: n for n, c in chains.items() if name in c and pipeline in ("", n)}
+    if not found:
+        names = ", ".join(dict.fromkeys(p for chain in chains.values() for p in chain))
+        raise ColbertZeroError(f"--phase {phase}: no pipeline has it (there are: {names})")
+    if len(found) > 1:
+        raise ColbertZeroError(
+            f"--phase {phase}: it starts differently in each of several pipelines; say which: "
+            + ", ".join(f"{n}@{name}" for n in found.values())
+        )
+    return next(iter(found))
+
+
+def graph(recipe: recipes.Recipe, chains: dict[str, tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Every phase that the chains need, each once, a start before what builds on it, teachers before their students."""
+    ordered: dict[tuple[str, ...], None] = {}
+
+    def visit(chain: tuple[str, ...]) -> None:
+        if not chain or chain in ordered:
+            return
+        visit(chain[:-1])
+        for name in recipe.phases[chain[-1]].sources:
+            spec = recipe.sources[name]
+            if isinstance(spec, recipes.Scored):
+                visit(tuple(recipe.teachers[spec.teacher].pipeline))
+        ordered[chain] = None
+
+    for chain in chains.values():
+        visit(chain)
+    return list(ordered)
+
+
+def run_study(study: Study, only: list[str] | None, command: str) -> dict[str, Any]:
+    """Train and evaluate everything a recipe's pipelines need that is not there yet; returns results.json's content."""
+    recipe = study.recipe
+    chains = chains_of(recipe, only)
+    nodes = graph(recipe, chains)
+    if not study.collections:
+        study.prepare(nodes)
+    write_json(study.folder / "recipe.json", recipe.model_dump())
+    write_json(study.folder / "environment.json", environment(command))
+    systems = _Systems(study)
+    systems.add("bm25", "baseline", (), None, lambda: study.evaluate("bm25", "bm25", lambda c: rank_bm25(c, DEPTH)))
+    for chain in nodes:
+        study.train(chain)
+        owner = next((name for name, c in chains.items() if c[: len(chain)] == chain), None)
+        if recipe.phases[chain[-1]].representation == "dense":
+            systems.add_phase("+".join(chain), "baseline", chain, None)
+        elif owner is not None:
+            systems.add_phase(owner if chains[owner] == chain else f"{owner}@{chain[-1]}", "pipeline", chain, owner)
+    # A dense pipeline, or a second one with the same phases, is a system under its own name too.
+    for name, chain in chains.items():
+        if name not in systems.records:
+            systems.add_phase(name, "pipeline", chain, name)
+    write_json(study.folder / "teachers.json", _teachers(study, chains))
+    write_json(study.folder / "data.json", _data(study))
+    results = {
+        "schema": 1, "recipe": recipe.name,
+        "collections": {
+            name: {"documents": c.documents_count, "queries": len(c.qrels)} for name, c in study.collections.items()
+        },
+        "systems": systems.records,
+        "comparisons": _comparisons(study, list(chains)),
+    }  # fmt: skip
+    write_json(study.folder / "results.json", results)
+    return results
+
+
+class _Systems:
+    """The systems of results.json, evaluated as they come."""
+
+    def __init__(self, study: Study):
+        self.study = study
+        self.records: dict[str, Any] = {}
+
+    def add_phase(self, name: str, kind: str, chain: tuple[str, ...], pipeline: str | None) -> None:
+        """Evaluate a trained phase's model as a system."""
+        self.add(name, kind, chain, pipeline, partial(self.study.evaluate_phase, name, chain))
+
+    def add(
+        self, name: str, kind: str, chain: tuple[str, ...], pipeline: str | None, evaluate: Callable[[], Any]
+    ) -> None:
+        """Evaluate a system and keep its record."""
+        phases = [self.study.train(chain[: n + 1]) for n in range(len(chain))]
+        self.records[name] = {
+            "kind": kind,
+            "pipeline": pipeline,
+            "after": chain[-1] if pipeline is not None and name != pipeline else None,
+            "representation": phases[-1]["representation"] if phases else "lexical",
+            "phases": [
+                {key: phase[key] for key in ("name", "id", "device_seconds", "texts", "tokens")} for phase in phases
+            ],
+            "device_seconds": round(sum(phase["device_seconds"] for phase in phases), 3),
+            "scores": evaluate(),
+        }
+        scores = [s["nDCG@10"] for s in self.records[name]["scores"].values()]
+        self.study.show.say(f"{name}: nDCG@10 {sum(scores) / len(scores):.4f}")
+
+
+def _comparisons(study: Study, pipelines: list[str]) -> list[dict[str, Any]]:
+    """Every two pipelines on every collection; Holm's correction over all of one measure's comparisons."""
+    rows = []
+    for name in study.collections:
+        per_query = {p: read_json(study.folder / "per_query" / f"{p}.{name}.json") for p in pipelines}
+        for comparison in compare(per_query, combinations(pipelines, 2), "nDCG@10", seed=study.recipe.seed):
+            rows.append({"collection": name, **comparison})
+    if rows:
+        for row, adjusted in zip(rows, holm([row["p_value"] for row in rows]), strict=True):
+            row["p_value_holm"] = adjusted
+    return rows
+
+
+def _teachers(study: Study, chains: dict[str, tuple[str, ...]]) -> dict[str, Any]:
+    """Each teacher that was used: what it is, how good, what it cost."""
+    used: dict[str, list[str]] = {}
+    for name, source in study.sources.items():
+        if source.record["kind"] == "scored":
+            used.setdefault(source.record["teacher"], []).append(name)
+    records = {}
+    for name, sources in used.items():
+        teacher = study.recipe.teachers[name]
+        chain = tuple(teacher.pipeline)
+        phases = [study.train(chain[: n + 1]) for n in range(len(chain))]
+        parts = [{"name": " → ".join(chain), "weight": teacher.pipeline_weight}] if chain else []
+        parts += [{"name": "BM25", "weight": teacher.bm25_weight}] if teacher.bm25_weight else []
+
+        def fused(collection: Collection, teacher: recipes.Teacher = teacher, chain: tuple[str, ...] = chain) -> Run:
+            runs = [(teacher.bm25_weight, rank_bm25(collection, _FUSION_DEPTH))] if teacher.bm25_weight else []
+            if chain:
+                runs.append((teacher.pipeline_weight, study.rank(chain, collection, _FUSION_DEPTH)))
+            return fuse(runs, DEPTH)
+
+        identity = fingerprint(teacher.model_dump(), study.run_id(chain) if chain else None)
+        shared = [name for name, c in chains.items() if c[: len(chain)] == chain and chain]
+        records[name] = {
+            "description": describe(teacher),
+            "parts": parts,
+            "device_seconds": round(sum(phase["device_seconds"] for phase in phases), 3),
+            "scoring_seconds": round(sum(study.sources[source].record["seconds"] for source in sources), 3),
+            "shared_with": shared,
+            "scores": study.evaluate(f"teacher-{name}", identity, fused),
+            "queries": sum(study.sources[source].record["rows"] for source in sources),
+            "n_ways": study.sources[sources[0]].record["n_ways"],
+        }
+    return records
+
+
+def _data(study: Study) -> dict[str, Any]:
+    return {
+        "sources": {
+            name: {k: v for k, v in source.record.items() if k != "id"} for name, source in study.sources.items()
+        },
+        "collections": {
+            name: {
+                "documents": collection.documents_count,
+                "queries": len(collection.qrels),
+                "judgements": sum(len(grades) for grades in collection.qrels.values()),
+                "from": study.recipe.collections[name].model_dump(),
+            }
+            for name, collection in study.collections.items()
+        },
+    }
+
+
+def environment(command: str) -> dict[str, Any]:
+    """environment.json: what ran where."""
+    processor = next(
+        (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), ""
+    )
+    return {
+        "colbert_zero": version("colbert-zero"),
+        "python": platform.python_version(),
+        **{name.replace("-", "_"): version(name) for name in ("torch", "transformers", "sentence-transformers")},
+        "platform": platform.platform(),
+        "processor": processor or platform.processor(),
+        "cores": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or ["cpu"],
+        "processes": 1,
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+    }
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []

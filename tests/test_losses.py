@@ -1,0 +1,317 @@
+import copy
+import socket
+from datetime import timedelta
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from colbert_zero.distributed import average_gradients
+from colbert_zero.losses import (
+    ContrastiveLoss,
+    DistillationLoss,
+    Texts,
+    contrastive_loss,
+    distillation_loss,
+    false_negatives,
+)
+from oracles import maxsim_matrix
+
+WORDS = [
+    "lift",
+    "drag",
+    "wing",
+    "heat",
+    "body",
+    "flow",
+    "index",
+    "term",
+    "stem",
+    "query",
+    "rank",
+    "lens",
+    "blood",
+    "lung",
+    "heart",
+    "root",
+    "matrix",
+    "sort",
+]
+
+
+def sentence(seed, words):
+    generator = torch.Generator().manual_seed(seed)
+    return " ".join(WORDS[i] for i in torch.randint(len(WORDS), (words,), generator=generator))
+
+
+def column(model, texts, task):
+    features = model.preprocess(texts, prompt=model.prompts.get(task), task=task)
+    return {"input_ids": features["input_ids"], "attention_mask": features["attention_mask"], "task": task}
+
+
+def batch(model, queries=5, columns=3):
+    """Queries and document columns of uneven lengths."""
+    texts = [[sentence(100 * c + i, 2 + (7 * i + 3 * c) % 19) for i in range(queries)] for c in range(columns)]
+    query_texts = [sentence(1000 + i, 1 + i % 6) for i in range(queries)]
+    return [column(model, query_texts, "query"), *(column(model, t, "document") for t in texts)]
+
+
+def oracle_embeddings(model, features):
+    """One text at a time, no padding at all."""
+    out = []
+    for i in range(len(features["input_ids"])):
+        real = features["attention_mask"][i].bool()
+        end = int(real.nonzero().max()) + 1
+        inputs = {
+            "input_ids": features["input_ids"][i : i + 1, :end],
+            "attention_mask": features["attention_mask"][i : i + 1, :end],
+        }
+        result = model(inputs, task=features["task"])
+        if "sentence_embedding" in result:
+            out.append(result["sentence_embedding"])
+        else:
+            out.append(result["token_embeddings"][0][result["attention_mask"][0].bool()])
+    return out
+
+
+def oracle_contrastive(model, features, temperature):
+    queries = oracle_embeddings(model, features[0])
+    documents = [e for f in features[1:] for e in oracle_embeddings(model, f)]
+    logits = maxsim_matrix(queries, documents) / temperature
+    return nn.functional.cross_entropy(logits, torch.arange(len(queries)))
+
+
+def gradients(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return torch.cat([p.grad.flatten().double() for p in model.parameters() if p.grad is not None])
+
+
+def assert_same_gradient(found, expected):
+    assert found.shape == expected.shape
+    assert (found - expected).norm() <= 1e-5 * expected.norm()
+
+
+@pytest.fixture(params=["tiny_multi_vector", "tiny_dense"])
+def model(request):
+    model = copy.deepcopy(request.getfixturevalue(request.param))
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model.train()
+
+
+@pytest.mark.parametrize("mini_batch_tokens", [1, 60, 150, 100_000])
+@pytest.mark.parametrize("temperature", [1.0, 0.05])
+def test_cached_gradients_equal_the_full_batch_whatever_the_chunk(model, mini_batch_tokens, temperature):
+    features = batch(model)
+    expected_loss = oracle_contrastive(model, features, temperature)
+    expected = gradients(model, expected_loss)
+    loss_fn = ContrastiveLoss(model, temperature, mini_batch_tokens=mini_batch_tokens)
+    loss = loss_fn(features)
+    assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-5)
+    assert_same_gradient(gradients(model, loss), expected)
+
+
+def test_a_mask_with_holes_gives_the_full_batch_gradients(model):
+    features = batch(model)
+    for f in features:
+        f["attention_mask"][:, 2] = 0
+        f["attention_mask"][1, 12:] = 0
+    expected = gradients(model, oracle_contrastive(model, features, 1.0))
+    for tokens in (40, 100_000):
+        loss = ContrastiveLoss(model, 1.0, mini_batch_tokens=tokens)(features)
+        assert_same_gradient(gradients(model, loss), expected)
+
+
+def test_upstream_scale_reaches_the_weights_and_the_temperature(model):
+    features = batch(model)
+    losses = [ContrastiveLoss(model, 0.5, learnable=True, mini_batch_tokens=t) for t in (50, 100_000)]
+    found = []
+    for loss_fn in losses:
+        loss_fn.zero_grad()
+        (3 * loss_fn(features)).backward()
+        found.append((gradients_of(model), loss_fn.log_temperature.grad.clone()))
+    assert_same_gradient(found[0][0], found[1][0])
+    assert torch.allclose(found[0][1], found[1][1], rtol=1e-4)
+    assert found[0][1].abs() > 0
+
+
+def gradients_of(model):
+    return torch.cat([p.grad.flatten().double() for p in model.parameters() if p.grad is not None])
+
+
+def test_dropout_is_replayed_so_that_the_cached_gradient_fits_its_embeddings(model):
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.3
+    features = batch(model)
+    loss_fn = ContrastiveLoss(model, 1.0, mini_batch_tokens=60)
+    torch.manual_seed(5)
+    loss = loss_fn(features)
+    found = gradients(model, loss)
+    torch.manual_seed(5)
+    again = gradients(model, ContrastiveLoss(model, 1.0, mini_batch_tokens=60)(features))
+    assert torch.equal(found, again)
+    # A finite difference along the gradient, with the same dropout, moves the loss as the gradient says.
+    step = 1e-3 / found.norm()
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.grad is not None:
+                p -= step * p.grad
+    torch.manual_seed(5)
+    moved = loss_fn(features)
+    assert (loss - moved).item() == pytest.approx((step * found.norm() ** 2).item(), rel=0.05)
+
+
+def test_distillation_gradients_equal_the_plain_computation(model):
+    features = batch(model, queries=4, columns=5)
+    teacher = torch.rand(4, 5, generator=torch.Generator().manual_seed(0)) * 20
+    queries = oracle_embeddings(model, features[0])
+    documents = [oracle_embeddings(model, f) for f in features[1:]]
+    rows = [maxsim_matrix([queries[i]], [d[i] for d in documents])[0] for i in range(4)]
+    normalised = (teacher - teacher.amin(1, keepdim=True)) / (
+        teacher.amax(1, keepdim=True) - teacher.amin(1, keepdim=True)
+    )
+    target = (normalised.double() / 0.5).softmax(1)
+    expected_loss = (target * (target.log() - (torch.stack(rows) / 0.5).log_softmax(1))).sum(1).mean()
+    expected = gradients(model, expected_loss)
+    for tokens in (50, 100_000):
+        loss = DistillationLoss(model, 0.5, mini_batch_tokens=tokens)(features, teacher)
+        assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-4)
+        assert_same_gradient(gradients(model, loss), expected)
+
+
+def test_the_loss_without_gradient_is_the_same(model):
+    features = batch(model)
+    with torch.no_grad():
+        cached = ContrastiveLoss(model, 1.0, mini_batch_tokens=50)(features)
+    assert cached.item() == pytest.approx(ContrastiveLoss(model, 1.0)(features).item(), rel=1e-5)
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=60), st.integers(1, 2000))
+@settings(deadline=None)
+def test_chunks_hold_each_text_once_within_the_token_budget(lengths, budget):
+    mask = (torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]).long()
+    texts = Texts([{"input_ids": mask, "attention_mask": mask}], "document")
+    chunks = texts.chunks(budget)
+    assert sorted(i for chunk in chunks for i in chunk) == list(range(len(lengths)))
+    for chunk in chunks:
+        assert len(chunk) == 1 or len(chunk) * max(lengths[i] for i in chunk) <= budget
+
+
+def test_equal_documents_and_answers_of_equal_queries_are_no_negatives():
+    # Answers of a, b, a' (an equal query), then one hard negative each.
+    queries, positives = torch.tensor([7, 8, 7]), torch.arange(3)
+    documents, asked = torch.tensor([1, 2, 3, 2, 9, 1]), torch.tensor([7, 8, 7, -1, -1, -1])
+    expected = torch.tensor([[0, 0, 1, 0, 0, 1], [0, 0, 0, 1, 0, 0], [1, 0, 0, 0, 0, 0]]).bool()
+    assert torch.equal(false_negatives(queries, positives, documents, asked), expected)
+    none = torch.tensor([1, 2]), torch.arange(2), torch.tensor([3, 4]), torch.tensor([1, 2])
+    assert false_negatives(*none) is None
+
+
+def test_texts_have_equal_identities_exactly_when_their_tokens_are_equal():
+    ids = torch.tensor([[3, 5, 0], [3, 5, 9], [5, 3, 0], [0, 3, 5], [3, 5, 0]])
+    mask = torch.tensor([[1, 1, 0], [1, 1, 0], [1, 1, 0], [1, 1, 1], [1, 1, 1]])
+    found = Texts([{"input_ids": ids, "attention_mask": mask}], "document").identities().tolist()
+    assert found[0] == found[1]
+    assert len(set(found)) == 4
+    wider = Texts(
+        [{"input_ids": torch.tensor([[3, 5, 0, 0, 0]]), "attention_mask": torch.tensor([[1, 1, 0, 0, 0]])}], "document"
+    )
+    assert wider.identities().tolist() == found[:1]
+
+
+def test_an_excluded_document_leaves_the_sum():
+    scores = torch.tensor([[2.0, 5.0, 1.0]])
+    excluded = torch.tensor([[False, True, False]])
+    expected = -torch.tensor([2.0, 1.0]).div(0.5).log_softmax(0)[0]
+    found = contrastive_loss(scores, 0.5, torch.tensor([0]), excluded)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def _worker(rank, world, port, model, features, mini_batch_tokens, teacher, result):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world, timeout=timedelta(seconds=60)
+    )
+    try:
+        size = len(features[0]["input_ids"]) // world
+        own = [
+            {k: v[rank * size : (rank + 1) * size] if isinstance(v, torch.Tensor) else v for k, v in f.items()}
+            for f in features
+        ]
+        if teacher is None:
+            loss_fn = ContrastiveLoss(model, 0.7, learnable=True, mini_batch_tokens=mini_batch_tokens)
+            loss = loss_fn(own)
+        else:
+            loss_fn = DistillationLoss(model, 0.7, learnable=True, mini_batch_tokens=mini_batch_tokens)
+            loss = loss_fn(own, teacher[rank * size : (rank + 1) * size])
+        loss.backward()
+        average_gradients(loss_fn.parameters())
+        torch.distributed.all_reduce(loss_value := loss.detach().clone())
+        if rank == 0:
+            gradient = torch.cat([p.grad.flatten().double() for p in loss_fn.parameters()])
+            save_file({"loss": loss_value / world, "gradient": gradient}, result)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("teacher", [None, torch.rand(6, 2, generator=torch.Generator().manual_seed(0))])
+@pytest.mark.parametrize("mini_batch_tokens", [60, 100_000])
+def test_three_processes_have_the_loss_and_gradients_of_one(tiny_multi_vector, mini_batch_tokens, teacher, tmp_path):
+    model = copy.deepcopy(tiny_multi_vector).train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    features = batch(model, queries=6, columns=2)
+    # Equal documents in different processes, which must not be each other's negatives.
+    for key in ("input_ids", "attention_mask"):
+        features[1][key][5] = features[1][key][0]
+    if teacher is None:
+        loss_fn = ContrastiveLoss(model, 0.7, learnable=True)
+        expected_loss = loss_fn(features)
+    else:
+        loss_fn = DistillationLoss(model, 0.7, learnable=True)
+        expected_loss = loss_fn(features, teacher)
+    loss_fn.zero_grad()
+    expected_loss.backward()
+    zeros = (p.grad if p.grad is not None else torch.zeros_like(p) for p in loss_fn.parameters())
+    expected = torch.cat([g.flatten().double() for g in zeros])
+    loss_fn.zero_grad()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = (3, port, model, features, mini_batch_tokens, teacher, tmp_path / "result.safetensors")
+    torch.multiprocessing.spawn(_worker, arguments, nprocs=3)
+    found = load_file(tmp_path / "result.safetensors")
+    assert found["loss"].item() == pytest.approx(expected_loss.item(), rel=1e-5)
+    assert_same_gradient(found["gradient"], expected)
+
+
+def test_a_repeated_pair_is_not_its_own_negative(model):
+    features = batch(model, queries=3, columns=1)
+    repeated = [
+        {k: (torch.cat([v, v[:1]]) if isinstance(v, torch.Tensor) else v) for k, v in f.items()} for f in features
+    ]
+    logits = maxsim_matrix(*(oracle_embeddings(model, f) for f in repeated))
+    logits[0, 3] = logits[3, 0] = float("-inf")
+    expected = nn.functional.cross_entropy(logits, torch.arange(4)).item()
+    assert ContrastiveLoss(model, 1.0)(repeated).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_distillation_is_zero_for_a_student_that_agrees_and_ignores_the_teachers_scale():
+    teacher = torch.tensor([[3.0, 1.0, 2.0], [0.0, 10.0, 5.0]])
+    student = torch.tensor([[1.0, 0.0, 0.5], [0.0, 1.0, 0.5]])
+    assert distillation_loss(student, teacher, 1.0).item() == pytest.approx(0, abs=1e-7)
+    worse = distillation_loss(student.flip(1), teacher, 1.0)
+    assert worse.item() > 0.05
+    assert worse.item() == pytest.approx(distillation_loss(student.flip(1), teacher * 7 - 3, 1.0).item(), rel=1e-5)
+
+
+def test_distillation_refuses_other_shapes_by_name():
+    with pytest.raises(ValueError, match=r"\(2, 3\).*\(2, 4\)"):
+        distillation_loss(torch.zeros(2, 3), torch.zeros(2, 4), 1.0)

@@ -1,0 +1,358 @@
+"""Small studies on files, trained for real."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+
+from colbert_zero.errors import ColbertZeroError
+from colbert_zero.recipe import check_recipe, load_recipe
+from colbert_zero.records import read_json
+from colbert_zero.study import Study, chain_to, graph, run_study
+
+TOPICS = (
+    "wing lift drag flow body heat panel flutter",
+    "index term query rank stem list library book",
+    "blood lung heart oxygen lens eye plasma cell",
+    "root matrix sort program language computer share time",
+)
+
+
+def rows(count):
+    """Pairs whose query shares two rare words with its document."""
+    for i in range(count):
+        words = TOPICS[i % 4].split()
+        key = f"key{i} code{i * 7 % 1000}"
+        yield {
+            "query": f"{key} {words[i % 8]}",
+            "document": f"{' '.join(words[i % 5 :])} {key} {' '.join(words[: i % 5])} text",
+        }
+
+
+def write_rows(path, count=160):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows(count)))
+
+
+def data(folder, **changes):
+    contrastive = {
+        "objective": "contrastive", "sources": ["pairs"], "global_batch_size": 16, "learning_rate": 2e-3, "steps": 6,
+    }  # fmt: skip
+    recipe = {
+        "name": "tiny",
+        "model": {
+            "architecture": {
+                "model_type": "bert", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+                "intermediate_size": 32, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+            },
+            "vocabulary": 600, "dim": 16,
+        },
+        "query_tokens": 12, "document_tokens": 24,
+        "prompts": {"query": "q: ", "document": "d: "},
+        "sources": {
+            "pairs": {"kind": "jsonl", "path": str(folder / "pairs.jsonl")},
+            "hard": {"kind": "mined", "of": "pairs", "negatives": 3, "queries": 64},
+            "scored": {"kind": "scored", "of": "hard", "teacher": "blend"},
+        },
+        "collections": {"held-out": {"kind": "held-out", "source": "pairs", "documents": 30, "queries": 20}},
+        "teachers": {"blend": {"pipeline": ["unsupervised"], "bm25_weight": 1.0}},
+        "phases": {
+            "dense": {**contrastive, "representation": "dense", "temperature": 0.05},
+            "unsupervised": {**contrastive, "representation": "multi-vector"},
+            "supervised": {
+                **contrastive, "representation": "multi-vector", "sources": ["hard"], "negatives": 2,
+                "global_batch_size": 8, "steps": 3,
+            },
+            "distillation": {
+                "representation": "multi-vector", "objective": "distillation", "sources": ["scored"],
+                "global_batch_size": 8, "learning_rate": 1e-3, "steps": 3,
+            },
+        },
+        "pipelines": {"kd-only": ["dense", "distillation"], "full": ["unsupervised", "supervised", "distillation"]},
+    }  # fmt: skip
+    return recipe | changes
+
+
+class Silent:
+    def say(self, text):
+        pass
+
+    @contextmanager
+    def bar(self, name, total):
+        yield lambda done, values: None
+
+
+def study(folder, recipe):
+    return Study(check_recipe(recipe), folder / "out", Silent(), folder / "cache")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    write_rows(folder / "pairs.jsonl")
+    return folder, run_study(study(folder, data(folder)), None, "test")
+
+
+def test_every_pipeline_checkpoint_and_baseline_is_scored_and_recorded(finished):
+    folder, results = finished
+    systems = results["systems"]
+    assert list(systems) == ["bm25", "dense", "full@unsupervised", "kd-only", "full@supervised", "full"]
+    assert {n for n, s in systems.items() if s["kind"] == "pipeline" and s["after"] is None} == {"kd-only", "full"}
+    assert [p["name"] for p in systems["full"]["phases"]] == ["unsupervised", "supervised", "distillation"]
+    for name, system in systems.items():
+        assert set(system["scores"]["held-out"]) == {"nDCG@10", "R@100", "RR@10"}
+        assert (folder / "out" / "runs" / f"{name}.held-out.trec").is_file()
+        assert len(read_json(folder / "out" / "per_query" / f"{name}.held-out.json")) == 20
+    assert results["collections"] == {"held-out": {"documents": 30, "queries": 20}}
+    assert [(c["a"], c["b"]) for c in results["comparisons"]] == [("kd-only", "full")]
+    assert read_json(folder / "out" / "results.json") == json.loads(json.dumps(results))
+    teacher = read_json(folder / "out" / "teachers.json")["blend"]
+    assert teacher["n_ways"] == 4
+    assert teacher["queries"] == 64
+
+
+def test_a_phase_record_accounts_for_every_text_and_token(finished):
+    folder, _ = finished
+    for phase in (folder / "out" / "phases").glob("*/phase.json"):
+        record = read_json(phase)
+        per_query = {"dense": 2, "unsupervised": 2, "supervised": 4, "distillation": 5}[record["name"]]
+        assert record["texts"] == record["steps"] * record["global_batch_size"] * per_query
+        assert record["texts"] * 3 < record["tokens"] < record["texts"] * 30
+        assert sum(s["batches"] for s in record["sources"].values()) == record["steps"] == len(record["losses"])
+        assert record["device_seconds"] > 0
+        assert record["flops"] > 0
+
+
+def test_held_out_queries_and_documents_are_in_no_training_row(finished):
+    folder, _ = finished
+    prepared = study(folder, data(folder))
+    prepared.prepare([("unsupervised",)])
+    source = prepared.sources["pairs"]
+    seen = {t for p in source.parts.values() for r in [p.read(range(len(p)))] for t in (*r["query"], *r["document"])}
+    collection = prepared.collections["held-out"]
+    assert not seen & set(collection.queries.values())
+    assert not seen & {text for _, text in collection.documents()}
+
+
+def test_running_again_trains_and_ranks_nothing_and_gives_the_same_results(finished, monkeypatch):
+    folder, results = finished
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("recomputed")
+
+    for name in ("train_phase", "rank", "rank_bm25", "mine", "score"):
+        monkeypatch.setattr(f"colbert_zero.study.{name}", refuse)
+    assert run_study(study(folder, data(folder)), None, "test") == results
+
+
+def test_changing_a_number_reruns_exactly_what_depends_on_it(finished):
+    folder, _ = finished
+    before, changed = study(folder, data(folder)), data(folder)
+    changed["phases"]["supervised"]["learning_rate"] = 1e-4
+    after = study(folder, changed)
+    for s in (before, after):
+        s.prepare([("unsupervised", "supervised")])
+    same = {c: before.run_id(c) == after.run_id(c) for c in graph(before.recipe, chain_map(before.recipe))}
+    assert same == {
+        ("unsupervised",): True, ("dense",): True, ("dense", "distillation"): True,
+        ("unsupervised", "supervised"): False, ("unsupervised", "supervised", "distillation"): False,
+    }  # fmt: skip
+    checkpoints = data(folder)
+    checkpoints["phases"]["supervised"]["checkpoint_every"] = 1
+    kept = study(folder, checkpoints)
+    kept.prepare([("unsupervised", "supervised")])
+    assert kept.run_id(("unsupervised", "supervised")) == before.run_id(("unsupervised", "supervised"))
+
+
+def chain_map(recipe):
+    return {name: tuple(chain) for name, chain in recipe.pipelines.items()}
+
+
+def test_a_changed_data_file_changes_everything_trained_on_it(finished, tmp_path):
+    write_rows(tmp_path / "pairs.jsonl", 161)
+    folder, _ = finished
+    one, other = study(folder, data(folder)), study(tmp_path, data(tmp_path))
+    for s in (one, other):
+        s.prepare([("unsupervised",)])
+    assert one.run_id(("unsupervised",)) != other.run_id(("unsupervised",))
+
+
+def test_dense_and_multi_vector_arms_see_the_same_rows_in_the_same_order(finished):
+    folder, _ = finished
+    records = {r["name"]: r for r in map(read_json, (folder / "out" / "phases").glob("*/phase.json"))}
+    assert records["dense"]["seed"] == records["unsupervised"]["seed"]
+    assert [e["source"] for e in records["dense"]["losses"]] == [e["source"] for e in records["unsupervised"]["losses"]]
+    # Markers are the multi-vector arm's own: one more token a text, all else equal.
+    assert records["unsupervised"]["tokens"] - records["dense"]["tokens"] == records["dense"]["texts"]
+
+
+def test_the_same_recipe_and_seed_give_the_same_weights(finished, tmp_path):
+    folder, _ = finished
+    write_rows(tmp_path / "pairs.jsonl")
+    again = study(tmp_path, data(tmp_path))
+    again.prepare([("unsupervised",)])
+    again.train(("unsupervised",))
+    [first] = (folder / "out" / "phases").glob("unsupervised-*/model/model.safetensors")
+    assert first.read_bytes() == (again.phase_folder(("unsupervised",)) / "model" / "model.safetensors").read_bytes()
+
+
+def test_a_phase_killed_between_checkpoints_ends_bit_identical(tmp_path, monkeypatch):
+    write_rows(tmp_path / "pairs.jsonl")
+    recipe = data(tmp_path)
+    recipe["phases"]["unsupervised"] |= {"checkpoint_every": 2, "temperature": {"initial": 1.0}}
+    undisturbed = study(tmp_path, recipe)
+    undisturbed.prepare([("unsupervised",)])
+    expected = undisturbed.train(("unsupervised",))
+    weights = (undisturbed.phase_folder(("unsupervised",)) / "model" / "model.safetensors").read_bytes()
+
+    killed = Study(undisturbed.recipe, tmp_path / "killed", Silent(), tmp_path / "cache")
+    killed.prepare([("unsupervised",)])
+
+    class Stop(BaseException):
+        pass
+
+    class Stopping(Silent):
+        @contextmanager
+        def bar(self, name, total):
+            def advance(done, values):
+                if done == 5:
+                    raise Stop
+
+            yield advance
+
+    killed.show = Stopping()
+    with pytest.raises(Stop):
+        killed.train(("unsupervised",))
+    assert not killed.is_done(("unsupervised",))
+    unfinished = killed.phase_folder(("unsupervised",)).with_suffix(".unfinished")
+    assert [p.name for p in sorted(unfinished.iterdir())] == ["step-2", "step-4"]
+    # A flipped byte in the newest checkpoint: it is noticed, the one before it used.
+    file = unfinished / "step-4" / "weights.safetensors"
+    file.write_bytes(
+        file.read_bytes()[:-1] + b"\x00" if file.read_bytes()[-1:] != b"\x00" else file.read_bytes()[:-1] + b"\x01"
+    )
+    killed.show = Silent()
+    record = killed.train(("unsupervised",))
+    assert (killed.phase_folder(("unsupervised",)) / "model" / "model.safetensors").read_bytes() == weights
+    for key in ("texts", "tokens", "final_loss", "temperature"):
+        assert record[key] == expected[key]
+    assert [e["loss"] for e in record["losses"]] == [e["loss"] for e in expected["losses"]]
+    assert not unfinished.exists()
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_source_and_checkpoint(tmp_path):
+    write_rows(tmp_path / "pairs.jsonl")
+    recipe = data(tmp_path)
+    recipe["phases"]["unsupervised"] |= {"learning_rate": 1e18, "warmup": 0.0, "max_gradient_norm": 1e30}
+    hot = study(tmp_path, recipe)
+    hot.prepare([("unsupervised",)])
+    with pytest.raises(
+        ColbertZeroError, match=r"phases.unsupervised: the loss is \w+ at step \d+ of 6, in a batch of pairs/pairs"
+    ):
+        hot.train(("unsupervised",))
+    assert not hot.is_done(("unsupervised",))
+
+
+def test_data_that_cannot_serve_a_phase_is_named_before_training(tmp_path):
+    write_rows(tmp_path / "pairs.jsonl")
+    big, few = data(tmp_path), data(tmp_path)
+    big["phases"]["unsupervised"]["global_batch_size"] = 500
+    few["phases"]["unsupervised"]["negatives"] = 1
+    for recipe, message in (
+        (big, "global_batch_size: 500.*largest, pairs/pairs, has 130 rows"),
+        (few, "negatives: 1.*only 0"),
+    ):
+        wrong = study(tmp_path, recipe)
+        wrong.prepare([("unsupervised",)])
+        with pytest.raises(ColbertZeroError, match=message):
+            wrong.train(("unsupervised",))
+
+
+def test_a_phase_that_starts_differently_in_several_pipelines_must_be_told_apart(tmp_path):
+    recipe = check_recipe(data(tmp_path))
+    assert chain_to(recipe, "supervised") == ("unsupervised", "supervised")
+    assert chain_to(recipe, "full@distillation") == ("unsupervised", "supervised", "distillation")
+    with pytest.raises(ColbertZeroError, match="kd-only@distillation, full@distillation"):
+        chain_to(recipe, "distillation")
+    with pytest.raises(ColbertZeroError, match="no pipeline has it"):
+        chain_to(recipe, "nothing")
+
+
+def test_other_prompts_in_a_later_phase_are_refused_before_it_trains(tmp_path):
+    write_rows(tmp_path / "pairs.jsonl")
+    recipe = data(tmp_path)
+    recipe["phases"]["supervised"]["prompts"] = {"query": "other: ", "document": "d: "}
+    with pytest.raises(ColbertZeroError, match="allow_prompt_mismatch"):
+        check_recipe(recipe)
+    for phase in ("supervised", "distillation"):
+        recipe["phases"][phase]["allow_prompt_mismatch"] = True
+    assert check_recipe(recipe)
+
+
+@pytest.mark.slow
+def test_the_smoke_recipe_killed_five_times_ends_with_the_scores_of_an_undisturbed_run(tmp_path):
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+
+    def command(out, *more):
+        return [sys.executable, "-m", "colbert_zero", "run", "smoke", "--out", str(tmp_path / out), *more]
+
+    started = time.monotonic()
+    subprocess.run(command("whole"), check=True, env=environment, capture_output=True)
+    seconds = time.monotonic() - started
+    finished_at = (tmp_path / "whole" / "results.json").stat().st_mtime_ns
+    again = subprocess.run(command("whole"), check=True, env=environment, capture_output=True, text=True)
+    assert "loss" not in again.stdout
+    for k in range(5):
+        process = subprocess.Popen(
+            command("killed"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        time.sleep(seconds * (0.2 + 0.61803 * k % 0.6))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command("killed"), check=True, env=environment, capture_output=True)
+    assert finished_at
+    whole, killed = (read_json(tmp_path / name / "results.json") for name in ("whole", "killed"))
+    assert {n: s["scores"] for n, s in whole["systems"].items()} == {
+        n: s["scores"] for n, s in killed["systems"].items()
+    }
+    assert whole["comparisons"] == killed["comparisons"]
+    report = (tmp_path / "killed" / "report.html").read_text()
+    assert "full" in report
+
+
+def test_the_resolved_recipe_of_a_run_runs_again(finished):
+    folder, _ = finished
+    resolved = load_recipe(folder / "out" / "recipe.json")
+    assert resolved == check_recipe(data(folder))
+
+
+def test_the_command_line_runs_a_recipe_file_and_says_what_it_did(tmp_path):
+    write_rows(tmp_path / "pairs.jsonl")
+    recipe = data(tmp_path)
+    recipe["pipelines"] = {"full": ["unsupervised"]}
+    recipe["name"] = "mine"
+    Path(tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
+    command = [
+        sys.executable,
+        "-m",
+        "colbert_zero",
+        "run",
+        "mine.yaml",
+        "--out",
+        "out",
+        "--set",
+        "phases.unsupervised.steps=2",
+    ]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"COLUMNS": "120"})
+    assert result.returncode == 0, result.stderr
+    assert "unsupervised: 2 in" in result.stdout
+    assert "Report: out/report.html" in result.stdout
+    assert read_json(tmp_path / "out" / "results.json")["recipe"] == "mine"
+    dry = subprocess.run([*command, "--dry-run"], cwd=tmp_path, capture_output=True, text=True)
+    assert "done" in dry.stdout
