@@ -28,6 +28,10 @@ class Batches:
     def __init__(self, parts: Mapping[str, Part], order: Order, model: Model, steps: int, negatives: int):
         self.parts, self.order, self.steps, self.negatives = parts, order, steps, negatives
         self.tokenize = _tokenizer(model)
+        # The losses sort texts by length and take the padding out themselves, chunk by chunk.
+        for module in model.modules():
+            if hasattr(module, "can_flatten_inputs"):
+                module.can_flatten_inputs = False  # type: ignore[assignment]
 
     def __len__(self) -> int:
         return self.steps

@@ -307,6 +307,10 @@ def main() -> None:
     except ColbertZeroError as error:
         errors.print(f"colbert-zero: {error}", markup=False, soft_wrap=True)
         sys.exit(2)
+    except OSError as error:
+        # A full disk or a missing right is no mistake of the recipe; nothing half-written was kept.
+        errors.print(f"colbert-zero: {error}. What is finished is kept; the same command goes on.", markup=False)
+        sys.exit(1)
     except KeyboardInterrupt:
         errors.print("\nStopped. The same command goes on where this one was.", markup=False)
         sys.exit(130)

@@ -100,15 +100,54 @@ def _cut(value: Any, shape: torch.Size, rows: list[int], window: slice) -> Any:
 
 
 def forward(model: Any, features: dict[str, Any], task: str) -> Packed:
-    """Packed embeddings of tokenised texts, float32; a dense text has one token. Differentiable.
+    """Packed embeddings of tokenised texts; a dense text has one token. Differentiable.
+
+    They are float32, but in the type of autocast on a CUDA device, whose matrix units then score them; MaxSim sums
+    products in float32 either way.
 
     Args:
         model: Dense or multi-vector, possibly wrapped.
         features: `input_ids` and `attention_mask`, (texts, tokens), and whatever else the model reads.
         task: "query" or "document".
     """
+    transformer = getattr(model, "module", model)[0]
+    # Set where flash attention takes texts without padding.
+    if getattr(transformer, "data_collator", None) is not None:
+        features = unpadded(features["input_ids"], features["attention_mask"], transformer._flatten_position_offset)
     device = next(model.parameters()).device
     out = model(batch_to_device(features, device), task=task)
+    scored = (
+        torch.get_autocast_dtype("cuda")
+        if device.type == "cuda" and torch.is_autocast_enabled("cuda")
+        else torch.float32
+    )
     if "sentence_embedding" in out:
-        return pack(out["sentence_embedding"].float()[:, None])
-    return pack(out["token_embeddings"].float(), out["attention_mask"])
+        return pack(out["sentence_embedding"].to(scored)[:, None])
+    return pack(out["token_embeddings"].to(scored), out["attention_mask"])
+
+
+def unpadded(input_ids: Tensor, attention_mask: Tensor, first_position: int = 0) -> dict[str, Any]:
+    """Texts one behind the other, as flash attention's variable-length functions take them.
+
+    Args:
+        input_ids: (texts, tokens), padded on the right.
+        attention_mask: (texts, tokens).
+        first_position: Of every text; RoBERTa counts from its padding's number + 1.
+
+    Returns:
+        What transformers' DataCollatorWithFlattening returns for the same texts.
+    """
+    real = attention_mask.bool()
+    lengths = real.sum(1)
+    ends = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+    texts = torch.arange(len(real), device=real.device).to(torch.int32)
+    longest = int(lengths.max())
+    return {
+        "input_ids": input_ids[real][None],
+        "position_ids": (real.cumsum(1) - 1 + first_position)[real][None],
+        "seq_idx": texts.repeat_interleave(lengths)[None],
+        "cu_seq_lens_q": ends,
+        "cu_seq_lens_k": ends,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }

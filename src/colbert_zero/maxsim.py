@@ -13,9 +13,16 @@ Products and sums are float32 whatever the input. Of equal maxima the first toke
 are bitwise repeatable on a CPU. Peak memory above inputs, scores and gradients: 8 MiB of products, the
 positions (at most 256 MiB) and, in the backward pass, some 20 MiB of indices; there half-precision inputs add
 a float32 copy.
+
+The above is the backend "torch", which scores on a CPU always. On CUDA the environment variable COLBERT_ZERO_MAXSIM
+chooses: "triton" (`maxsim_triton`: bf16 and fp16 are multiplied as they are, with float32 sums), "torch",
+"late-interaction-kernels" (`maxsim_late_interaction`: float32 inputs are multiplied in fp16), or "auto", the default:
+"triton" where it can be imported, else "torch". What "auto" takes follows from arithmetic; it has not been measured.
 """
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -43,6 +50,9 @@ CHUNK_HITS = 1 << 18
 
 SPARSE = 0.25
 """Share of pairs with a gradient under which listing them costs less than gathering for all."""
+
+BACKEND_VARIABLE = "COLBERT_ZERO_MAXSIM"
+BACKENDS = ("auto", "torch", "triton", "late-interaction-kernels")
 
 
 class Packed(NamedTuple):
@@ -191,6 +201,9 @@ def _all_pairs(queries: Texts, documents: Texts) -> Tensor:
     if _single(queries) and _single(documents):
         with torch.autocast(queries.values.device.type, enabled=False):
             return queries.values.float() @ documents.values.float().T
+    kernels = _kernels(queries.values.device)
+    if kernels is not None:
+        return kernels(queries, documents, 0)
     return _AllPairs.apply(queries.values, documents.values, queries[1:], documents[1:])
 
 
@@ -204,7 +217,33 @@ def _candidates(queries: Texts, documents: Texts, n_ways: int) -> Tensor:
         with torch.autocast(queries.values.device.type, enabled=False):
             d_values = documents.values.float().unflatten(0, shape)
             return torch.einsum("qd,qnd->qn", queries.values.float(), d_values)
+    kernels = _kernels(queries.values.device)
+    if kernels is not None:
+        return kernels(queries, documents, n_ways)
     return _Candidates.apply(queries.values, documents.values, queries[1:], documents[1:]).view(shape)
+
+
+def _backend(device: torch.device) -> str:
+    chosen = os.environ.get(BACKEND_VARIABLE, "auto")
+    if chosen not in BACKENDS:
+        raise ValueError(f"{BACKEND_VARIABLE}={chosen!r} is none of {', '.join(BACKENDS)}")
+    if device.type != "cuda":
+        return "torch"
+    if chosen == "auto":
+        return "triton" if find_spec("triton") else "torch"
+    return chosen
+
+
+def _kernels(device: torch.device) -> Callable[[Texts, Texts, int], Tensor] | None:
+    """Function of queries, documents and n_ways (0: all pairs) that scores on this device; None for ours in PyTorch."""
+    backend = _backend(device)
+    if backend == "triton":
+        from colbert_zero.maxsim_triton import scores
+    elif backend == "late-interaction-kernels":
+        from colbert_zero.maxsim_late_interaction import scores
+    else:
+        return None
+    return scores
 
 
 def _single(texts: Texts) -> bool:

@@ -9,7 +9,7 @@ the backward pass looks for the best tokens again, in tiles with a gradient only
 it owns, in a fixed order: results are bitwise repeatable. Of equal maxima the first token gets the gradient. Where
 all pairs have a gradient, this costs one more forward pass than keeping the positions would.
 
-Tile sizes follow from shared memory and registers of Hopper by arithmetic; they have not been measured on a device.
+Tile sizes are those at which the compiler keeps bf16 kernels in registers on Hopper (dim 128); no speed has been measured.
 """
 
 from collections.abc import Iterator
@@ -26,8 +26,11 @@ from colbert_zero.maxsim_gradients import EMPTY_DOCUMENT_SCORE, Texts, position_
 SLICE_BYTES = 1 << 30
 """Best values, or positions of best tokens, alive at once: those of a slice of the documents."""
 
-TILE_BYTES = 1 << 16
-"""The tile of query tokens that a program holds; the document tiles that pass by have a quarter."""
+TILE_ELEMENTS = {2: 1 << 13, 4: 1 << 12}
+"""Elements of the document tiles that pass by, by bytes of an element; the tiles that a program holds have more."""
+
+FLOAT32_PRECISION = "ieee"
+"""How float32 inputs are multiplied; "tf32x3" would use the tensor cores."""
 
 GROUP = 16
 """Documents for which one program keeps its query tokens."""
@@ -78,14 +81,16 @@ def _best_tokens(
     BLOCK_Q: tl.constexpr,
     BLOCK_D: tl.constexpr,
     GROUP: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     first = tl.program_id(0).to(tl.int64) * GROUP + first_document
     column = tl.program_id(1) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     start = tl.zeros([], dtype=tl.int64)
-    inside = column < width
+    count = tl.zeros([], dtype=tl.int64) + width
     if N_WAYS:
         start += tl.load(q_starts + first // N_WAYS)
-        inside = column < tl.load(q_lengths + first // N_WAYS)
+        count = tl.load(q_lengths + first // N_WAYS)
+    inside = column < count
     tokens = start + column
     dims = tl.arange(0, DIM)
     q = tl.load(
@@ -98,17 +103,19 @@ def _best_tokens(
         real = document < last_document
         length = tl.load(d_lengths + document, mask=real, other=0).to(tl.int32)
         begin = tl.load(d_starts + document, mask=real, other=0)
+        columns = tl.where(real, count, 0)
         if POSITIONS:
             at = queries * weight_stride_q + document * weight_stride_d
-            weight = tl.load(weights + at, mask=inside & real, other=0.0)
+            weight = tl.load(weights + at, mask=column < columns, other=0.0)
             length = tl.where(_any_weight(weight), length, 0)
+            columns = tl.where(length > 0, columns, 0)
         best = tl.full([BLOCK_Q], float("-inf"), dtype=tl.float32)
         position = tl.zeros([BLOCK_Q], dtype=tl.int32)
         for tile in range(0, length, BLOCK_D):
             # The last tile repeats the last token, which changes no maximum and needs no mask.
             rows = begin + tl.minimum(tile + tl.arange(0, BLOCK_D), length - 1)
             d = tl.load(d_values + rows[:, None] * dim + dims[None, :], mask=(dims < dim)[None, :], other=0.0)
-            products = tl.dot(q, tl.trans(d), input_precision="ieee")
+            products = tl.dot(q, tl.trans(d), input_precision=PRECISION)
             if POSITIONS:
                 tile_best, tile_position = tl.max(products, 1, return_indices=True)
                 position = tl.where(tile_best > best, tile + tile_position, position)
@@ -118,9 +125,9 @@ def _best_tokens(
         places = out + (document - first_document) * width + column
         if POSITIONS:
             position = tl.minimum(position, length - 1)
-            tl.store(places, position.to(out.dtype.element_ty), mask=inside & (length > 0))
+            tl.store(places, position.to(out.dtype.element_ty), mask=column < columns)
         else:
-            tl.store(places, best, mask=inside & real)
+            tl.store(places, best, mask=column < columns)
 
 
 @triton.jit
@@ -229,6 +236,7 @@ def _document_gradient(
     BLOCK_D: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_W: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     document = tl.program_id(0).to(tl.int64) + first_document
     length = tl.load(d_lengths + document)
@@ -265,7 +273,7 @@ def _document_gradient(
                         q = tl.load(q_values + (start + token)[:, None] * dim + dims[None, :], mask=mask, other=0.0)
                         hit = (best[None, :] == row[:, None]) & inside[None, :]
                         # Ones and zeros are exact in any type; the weight is applied in float32.
-                        total += weight * tl.dot(hit.to(q.dtype), q, input_precision="ieee")
+                        total += weight * tl.dot(hit.to(q.dtype), q, input_precision=PRECISION)
     places = out + (tl.load(d_starts + document) + row)[:, None] * dim + dims[None, :]
     mask = (row < length)[:, None] & (dims < dim)[None, :]
     tl.store(places, total.to(out.dtype.element_ty), mask=mask)
@@ -286,15 +294,15 @@ class _Batch:
         self.q_starts, self.q_lengths, self.d_starts, self.d_lengths = (
             tensor.to(device) for tensor in (*queries[1:], *documents[1:])
         )
+        self.token_query = torch.arange(len(queries.lengths)).repeat_interleave(queries.lengths).to(device)
         self.queries, self.documents, self.n_ways = len(queries.lengths), len(documents.lengths), n_ways
         self.q_longest = int(queries.lengths.max()) if self.queries else 0
         self.d_longest = int(documents.lengths.max()) if self.documents else 0
         self.width = self.q_longest if n_ways else len(queries.values)
         self.position_type = position_type(documents.lengths)
         self.dims = {"dim": dims, "DIM": max(16, triton.next_power_of_2(dims))}
-        row_bytes = self.dims["DIM"] * dtype.itemsize
-        self.block_q = _block(self.width, TILE_BYTES // row_bytes, 256)
-        self.block_d = _block(self.d_longest, TILE_BYTES // 4 // row_bytes, 64)
+        self.tile_rows = TILE_ELEMENTS[dtype.itemsize] // self.dims["DIM"]
+        self.dot = {"PRECISION": FLOAT32_PRECISION, "num_warps": 8}
         self.shape = (self.queries, n_ways or self.documents)
 
     def strides(self, pairs: Tensor) -> tuple[int, int]:
@@ -313,20 +321,21 @@ class _Batch:
         """Best values, (last - first, width); with weights the positions of the best tokens where one is not 0."""
         dtype = torch.float32 if weights is None else self.position_type
         out = torch.empty(last - first, self.width, dtype=dtype, device=self.q_values.device)
-        token_query = torch.arange(self.queries, device=out.device).repeat_interleave(self.q_lengths)
         group = 1 if self.n_ways else GROUP
-        grid = (triton.cdiv(last - first, group), triton.cdiv(self.width, self.block_q))
+        held_tiles = 4 if self.q_values.itemsize == 2 else 2
+        block_q = _block(self.width, held_tiles * self.tile_rows, 256)
+        grid = (triton.cdiv(last - first, group), triton.cdiv(self.width, block_q))
         places = (self.q_starts, self.q_lengths, self.d_starts, self.d_lengths)
         pairs = (out, 0, 0) if weights is None else (weights, *self.strides(weights))
         _best_tokens[grid](
-            *(out, self.q_values, self.d_values, *places, token_query, *pairs, first, last, self.width),
+            *(out, self.q_values, self.d_values, *places, self.token_query, *pairs, first, last, self.width),
             **self.dims,
             N_WAYS=self.n_ways,
             POSITIONS=weights is not None,
-            BLOCK_Q=self.block_q,
-            BLOCK_D=self.block_d,
+            **self.dot,
+            BLOCK_Q=block_q,
+            BLOCK_D=_block(self.d_longest, self.tile_rows, 64),
             GROUP=group,
-            num_warps=8 if self.block_q >= 128 else 4,
         )
         return out
 
@@ -352,8 +361,8 @@ class _Batch:
         d = torch.zeros_like(self.d_values) if d_wanted else None
         places = (self.q_starts, self.q_lengths, self.d_starts, self.d_lengths)
         pairs = (weights, *self.strides(weights))
-        dim_rows = max(16, 16384 // self.dims["DIM"])
-        block_t, block_d = _block(self.q_longest, dim_rows, 64), _block(self.d_longest, dim_rows, 128)
+        block_t = _block(self.q_longest, self.tile_rows, 64)
+        block_d = _block(self.d_longest, 2 * self.tile_rows, 128)
         same = {**self.dims, "N_WAYS": self.n_ways, "BLOCK_T": block_t}
         for first, last in self.slices(self.position_type.itemsize):
             positions = self.best_tokens(first, last, weights)
@@ -365,7 +374,7 @@ class _Batch:
                 grid = (last - first, triton.cdiv(self.d_longest, block_d))
                 arguments = (d, positions, self.q_values, *places, *pairs, first, self.queries, self.width)
                 block_w = 1 if self.n_ways else _block(self.queries, 128, 128)
-                _document_gradient[grid](*arguments, **same, BLOCK_W=block_w, BLOCK_D=block_d)
+                _document_gradient[grid](*arguments, **same, **self.dot, BLOCK_W=block_w, BLOCK_D=block_d)
         return q, d
 
 

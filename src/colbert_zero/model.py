@@ -144,11 +144,12 @@ def _base_modules(base: str, options: dict[str, Any]) -> tuple[Transformer, Dens
     known = read_alignment(base)
     local = {key: options[key] for key in ("revision",) if options.get(key)}
     if load_file_path(base, "modules.json", **local) is None:
+        hub = {key: value for key, value in options.items() if key != "attn_implementation"}
         transformer = Transformer(
             base,
             model_kwargs={"use_safetensors": True, **options},
-            processor_kwargs=dict(options),
-            config_kwargs=dict(options),
+            processor_kwargs=dict(hub),
+            config_kwargs=dict(hub),
         )
         return transformer, None, known
     loaded = load_model(base, **options)
@@ -180,7 +181,7 @@ def assemble(
         seed: Of the projection's random weights.
         phase: Named in errors.
         allow_prompt_mismatch: Do not compare the prompts with those of the start.
-        options: `revision`, `trust_remote_code` for the Hub.
+        options: `attn_implementation`; `revision` and `trust_remote_code` for the Hub.
 
     Raises:
         ColbertZeroError: The prompts or the projection's width differ, or the lengths exceed the encoder's positions.
@@ -243,6 +244,10 @@ def save_model(model: Model, folder: Path, alignment: Alignment) -> None:
 def load_model(path: str | Path, **options: Any) -> Model:
     """Load a dense or multi-vector checkpoint (folder or Hub id), whichever it is. Safetensors only.
 
+    Args:
+        path: Folder or Hub id.
+        options: As for `assemble`.
+
     Raises:
         ColbertZeroError: It cannot be loaded, or its weights are a pickle.
     """
@@ -263,7 +268,8 @@ def load_model(path: str | Path, **options: Any) -> Model:
         elif not kind and not config:
             raise OSError("no config.json or config_sentence_transformers.json there")
         model_class = MultiVectorEncoder if kind in ("MultiVectorEncoder", "ColBERT") else SentenceTransformer
-        return model_class(path, model_kwargs={"use_safetensors": True}, **options)
+        attention = {key: options.pop(key) for key in ("attn_implementation",) if key in options}
+        return model_class(path, model_kwargs={"use_safetensors": True, **attention}, **options)
     except (OSError, ValueError, KeyError, AttributeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ColbertZeroError(f"{path}: cannot be loaded as a dense or multi-vector checkpoint: {reason}") from error

@@ -59,7 +59,7 @@ class PhaseRun:
         seed: Order of the data, random weights of a projection.
         steps: Optimiser steps.
         dim: Width of a token vector.
-        options: `revision` and `trust_remote_code` of a Hub start.
+        options: `attn_implementation`; `revision` and `trust_remote_code` of a Hub start.
     """
 
     name: str

@@ -82,6 +82,8 @@ class Model(_Part):
     """Entries of the byte-level BPE tokenizer trained on the recipe's sources; for `architecture` only."""
     dim: Int = Field(128, ge=1)
     """Width of a token vector after the projection (linear, without bias)."""
+    attention: Literal["sdpa", "flash_attention_2"] | None = None
+    """How the encoder attends; `flash_attention_2` needs CUDA and bfloat16, and encodes without padding."""
     trust_remote_code: bool = False
     """Run Python code that comes with a Hub model. Only for models whose authors you trust."""
 
@@ -314,7 +316,7 @@ class Phase(_Part):
     allow_prompt_mismatch: bool = False
     """Start from a checkpoint trained with other prompts; it hurts, and is for the ablation that shows so."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the encoder; scores and losses are always float32."""
+    """Arithmetic of the encoder, and on CUDA of the products in scores; their sums and the losses are float32."""
     checkpoint_every: Int = Field(200, ge=1)
     """Steps between checkpoints from which a killed run continues."""
     seed: Seed | None = None

@@ -223,6 +223,8 @@ class Study:
         check_columns(chain[-1], spec, parts)
         seed = self.recipe.seed if spec.seed is None else spec.seed
         steps = steps_of(spec, order_of(spec, parts, seed, chain[-1]))
+        if self.recipe.model.attention:
+            options["attn_implementation"] = self.recipe.model.attention
         run = PhaseRun(
             chain[-1],
             self.run_id(chain),

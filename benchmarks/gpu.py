@@ -1,0 +1,246 @@
+"""MaxSim and whole contrastive steps on a CUDA device: python benchmarks/gpu.py [--quick] [--interpret]
+
+First the device's own matrix rate: a bf16 product of two 8192 × 8192 matrices. Then MaxSim, forward and backward, of
+equal batches of queries and documents: 39 × 187 tokens, on average 110 of the 187 real, dim 128, bf16; 1 % of the pairs
+have a gradient, as at temperature 0.02, or all. The roofline is the FLOPs of the real tokens' products, once, at the
+device's rate; where the best tokens are known the backward pass multiplies nothing. Then the whole step of a
+ModernBERT-base with random weights: `ContrastiveLoss` forward and backward on random texts of those lengths.
+
+Every case runs in a process of its own: its time is the median of three after one warm-up, its memory the most that
+PyTorch's allocator held, inputs included. A case that runs out of memory or of time says so. Without a device the table
+says "not measured"; --interpret runs tiny cases on the CPU, in Triton's interpreter, to show that the script works.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness import SOURCE, report
+
+Q_TOKENS, D_TOKENS, MEAN_D_TOKENS, DIM = 39, 187, 110, 128
+LIMIT_SECONDS = 300
+CONTENDERS = ["einsum", "late-interaction-kernels", "torch", "triton"]
+
+
+def measure(step: Callable[[], Any], repeats: int = 3) -> dict[str, float]:
+    """seconds (median) and peak_bytes of a step, on the device if there is one."""
+    cuda = torch.cuda.is_available()
+    step()
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    times = []
+    for _ in range(repeats):
+        if cuda:
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        step()
+        if cuda:
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return {"seconds": statistics.median(times), "peak_bytes": torch.cuda.max_memory_allocated() if cuda else 0}
+
+
+def matrix_rate(size: int) -> dict[str, float]:
+    """FLOP a second of a bf16 product, ten of them at a time so that starting them does not count."""
+    a = torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16)
+    found = measure(lambda: [a @ a for _ in range(10)])
+    return {**found, "flops_per_second": 10 * 2 * size**3 / found["seconds"]}
+
+
+def document_lengths(batch: int) -> Tensor:
+    """(batch,): between 33 and 187 tokens, evenly, so 110 on average."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(2 * MEAN_D_TOKENS - D_TOKENS, D_TOKENS + 1, (batch,), generator=generator)
+
+
+def maxsim_case(contender: str, batch: int, gradient_share: float) -> dict[str, float]:
+    """One forward and backward pass of one contender from padded embeddings, the packing part of its time."""
+    from colbert_zero.maxsim import BACKEND_VARIABLE, _checked, pack, packed_scores
+
+    dtype = torch.float32 if DEVICE == "cpu" else torch.bfloat16
+    mask = (torch.arange(D_TOKENS) < document_lengths(batch)[:, None]).to(DEVICE)
+
+    def embeddings(tokens: int) -> Tensor:
+        unit = torch.nn.functional.normalize(torch.randn(batch, tokens, DIM, device=DEVICE), dim=-1)
+        return unit.to(dtype).requires_grad_()
+
+    q, d = embeddings(Q_TOKENS), embeddings(D_TOKENS)
+    weights = torch.randn(batch, batch, device=DEVICE)
+    weights *= torch.rand(batch, batch, device=DEVICE) < gradient_share
+    os.environ[BACKEND_VARIABLE] = "auto" if contender == "einsum" else contender
+
+    def step() -> None:
+        q.grad = d.grad = None
+        if contender == "einsum":
+            products = torch.einsum("qid,kjd->qkij", q, d).masked_fill(~mask[:, None], float("-inf"))
+            scores = products.amax(3).float().sum(2)
+        elif DEVICE == "cpu" and contender == "triton":
+            from colbert_zero.maxsim_triton import scores as kernels
+
+            scores = kernels(_checked(pack(q)), _checked(pack(d, mask)))
+        else:
+            scores = packed_scores(pack(q), pack(d, mask))
+        scores.backward(weights)
+
+    return measure(step)
+
+
+def modern_bert(folder: Path, unpad: bool, tiny: bool) -> Any:
+    """A multi-vector ModernBERT-base with random weights."""
+    from sentence_transformers import MultiVectorEncoder
+    from sentence_transformers.base.modules import Dense, Normalize, Transformer
+    from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+    from tokenizers import Tokenizer, models
+    from transformers import ModernBertConfig, ModernBertModel, PreTrainedTokenizerFast
+
+    vocabulary = {"[UNK]": 0, "[PAD]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
+    names = {f"{name[1:-1].lower()}_token": name for name in vocabulary}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+    special = {"pad_token_id": 1, "cls_token_id": 2, "bos_token_id": 2, "sep_token_id": 3, "eos_token_id": 3}
+    small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ModernBertModel(ModernBertConfig(**special, **(small if tiny else {}))).save_pretrained(folder)
+    attention = "flash_attention_2" if unpad else "sdpa"
+    dtype = torch.float32 if DEVICE == "cpu" else torch.bfloat16
+    options = {"attn_implementation": attention, "dtype": dtype}
+    transformer = Transformer(str(folder), model_kwargs=options, unpad_inputs=unpad)
+    if unpad and getattr(transformer, "data_collator", None) is None:
+        raise ImportError("flash attention is not installed")
+    tokens = {"module_input_name": "token_embeddings"}
+    dense = Dense(
+        transformer.get_embedding_dimension(),
+        DIM,
+        bias=False,
+        activation_function=torch.nn.Identity(),
+        module_output_name="token_embeddings",
+        **tokens,
+    ).to(dtype)
+    return MultiVectorEncoder(modules=[transformer, dense, MultiVectorMask(), Normalize(**tokens)], device=DEVICE)
+
+
+def step_case(batch: int, unpad: bool, mini_batch_tokens: int, tiny: bool = False) -> dict[str, float]:
+    """Forward and backward of the contrastive loss of a whole batch, the optimiser not included."""
+    from colbert_zero.losses import ContrastiveLoss
+
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        model = modern_bert(Path(folder), unpad, tiny)
+    loss = ContrastiveLoss(model, temperature=0.02, mini_batch_tokens=mini_batch_tokens)
+    features = []
+    for task, lengths in (("query", torch.full((batch,), Q_TOKENS)), ("document", document_lengths(batch))):
+        mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+        ids = torch.randint(5, 50_000, mask.shape)
+        features.append({"input_ids": ids * mask + (1 - mask), "attention_mask": mask, "task": task})
+
+    def step() -> None:
+        model.zero_grad()
+        loss([{**column} for column in features]).backward()
+
+    return measure(step)
+
+
+def run(case: dict[str, Any]) -> dict[str, Any]:
+    """A case in a process of its own: its figures, or why there are none."""
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    if case.get("interpret"):
+        environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    elif not torch.cuda.is_available():
+        return {"failure": "not measured"}
+    command = [sys.executable, __file__, "--child", json.dumps(case)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=LIMIT_SECONDS)
+    except subprocess.TimeoutExpired:
+        return {"failure": f"over {LIMIT_SECONDS} s"}
+    if done.returncode:
+        print(f"{case} failed:\n{done.stderr}", file=sys.stderr)
+        return {"failure": "failed, see above"}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def child(kind: str, interpret: bool = False, **case: Any) -> dict[str, Any]:
+    """Run one case in this process."""
+    try:
+        return {"rate": matrix_rate, "maxsim": maxsim_case, "step": step_case}[kind](**case)
+    except torch.OutOfMemoryError:
+        return {"failure": "out of memory"}
+    except ImportError as error:
+        return {"failure": f"not available: {error}"}
+
+
+def cases(interpret: bool, quick: bool) -> list[dict[str, Any]]:
+    """The measurements, smallest batches first."""
+    if interpret:
+        batches, contenders, budgets, extra = [2], ["einsum", "torch", "triton"], [512], {"interpret": True}
+    else:
+        batches, contenders, extra = [1024, 4096, 16384][: 1 if quick else 3], CONTENDERS, {}
+        budgets = [32_768] if quick else [32_768, 65_536]
+    found: list[dict[str, Any]] = []
+    for batch in batches:
+        for share in (0.01, 1.0):
+            for contender in contenders:
+                found.append(
+                    {"kind": "maxsim", "contender": contender, "batch": batch, "gradient_share": share, **extra}
+                )
+    tiny = {"tiny": True} if interpret else {}
+    for batch in batches:
+        for budget in budgets:
+            for unpad in (False,) if interpret else (False, True):
+                sizes = {"batch": batch, "unpad": unpad, "mini_batch_tokens": budget}
+                found.append({"kind": "step", **sizes, **tiny, **extra})
+    return found
+
+
+def row(case: dict[str, Any], result: dict[str, Any], rate: float) -> list[Any]:
+    """One line of the table."""
+    floor: float | str = ""
+    if case["kind"] == "maxsim":
+        what = [f"MaxSim, {case['contender']}", f"{case['gradient_share']:.0%} of pairs"]
+        flops = 2 * DIM * case["batch"] * Q_TOKENS * int(document_lengths(case["batch"]).sum())
+        floor = 1e3 * flops / rate if rate else ""
+    else:
+        what = [f"step, {'unpadded' if case['unpad'] else 'padded'}", f"{case['mini_batch_tokens']} tokens a chunk"]
+    if "failure" in result:
+        return [case["batch"], *what, result["failure"], "", floor, ""]
+    milliseconds = 1e3 * result["seconds"]
+    times = milliseconds / floor if isinstance(floor, float) else ""
+    return [case["batch"], *what, milliseconds, result["peak_bytes"] / 1e9, floor, times]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="batch 1024 only")
+    parser.add_argument("--interpret", action="store_true", help="tiny cases in Triton's interpreter, on the CPU")
+    parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        print(json.dumps(child(**arguments.child)))
+        return
+    interpret = {"interpret": True} if arguments.interpret else {}
+    speed = run({"kind": "rate", "size": 64 if interpret else 8192, **interpret})
+    rate = speed.get("flops_per_second", 0.0)
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
+    print(f"{name}; bf16 product: {f'{rate / 1e12:.3g} TFLOP/s' if rate else speed['failure']}")
+    rows, records = [], [{"kind": "rate", "device": name, **speed}]
+    for case in cases(arguments.interpret, arguments.quick):
+        result = run(case)
+        records.append({**case, **result})
+        rows.append(row(case, result, rate))
+    columns = ["batch", "what", "how", "ms", "peak GB", "roofline ms", "× roofline"]
+    report("gpu-interpreted" if interpret else "gpu", columns, rows, records)
+
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""The commands as a user types them, in this process."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from colbert_zero import cli
+from colbert_zero.collection import write_beir
+from colbert_zero.recipe import RECIPES, load_recipe
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run a command; returns exit code, standard output, standard error."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["colbert-zero", *map(str, words)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_every_command_is_in_the_help_and_teaches_by_example(command):
+    code, out, _ = command("--help")
+    assert code == 0
+    for name in ("run", "train", "evaluate", "report", "recipes", "schema"):
+        assert name in out
+        if name not in ("recipes", "schema"):
+            assert f"colbert-zero {name}" in command(name, "--help")[1]
+
+
+def test_recipes_are_listed_a_line_each_and_shown_as_they_are(command):
+    lines = command("recipes")[1].splitlines()
+    assert [line.split()[0] for line in lines] == ["quickstart", "smoke"]
+    assert command("recipes", "show", "smoke")[1] == (RECIPES / "smoke.yaml").read_text()
+    code, _, error = command("recipes", "show", "../pyproject")
+    assert code == 2
+    assert "no shipped recipe" in error
+
+
+def test_the_schema_is_the_recipes(command):
+    assert set(json.loads(command("schema")[1])["required"]) == {
+        "name",
+        "model",
+        "sources",
+        "collections",
+        "phases",
+        "pipelines",
+    }
+
+
+def test_evaluate_writes_scores_of_every_query(command, collection, tiny_multi_vector, tmp_path):
+    write_beir(collection, tmp_path / "tiny")
+    tiny_multi_vector.save_pretrained(str(tmp_path / "model"), create_model_card=False)
+    arguments = ("evaluate", tmp_path / "model", "--collection", tmp_path / "tiny", "--json", tmp_path / "s.json")
+    code, out, _ = command(*arguments, "--run", tmp_path / "s.trec")
+    assert code == 0
+    found = json.loads((tmp_path / "s.json").read_text())
+    assert (found["collection"], found["documents"], found["queries"]) == ("tiny", 20, 5)
+    assert set(found["per_query"]) == set(collection.queries)
+    mean = sum(scores["nDCG@10"] for scores in found["per_query"].values()) / 5
+    assert found["scores"]["nDCG@10"] == pytest.approx(mean)
+    assert f"nDCG@10  {mean:.4f}" in out
+    assert len((tmp_path / "s.trec").read_text().splitlines()) == 5 * 20
+
+
+def test_bm25_is_a_model_to_evaluate_too(command, collection, tmp_path):
+    write_beir(collection, tmp_path / "tiny")
+    code, out, _ = command("evaluate", "bm25", "--collection", tmp_path / "tiny")
+    assert code == 0
+    assert "20 documents, 5 queries" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("run", "nowhere.yaml"), "nowhere.yaml: no such file, no shipped recipe"),
+        (("run", "smoke", "--only", "fulll"), "--only fulll: no such pipeline (there are: kd-only"),
+        (("train", "smoke", "--phase", "distillation"), "starts differently in each of several pipelines"),
+        (("report", "nowhere"), "colbert-zero run"),
+        (("run", "smoke", "--set", "phases.unsupervised.temprature=1"), "did you mean temperature?"),
+    ],
+)
+def test_a_mistake_is_one_message_and_exit_code_2(command, words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, error = command(*words)
+    assert code == 2
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_a_full_disk_is_told_without_a_traceback(command, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cli.recipes, "load_recipe", full)
+    code, _, error = command("run", "smoke")
+    assert code == 1
+    assert "No space left on device" in error
+
+
+def test_a_recipes_mistakes_are_told_before_torch_is_imported(tmp_path):
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump({"nam": "x"}))
+    program = "import sys; from colbert_zero.cli import main\ntry:\n main()\nfinally: print('torch' in sys.modules)"
+    arguments = [sys.executable, "-c", program, "run", str(tmp_path / "wrong.yaml")]
+    result = subprocess.run(arguments, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stdout.strip() == "False"
+    assert "did you mean name?" in result.stderr
+
+
+def test_the_readmes_recipe_is_a_valid_one(tmp_path):
+    readme = (RECIPES.parent / "README.md").read_text()
+    (tmp_path / "mine.yaml").write_text(readme.split("```yaml\n")[1].split("```")[0])
+    assert load_recipe(tmp_path / "mine.yaml").name == "mine"
