@@ -9,7 +9,7 @@ the backward pass looks for the best tokens again, in tiles with a gradient only
 it owns, in a fixed order: results are bitwise repeatable. Of equal maxima the first token gets the gradient. Where
 all pairs have a gradient, this costs one more forward pass than keeping the positions would.
 
-Tile sizes are those at which the compiler keeps bf16 kernels in registers on Hopper (dim 128); no speed has been measured.
+Tile sizes keep the bf16 kernels in registers on Hopper (dim 128), by the compiler; no speed has been measured.
 """
 
 from collections.abc import Iterator
