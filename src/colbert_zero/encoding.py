@@ -18,8 +18,13 @@ PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus
 TEXTS_TOKENISED_AT_ONCE = 512
 
 
+def chunk_tokens(device: torch.device) -> int:
+    """Tokens encoded at once where memory does not ask for less: the caches of a CPU want few, a GPU's units many."""
+    return 2048 if device.type == "cpu" else 16_384
+
+
 @torch.no_grad()
-def encode(model: Encoder, texts: list[str], task: Task, mini_batch_tokens: int = 8192) -> Packed:
+def encode(model: Encoder, texts: list[str], task: Task, mini_batch_tokens: int | None = None) -> Packed:
     """Embed texts without gradients, as the model's encode_query and encode_document do.
 
     Args:
@@ -33,19 +38,40 @@ def encode(model: Encoder, texts: list[str], task: Task, mini_batch_tokens: int 
     """
     if not texts:
         return Packed(torch.zeros(0, model.get_embedding_dimension() or 0), torch.zeros(0, dtype=torch.int64))
+    budget = mini_batch_tokens or chunk_tokens(model.device)
     by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    vectors: list[Tensor] = [torch.empty(0)] * len(texts)
+    encoded: list[int] = []
+    parts: list[Packed] = []
     with _evaluating(model):
         for start in range(0, len(texts), TEXTS_TOKENISED_AT_ONCE):
             group = by_length[start : start + TEXTS_TOKENISED_AT_ONCE]
             features = model.preprocess([texts[i] for i in group], prompt=_prompt(model, task), task=task)
-            for rows, chunk in _chunks(features, mini_batch_tokens):
-                embeddings = forward(model, chunk, task)
-                parts = embeddings.values.split(embeddings.lengths.tolist())
-                for row, part in zip(rows, parts, strict=True):
-                    vectors[group[row]] = part
-    lengths = torch.tensor([len(part) for part in vectors], dtype=torch.int64)
-    return Packed(torch.cat(vectors), lengths)
+            chunks = []
+            for rows, chunk in _chunks(features, budget):
+                chunks.append(forward(model, chunk, task))
+                encoded += [group[row] for row in rows]
+            # One copy a group: thousands of small tensors, alive together, would leave the heap in pieces.
+            parts.append(concatenate(chunks))
+    return reorder(concatenate(parts), torch.tensor(encoded).argsort())
+
+
+def concatenate(parts: list[Packed]) -> Packed:
+    """Packed texts, one part after the other."""
+    return Packed(torch.cat([part.values for part in parts]), torch.cat([part.lengths for part in parts]))
+
+
+def reorder(texts: Packed, order: Tensor) -> Packed:
+    """Packed texts in another order, which may repeat or leave out some. Differentiable.
+
+    Args:
+        texts: Packed.
+        order: The new order: place i takes text order[i], (n,), int64, on the CPU.
+    """
+    lengths = texts.lengths[order]
+    first = (texts.lengths.cumsum(0) - texts.lengths)[order]
+    before = lengths.cumsum(0) - lengths
+    rows = torch.repeat_interleave(first - before, lengths) + torch.arange(int(lengths.sum()))
+    return Packed(texts.values.index_select(0, rows.to(texts.values.device)), lengths)
 
 
 def _prompt(model: Encoder, task: Task) -> str | None:

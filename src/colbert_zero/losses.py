@@ -14,12 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from colbert_zero.distributed import gather_documents, gather_rows
-from colbert_zero.encoding import forward
+from colbert_zero.encoding import chunk_tokens, concatenate, forward, reorder
 from colbert_zero.maxsim import Packed, packed_candidate_scores, packed_scores
 
 Columns = list[dict[str, Any]]
-BUCKET_TOKENS = 4096
-"""Tokens encoded at once when all activations are kept: enough to fill the cores, few enough to sort by length."""
 
 
 class Texts:
@@ -114,11 +112,12 @@ class _CachedLoss(nn.Module):
         queries, documents = Texts(features[:1], "query"), Texts(features[1:], "document")
         head = self.head(queries, documents, labels)
         sides = (queries, documents)
-        buckets = [side.chunks(min(self.mini_batch_tokens, BUCKET_TOKENS)) for side in sides]
-        tokens = sum(side.padded(chunks) for side, chunks in zip(sides, buckets, strict=True))
+        budget = min(self.mini_batch_tokens, chunk_tokens(queries.input_ids.device))
+        chunks = [side.chunks(budget) for side in sides]
+        tokens = sum(side.padded(side_chunks) for side, side_chunks in zip(sides, chunks, strict=True))
         if tokens <= self.mini_batch_tokens or not torch.is_grad_enabled():
-            return head(*(self._encode(*both)[0] for both in zip(sides, buckets, strict=True)))
-        return self._cached_loss(sides, head)
+            return head(*(self._encode(*both)[0] for both in zip(sides, chunks, strict=True)))
+        return self._cached_loss(sides, chunks, head)
 
     def head(self, queries: Texts, documents: Texts, labels: Tensor | None) -> Callable[[Packed, Packed], Tensor]:
         """What the loss is, given the packed embeddings of all queries and documents."""
@@ -135,14 +134,11 @@ class _CachedLoss(nn.Module):
             states.append(RandContext(*features.values()))
             parts.append(forward(self.model, features, texts.task))
         order = torch.tensor([i for chunk in chunks for i in chunk])
-        lengths = torch.cat([part.lengths for part in parts])
-        place = order.argsort()
-        rows = _token_rows(lengths, [place.tolist()])[0]
-        values = torch.cat([part.values for part in parts])
-        return Packed(values.index_select(0, rows.to(values.device)), lengths[place]), states
+        return reorder(concatenate(parts), order.argsort()), states
 
-    def _cached_loss(self, sides: tuple[Texts, Texts], head: Callable[[Packed, Packed], Tensor]) -> Tensor:
-        chunks = [side.chunks(self.mini_batch_tokens) for side in sides]
+    def _cached_loss(
+        self, sides: tuple[Texts, Texts], chunks: list[list[list[int]]], head: Callable[[Packed, Packed], Tensor]
+    ) -> Tensor:
         with torch.no_grad():
             embeddings, states = zip(*(self._encode(*both) for both in zip(sides, chunks, strict=True)), strict=True)
         leaves = [Packed(e.values.requires_grad_(), e.lengths) for e in embeddings]
@@ -224,9 +220,7 @@ class DistillationLoss(_CachedLoss):
 
         def loss(query_embeddings: Packed, document_embeddings: Packed) -> Tensor:
             by_query = torch.arange(len(documents)).view(n_ways, -1).T.flatten()
-            lengths = document_embeddings.lengths
-            rows = _token_rows(lengths, [by_query.tolist()])[0].to(document_embeddings.values.device)
-            candidates = Packed(document_embeddings.values[rows], lengths[by_query])
+            candidates = reorder(document_embeddings, by_query)
             scores = packed_candidate_scores(query_embeddings, candidates, n_ways)
             return distillation_loss(
                 self._normalised(scores, query_embeddings), labels, self.temperature, self.teacher_temperature

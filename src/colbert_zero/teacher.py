@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 
 from colbert_zero.bm25 import Bm25
-from colbert_zero.encoding import encode
+from colbert_zero.encoding import encode, reorder
 from colbert_zero.evaluation import Run
 from colbert_zero.losses import min_max
-from colbert_zero.maxsim import Packed, packed_candidate_scores
+from colbert_zero.maxsim import packed_candidate_scores
 from colbert_zero.model import Model
 from colbert_zero.negatives import share_out, spread
 from colbert_zero.recipe import Scored, Teacher
@@ -100,10 +100,7 @@ def _model_scores(model: Model, queries: list[str], candidates: torch.Tensor, so
     """MaxSim of each query with its candidates, (queries, n_ways); every distinct document is encoded once."""
     distinct, places = torch.unique(candidates, return_inverse=True)
     part = next(iter(source.parts.values()))
-    encoded = encode(model, part.texts(distinct.numpy()), "document")
-    parts = encoded.values.split(encoded.lengths.tolist())
-    order = places.flatten()
-    documents = Packed(torch.cat([parts[i] for i in order.tolist()]), encoded.lengths[order])
+    documents = reorder(encode(model, part.texts(distinct.numpy()), "document"), places.flatten())
     return packed_candidate_scores(encode(model, queries, "query"), documents, candidates.shape[1]).cpu()
 
 
