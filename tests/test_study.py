@@ -296,6 +296,7 @@ def test_other_prompts_in_a_later_phase_are_refused_before_it_trains(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_smoke_recipe_killed_five_times_ends_with_the_scores_of_an_undisturbed_run(tmp_path):
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
 
@@ -305,7 +306,6 @@ def test_the_smoke_recipe_killed_five_times_ends_with_the_scores_of_an_undisturb
     started = time.monotonic()
     subprocess.run(command("whole"), check=True, env=environment, capture_output=True)
     seconds = time.monotonic() - started
-    finished_at = (tmp_path / "whole" / "results.json").stat().st_mtime_ns
     again = subprocess.run(command("whole"), check=True, env=environment, capture_output=True, text=True)
     assert "loss" not in again.stdout
     for k in range(5):
@@ -316,7 +316,6 @@ def test_the_smoke_recipe_killed_five_times_ends_with_the_scores_of_an_undisturb
         process.send_signal(signal.SIGKILL)
         process.wait()
     subprocess.run(command("killed"), check=True, env=environment, capture_output=True)
-    assert finished_at
     whole, killed = (read_json(tmp_path / name / "results.json") for name in ("whole", "killed"))
     assert {n: s["scores"] for n, s in whole["systems"].items()} == {
         n: s["scores"] for n, s in killed["systems"].items()
