@@ -4,6 +4,7 @@ Both are ordinary sentence-transformers losses: `loss(features, labels)` with on
 first. Dense embeddings are texts of one token, so the same code trains dense and multi-vector models.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -70,7 +71,7 @@ class Texts:
         return (real * weights.to(real.device)).sum(1)
 
 
-class _CachedLoss(nn.Module):
+class _CachedLoss(nn.Module, ABC):
     """GradCache (Gao et al. 2021, arXiv 2101.06983): a loss over the whole batch in the memory of one chunk.
 
     1. Encode every chunk without gradient.
@@ -119,9 +120,9 @@ class _CachedLoss(nn.Module):
             return head(*(self._encode(*both)[0] for both in zip(sides, chunks, strict=True)))
         return self._cached_loss(sides, chunks, head)
 
+    @abstractmethod
     def head(self, queries: Texts, documents: Texts, labels: Tensor | None) -> Callable[[Packed, Packed], Tensor]:
         """What the loss is, given the packed embeddings of all queries and documents."""
-        raise NotImplementedError
 
     def _normalised(self, scores: Tensor, queries: Packed) -> Tensor:
         return scores / queries.lengths.clamp_min(1).to(scores)[:, None] if self.length_normalised else scores
