@@ -125,6 +125,17 @@ def contradictions(data: dict[str, Any]) -> list[str]:
             wrong.append(f"sources.{name}: give either `path`, or all three of `train`, `queries` and `documents`")
         if source.get("kind") == "hub" and (len(tables) not in (0, 3) or (tables and _given(source, "configs"))):
             wrong.append(f"sources.{name}: give either `configs`, or all three of `train`, `queries` and `documents`")
+        if source.get("kind") in ("parquet", "hub"):
+            if source.get("streaming") is True and tables:
+                wrong.append(
+                    f"sources.{name}.streaming: the three-table form looks texts up by their ids and cannot be "
+                    "streamed; leave `streaming` out"
+                )
+            if _given(source, "shuffle_buffer") and source.get("streaming") in (None, False):
+                wrong.append(
+                    f"sources.{name}.shuffle_buffer: only for what is streamed (the rest is shuffled as a whole); "
+                    "leave it out, or add `streaming: true`"
+                )
     for name, teacher in _entries(data, "teachers"):
         if not (teacher.get("pipeline") and teacher.get("pipeline_weight", 1)) and not teacher.get("bm25_weight"):
             wrong.append(f"teachers.{name}: needs a `pipeline`, a `bm25_weight` above 0, or both")
@@ -199,6 +210,11 @@ def _wrong_sources(recipe: "Recipe", names: dict[str, Any]) -> list[str]:
             of = recipe.sources.get(source.of)
             if source.of not in names["sources"]:
                 wrong.append(f"{place}.of: no source {source.of!r}{near(source.of, names['sources'])}")
+            elif source.kind == "mined" and _is_streamed(of):
+                wrong.append(
+                    f"{place}.of: {source.of!r} is only streamed, and mining needs all its documents; take "
+                    f"`streaming` out of sources.{source.of}, perhaps with a `limit`"
+                )
             elif source.kind == "mined" and of and not _has_pairs(of, allow_mined=False):
                 wrong.append(f"{place}.of: {source.of!r} has no plain pairs ({of.kind}); mine a source of pairs")
             elif source.kind == "scored" and of and of.kind != "mined":
@@ -216,11 +232,20 @@ def _wrong_sources(recipe: "Recipe", names: dict[str, Any]) -> list[str]:
         place, of = f"collections.{name}", recipe.sources.get(held.source)
         if held.source not in names["sources"]:
             wrong.append(f"{place}.source: no source {held.source!r}{near(held.source, names['sources'])}")
+        elif _is_streamed(of):
+            wrong.append(
+                f"{place}.source: {held.source!r} is only streamed, and pairs are held out before training; name "
+                f"another source, or take `streaming` out of sources.{held.source}"
+            )
         elif of and not _has_pairs(of, allow_mined=False):
             wrong.append(f"{place}.source: {held.source!r} has no plain pairs ({of.kind}); name a source of pairs")
         if held.queries and held.queries > held.documents:
             wrong.append(f"{place}.queries: {held.queries} is more than the {held.documents} pairs held out")
     return wrong
+
+
+def _is_streamed(source: Any) -> bool:
+    return source is not None and source.kind in ("parquet", "hub") and source.streaming
 
 
 def _has_pairs(source: Any, allow_mined: bool) -> bool:

@@ -124,6 +124,14 @@ class _Table(_Source):
     """Three-table form: files of `document_id` and `text`."""
 
 
+class _Streamable(_Part):
+    streaming: bool = False
+    """Read the rows as training comes to them, through a bounded shuffle buffer, and copy nothing."""
+    shuffle_buffer: Int | None = Field(None, ge=2)
+    """With `streaming`: rows of a part that are held and shuffled among themselves, 65,536 by default, rounded up to
+    whole batches."""
+
+
 class Jsonl(_Table):
     """JSON lines, plain or gzipped (.gz)."""
 
@@ -131,14 +139,14 @@ class Jsonl(_Table):
     """JSON lines."""
 
 
-class Parquet(_Table):
+class Parquet(_Table, _Streamable):
     """Parquet files."""
 
     kind: Literal["parquet"]
     """Parquet files."""
 
 
-class Hub(_Source):
+class Hub(_Source, _Streamable):
     """A data set of the Hugging Face Hub, or a local folder of the same layout."""
 
     kind: Literal["hub"]
