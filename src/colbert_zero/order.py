@@ -2,6 +2,9 @@
 
 Every batch comes from one source. Sources are drawn in proportion to rows ** alpha. Nothing is stored per row: a keyed
 permutation is computed where it is needed, so the memory is O(sources) and reaching any step costs the same.
+
+A source that can only be streamed is cut into blocks of consecutive rows. Its batches come block by block, and rows are
+permuted within their block alone; to know which of its batches is next, 8 bytes a batch are kept of the current epoch.
 """
 
 import hashlib
@@ -10,6 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 _ROUNDS = 6
+_SLOTS = 1 << 20
 
 
 def _mix(values: np.ndarray, key: int) -> np.ndarray:
@@ -64,10 +68,20 @@ class Order:
         global_batch_size: Queries per optimiser step.
         seed: Names the order; the same seed, sources and batch size give the same batches.
         alpha: Sources are drawn in proportion to rows ** alpha (1 in the paper, 0.5 in LateOn).
+        blocks: Rows of a block of each streamed source; whole batches.
     """
 
-    def __init__(self, rows: Mapping[str, int], global_batch_size: int, seed: int, alpha: float = 1.0):
-        self.rows = dict(rows)
+    def __init__(
+        self,
+        rows: Mapping[str, int],
+        global_batch_size: int,
+        seed: int,
+        alpha: float = 1.0,
+        blocks: Mapping[str, int] | None = None,
+    ):
+        self.rows, self.blocks = dict(rows), dict(blocks or {})
+        if any(size % global_batch_size for size in self.blocks.values()):
+            raise ValueError(f"blocks must hold whole batches of {global_batch_size}: {self.blocks}")
         self.global_batch_size = global_batch_size
         self.seed = seed
         self.names = [name for name, count in rows.items() if count >= global_batch_size]
@@ -79,6 +93,7 @@ class Order:
             shares = weights / weights.sum() * self._whole.sum()
             self._drawn = np.maximum(1, np.rint(shares)).astype(np.int64)
         self._ends = np.cumsum(self._drawn)
+        self._streamed: dict[int, dict[str, np.ndarray]] = {}
 
     @property
     def batches_per_epoch(self) -> int:
@@ -96,8 +111,36 @@ class Order:
         epoch, slot = divmod(step, self.batches_per_epoch)
         slot = int(permute(np.array([slot]), self.batches_per_epoch, self.seed, epoch)[0])
         index = int(np.searchsorted(self._ends, slot, side="right"))
-        drawn = int(self._drawn[index])
-        return self.names[index], epoch * drawn + slot - int(self._ends[index]) + drawn
+        name, drawn = self.names[index], int(self._drawn[index])
+        if name in self.blocks:
+            return name, self._batches_before(name, step)
+        return name, epoch * drawn + slot - int(self._ends[index]) + drawn
+
+    def block(self, name: str, step: int) -> int:
+        """Block of a streamed source that its first batch from `step` on lies in."""
+        size = self.global_batch_size
+        return self._batches_before(name, step) % (self.rows[name] // size) * size // self.blocks[name]
+
+    def _batches_before(self, name: str, step: int) -> int:
+        """How many batches of a streamed source come before a step: a stream is read in order."""
+        epoch, slot = divmod(step, self.batches_per_epoch)
+        # Batches are read ahead while a step trains: around an epoch's end both epochs are asked for.
+        if epoch not in (known := self._streamed):
+            near = {e: slots for e, slots in known.items() if abs(e - epoch) == 1}
+            known = self._streamed = near | {epoch: self._streamed_slots(epoch)}
+        drawn = int(self._drawn[self.names.index(name)])
+        return epoch * drawn + int(np.searchsorted(known[epoch][name], slot))
+
+    def _streamed_slots(self, epoch: int) -> dict[str, np.ndarray]:
+        """Slots of an epoch, counted from its start, that each streamed source has."""
+        found: dict[str, list[np.ndarray]] = {name: [] for name in self.names if name in self.blocks}
+        for start in range(0, self.batches_per_epoch, _SLOTS):
+            slots = np.arange(start, min(start + _SLOTS, self.batches_per_epoch))
+            drawn = permute(slots, self.batches_per_epoch, self.seed, epoch)
+            sources = np.searchsorted(self._ends, drawn, side="right")
+            for name, parts in found.items():
+                parts.append(slots[sources == self.names.index(name)])
+        return {name: np.concatenate(parts) for name, parts in found.items()}
 
     def batch(self, step: int) -> tuple[str, np.ndarray]:
         """Source and row numbers of batch `step` (from 0): (global_batch_size,) int64."""
@@ -106,4 +149,9 @@ class Order:
         positions = np.arange(within * self.global_batch_size, (within + 1) * self.global_batch_size)
         # The name, not the index, keys the rows: adding a source leaves the others' permutations as they were.
         key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
-        return name, permute(positions, self.rows[name], self.seed, epoch, key)
+        if name not in self.blocks:
+            return name, permute(positions, self.rows[name], self.seed, epoch, key)
+        block = int(positions[0]) // self.blocks[name]
+        first = block * self.blocks[name]
+        size = min(self.blocks[name], self.rows[name] - first)
+        return name, first + permute(positions - first, size, self.seed, epoch, key, block)
