@@ -11,7 +11,8 @@ import torch
 
 from colbert_zero.model import Model
 from colbert_zero.order import Order
-from colbert_zero.sources import Part
+from colbert_zero.rows import Part
+from colbert_zero.streams import StreamedPart
 
 
 class Batches:
@@ -27,6 +28,7 @@ class Batches:
 
     def __init__(self, parts: Mapping[str, Part], order: Order, model: Model, steps: int, negatives: int):
         self.parts, self.order, self.steps, self.negatives = parts, order, steps, negatives
+        self.streams = {name: part for name, part in parts.items() if isinstance(part, StreamedPart)}
         self.tokenize = _tokenizer(model)
         # The losses sort texts by length and take the padding out themselves, chunk by chunk.
         for module in model.modules():
@@ -48,6 +50,23 @@ class Batches:
         if "scores" in rows:
             batch["label"] = torch.tensor(rows["scores"])
         return batch
+
+    def stream_states(self, step: int) -> dict[str, Any]:
+        """From where each streamed part can be read on for batch `step` and all that follow; JSON, for a checkpoint.
+
+        Batches that were read ahead do not matter.
+        """
+        read = [name for name in self.streams if name in self.order.names]
+        return {name: self.streams[name].state(self.order.block(name, step)) for name in read}
+
+    def restore_streams(self, states: Mapping[str, Any]) -> None:
+        """Let streamed parts go on from a checkpoint's states rather than from their start."""
+        for name, state in states.items():
+            self.streams[name].restore(state)
+
+    def dropped(self) -> dict[str, dict[str, int]]:
+        """Rows of streamed parts left out so far, by part and reason."""
+        return {name: part.dropped for name, part in self.streams.items() if part.dropped}
 
 
 class Prefetched:

@@ -9,7 +9,8 @@ from colbert_zero.bm25 import Bm25
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.recipe import Mined
 from colbert_zero.records import atomic_folder, write_json
-from colbert_zero.sources import DOCUMENTS, MINED, Part, Progress, Source, arrow_file, open_source
+from colbert_zero.rows import Part
+from colbert_zero.sources import DOCUMENTS, MINED, Progress, Source, arrow_file, open_source
 
 _BLOCK = 512
 
@@ -84,7 +85,7 @@ def _documents(name: str, spec: Mined, source: Source) -> tuple[dict[str, int], 
     """The distinct documents, text -> number, and the numbers of each query's answers."""
     texts: dict[str, int] = {}
     answers: dict[str, set[int]] = {}
-    for part in source.parts.values():
+    for part in source.tables.values():
         if "document" not in part.rows.column_names:
             raise ColbertZeroError(f"sources.{name}.of: {source.name} has scored candidates, not pairs to mine")
         for batch in part.rows.data.table.select(["query", "document"]).to_batches():

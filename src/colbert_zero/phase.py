@@ -82,7 +82,8 @@ def order_of(spec: recipes.Phase, parts: dict[str, Part], seed: int, name: str) 
         ColbertZeroError: No source has as many rows as a batch, or too few negatives or unequal candidates.
     """
     rows = {part: len(table) for part, table in parts.items()}
-    order = Order(rows, spec.global_batch_size, seed, spec.alpha)
+    blocks = {part: table.block for part, table in parts.items() if table.block}
+    order = Order(rows, spec.global_batch_size, seed, spec.alpha, blocks)
     if not order.names:
         raise too_large(name, spec, rows)
     return order

@@ -5,10 +5,10 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,36 @@ _LONGEST_LINE = 1 << 26
 _LARGEST_SCORE = float(np.finfo(np.float32).max)
 _BATCH_ROWS = 1000
 Rows = Iterator[tuple[str, Any]]
+
+
+class Part(Protocol):
+    """What training needs of a part of a source, be it prepared or streamed."""
+
+    @property
+    def name(self) -> str:
+        """SOURCE/PART."""
+
+    @property
+    def scored(self) -> bool:
+        """Whether its rows are candidates with scores rather than pairs."""
+
+    @property
+    def block(self) -> int | None:
+        """Rows that are shuffled among themselves, whole batches; None: all of them."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> dict[str, list[Any]]:
+        """Columns of these rows as texts: `query`, and `document` and `negatives`, or `documents` and `scores`."""
+
+    def lengths(self) -> list[int]:
+        """The different numbers of candidates, or of hard negatives, that rows have."""
+
+    def sample(self, most: int) -> Iterator[dict[str, list[Any]]]:
+        """Columns of the rows a tokenizer is trained on, a thousand at a time; `most` is for what is streamed."""
+
+    def for_phase(self, spec: recipes.Phase) -> "Part":
+        """The part as a phase reads it."""
 
 
 class BadRow(Exception):
@@ -72,9 +102,14 @@ def tables(name: str, spec: Any, key: str) -> Iterator[tuple[str, str, Rows]]:
         return
     read = _jsonl_rows if isinstance(spec, recipes.Jsonl) else _parquet_rows
     files = input_files(name, key, getattr(spec, key))
+    for part, file in zip(part_names(files), files, strict=True):
+        yield part, str(file), read(file)
+
+
+def part_names(files: list[Path]) -> list[str]:
+    """What the parts of these files are called: as the file, or as its path where two files share a name."""
     stems = [file.name.removesuffix(".gz").rsplit(".", 1)[0] for file in files]
-    for file, stem in zip(files, stems, strict=True):
-        yield stem if stems.count(stem) == 1 else str(file), str(file), read(file)
+    return [stem if stems.count(stem) == 1 else str(file) for file, stem in zip(files, stems, strict=True)]
 
 
 def _hub_tables(name: str, spec: recipes.Hub, key: str) -> Iterator[tuple[str, str, Rows]]:

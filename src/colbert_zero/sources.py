@@ -1,7 +1,7 @@
 """Training sources: docstrings, JSON lines, Parquet and Hub data sets, checked row by row and kept as Arrow files.
 
 A source has parts (a package, a file, a configuration); a batch comes from one part. Prepared sources are
-memory-mapped: a row is read where it lies, text never fills the memory.
+memory-mapped: a row is read where it lies, text never fills the memory. Streamed sources are not prepared (streams.py).
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import itertools
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +31,7 @@ from colbert_zero.records import atomic_folder, file_fingerprint, fingerprint, r
 from colbert_zero.rows import (
     PAIRS,
     BadRow,
+    Part,
     Rows,
     as_identifier,
     as_object,
@@ -43,6 +44,7 @@ from colbert_zero.rows import (
     tables,
     value_of,
 )
+from colbert_zero.streams import is_streamed, look_up, streamed_parts
 
 MINED = pa.schema([("query", pa.string()), ("document", pa.int64()), ("negatives", pa.list_(pa.int64()))])
 DOCUMENTS = pa.schema([("text", pa.string())])
@@ -52,8 +54,8 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Part:
-    """Rows of one part of a source, memory-mapped.
+class ArrowPart:
+    """Rows of one part of a prepared source, memory-mapped.
 
     Attributes:
         name: SOURCE/PART.
@@ -67,6 +69,30 @@ class Part:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def scored(self) -> bool:
+        """Whether its rows are candidates with scores rather than pairs."""
+        return "scores" in self.rows.column_names
+
+    @property
+    def block(self) -> None:
+        """All rows are shuffled among themselves."""
+        return None
+
+    def lengths(self) -> list[int]:
+        """The different numbers of candidates, or of hard negatives, that rows have."""
+        column = self.rows.data.column("documents" if self.scored else "negatives")
+        return pc.unique(pc.list_value_length(column)).to_pylist()
+
+    def sample(self, most: int) -> Iterator[dict[str, list[Any]]]:
+        """Columns of all rows, a thousand at a time."""
+        for row in range(0, len(self), _BATCH_ROWS):
+            yield self.read(range(row, min(row + _BATCH_ROWS, len(self))))
+
+    def for_phase(self, spec: recipes.Phase) -> "ArrowPart":
+        """Itself: every phase reads it alike."""
+        return self
 
     def read(self, indices: Sequence[int] | np.ndarray) -> dict[str, list[Any]]:
         """Columns of these rows as texts: `query`, and `document` and `negatives`, or `documents` and `scores`."""
@@ -96,12 +122,17 @@ class Source:
     id: str
     folder: Path
     record: dict[str, Any]
-    parts: dict[str, Part]
+    parts: Mapping[str, Part]
+
+    @property
+    def tables(self) -> dict[str, ArrowPart]:
+        """The parts of a source that is prepared, not streamed."""
+        return {name: part for name, part in self.parts.items() if isinstance(part, ArrowPart)}
 
     @property
     def documents(self) -> Dataset | None:
         """The table of documents that mined and scored sources share among their parts."""
-        return next(iter(self.parts.values())).documents
+        return next(iter(self.tables.values())).documents
 
 
 def open_source(name: str, folder: Path) -> Source:
@@ -112,7 +143,7 @@ def open_source(name: str, folder: Path) -> Source:
     parts = {}
     for number, part in enumerate(record["parts"]):
         rows = Dataset.from_file(str(folder / f"{number}.arrow"))
-        parts[f"{name}/{part}"] = Part(f"{name}/{part}", rows, table)
+        parts[f"{name}/{part}"] = ArrowPart(f"{name}/{part}", rows, table)
     return Source(name, record["id"], folder, record, parts)
 
 
@@ -167,6 +198,8 @@ def source_id(name: str, recipe: recipes.Recipe, data: Path) -> str:
         inputs = {key: _fingerprints(found, found[0].parent, data) for key, found in files.items()}
     # Where the data lie is not what they are: a folder that moved is not prepared again.
     places = {"path"} if isinstance(spec, recipes.Hub) else {"path", "train", "queries", "documents"}
+    if not is_streamed(spec):
+        places |= {"streaming", "shuffle_buffer"}
     entry = spec.model_dump(exclude=places)
     return fingerprint(_VERSION, entry, inputs, held_out, recipe.seed if held_out else 0)
 
@@ -224,6 +257,8 @@ def prepare_source(
     """
     identity = source_id(name, recipe, data)
     folder = data / f"{name}-{identity}"
+    if is_streamed(recipe.sources[name]):
+        return _streamed(name, recipe.sources[name], identity, data)
     if (folder / "source.json").is_file():
         return open_source(name, folder)
     spec, started, dropped = recipe.sources[name], time.monotonic(), Counter[str]()
@@ -245,6 +280,25 @@ def prepare_source(
         }  # fmt: skip
         write_json(temporary / "source.json", record)
     return open_source(name, folder)
+
+
+def _streamed(name: str, spec: Any, identity: str, data: Path) -> Source:
+    """A source of which nothing is copied: only what its parts are is looked up, once, and kept."""
+    folder, started = data / f"{name}-{identity}", time.monotonic()
+    if not (folder / "source.json").is_file():
+        if isinstance(spec, recipes.Hub) and isinstance(commit := _hub_fingerprint(name, spec, data), str):
+            spec = spec.model_copy(update={"revision": commit})  # a branch may move while training streams it
+        found = look_up(name, spec)
+        record = {
+            "id": identity, "kind": spec.kind, "parts": {part: rows for part, (rows, _) in found.items()},
+            "rows": sum(rows for rows, _ in found.values()), "dropped": {}, "held_out": 0,
+            "streamed": {part: first for part, (_, first) in found.items()},
+            "revision": getattr(spec, "revision", None), "seconds": round(time.monotonic() - started, 3),
+        }  # fmt: skip
+        with atomic_folder(folder) as temporary:
+            write_json(temporary / "source.json", record)
+    record = read_json(folder / "source.json")
+    return Source(name, identity, folder, record, streamed_parts(name, spec, record))
 
 
 def _write_docstrings(

@@ -13,7 +13,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Protocol
 
-import pyarrow.compute as pc
 import torch
 
 from colbert_zero import recipe as recipes
@@ -35,6 +34,8 @@ DEPTH = 100
 """Documents kept per query in a run; R@100 needs as many."""
 _FUSION_DEPTH = 1000
 _NO_LIMIT = 10**9
+_TOKENIZER_ROWS = 100_000
+"""Rows of a streamed source that a tokenizer is trained on: its parts' first ones."""
 
 
 class Show(Protocol):
@@ -152,6 +153,8 @@ class Study:
 
     def source(self, name: str) -> Source:
         """A source, made now if it is mined or scored and not there yet."""
+        if name not in self.sources and self._root(name) == name:
+            self.sources[name] = prepare_source(name, self.recipe, self.data, self.cache, None)
         if name not in self.sources:
             spec, identity = self.recipe.sources[name], self.source_id(name)
             folder = self.data / f"{name}-{identity}"
@@ -189,10 +192,10 @@ class Study:
             roots = dict.fromkeys(self._root(name) for phase in self.recipe.phases.values() for name in phase.sources)
             texts = (
                 text
-                for name in roots
-                for part in self.source(name).parts.values()
-                for row in range(0, len(part), 1000)
-                for column in _text_columns(part.read(range(row, min(row + 1000, len(part)))))
+                for parts in (self.source(name).parts for name in roots)
+                for part in parts.values()
+                for rows in part.sample(_TOKENIZER_ROWS // len(parts))
+                for column in _text_columns(rows)
                 for text in column
             )
             markers = [self.recipe.markers.query, self.recipe.markers.document]
@@ -204,8 +207,9 @@ class Study:
         return str(folder), {}
 
     def parts(self, spec: recipes.Phase) -> dict[str, Part]:
-        """All parts of a phase's sources, checked for what the phase needs of them."""
-        return {name: part for source in spec.sources for name, part in self.source(source).parts.items()}
+        """All parts of a phase's sources, as it reads them."""
+        parts = (part for source in spec.sources for part in self.source(source).parts.values())
+        return {part.name: part.for_phase(spec) for part in parts}
 
     def train(self, chain: tuple[str, ...]) -> dict[str, Any]:
         """The record of a chain's last phase, trained now if it is not yet."""
@@ -274,8 +278,8 @@ class Study:
             parts = self.sources[self._root(source)].parts
             total = sum(len(part) for part in parts.values())
             for part, table in parts.items():
-                if spec.objective == "distillation" and "documents" in table.rows.column_names:
-                    ways = max(ways, len(table.rows[0]["documents"]))
+                if spec.objective == "distillation" and table.scored:
+                    ways = max(ways, *table.lengths())
                 rows[f"{source}:{part}"] = len(table) if count is None else len(table) * min(count, total) // total
         order = Order(rows, spec.global_batch_size, self.recipe.seed, spec.alpha)
         if not order.names:
@@ -337,12 +341,11 @@ def check_columns(name: str, spec: recipes.Phase, parts: dict[str, Part]) -> Non
         ColbertZeroError: Names the part, what it lacks and the mend.
     """
     for part in parts.values():
-        scored = "scores" in part.rows.column_names
+        scored = part.scored
         if scored != (spec.objective == "distillation"):
             has, wants = ("scored candidates", "pairs") if scored else ("pairs", "candidates with scores")
             raise ColbertZeroError(f"phases.{name}.sources: {part.name} has {has}, {spec.objective} needs {wants}")
-        column = part.rows.data.column("documents" if scored else "negatives")
-        lengths = pc.unique(pc.list_value_length(column)).to_pylist()
+        lengths = part.lengths()
         if scored and len(lengths) > 1:
             raise ColbertZeroError(
                 f"phases.{name}.sources: {part.name} has rows of {min(lengths)} to {max(lengths)} candidates; "

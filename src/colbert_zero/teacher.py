@@ -59,7 +59,7 @@ def score(
             for text in documents["text"]:
                 write({"text": text})
         kept: dict[str, int] = {}
-        for part in source.parts.values():
+        for part in source.tables.values():
             rows = spread(part, counts[part.name])
             with arrow_file(temporary / f"{len(kept)}.arrow", CANDIDATES) as write:
                 for start in range(0, len(rows), _BLOCK):
@@ -99,7 +99,7 @@ def score(
 def _model_scores(model: Model, queries: list[str], candidates: torch.Tensor, source: Source) -> torch.Tensor:
     """MaxSim of each query with its candidates, (queries, n_ways); every distinct document is encoded once."""
     distinct, places = torch.unique(candidates, return_inverse=True)
-    part = next(iter(source.parts.values()))
+    part = next(iter(source.tables.values()))
     documents = reorder(encode(model, part.texts(distinct.numpy()), "document"), places.flatten())
     return packed_candidate_scores(encode(model, queries, "query"), documents, candidates.shape[1]).cpu()
 
