@@ -78,24 +78,24 @@ def refusal(act: Callable[[], Any], tmp_path: Path) -> str:
 MIXTURES = st.dictionaries(st.text(min_size=1, max_size=3), st.integers(0, 300), min_size=1, max_size=5)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(MIXTURES, st.integers(2, 20), st.integers(1, 6), st.integers(0, 3), st.integers(0, 2), st.data())
 def test_a_batch_lies_in_one_block_and_an_epoch_reads_each_row_once(
     rows: dict[str, int], size: int, batches: int, seed: int, epoch: int, draw: st.DataObject
 ) -> None:
     streamed = draw.draw(st.sets(st.sampled_from(sorted(rows))))
     block = size * batches
-    order = Order(rows, size, seed, blocks=dict.fromkeys(streamed, block))
-    assert order.dropped == Order(rows, size, seed).dropped
+    order, whole = Order(rows, size, seed, blocks=dict.fromkeys(streamed, block)), Order(rows, size, seed)
+    assert order.dropped == whole.dropped
     seen: dict[str, list[np.ndarray]] = {name: [] for name in rows}
     for step in range(epoch * order.batches_per_epoch, (epoch + 1) * order.batches_per_epoch):
         waiting = {name: order.block(name, step) for name in order.names if name in streamed}
         name, numbers = order.batch(step)
-        assert name == Order(rows, size, seed).batch(step)[0]
+        assert name == whole.source(step)[0]
         if name in streamed:
             assert set(numbers // block) == {waiting[name]}
         else:
-            assert numbers.tolist() == Order(rows, size, seed).batch(step)[1].tolist()
+            assert numbers.tolist() == whole.batch(step)[1].tolist()
         seen[name].append(numbers)
     for name, parts in seen.items():
         read = np.concatenate(parts).tolist() if parts else []
@@ -106,7 +106,7 @@ def test_a_batch_lies_in_one_block_and_an_epoch_reads_each_row_once(
 
 
 def test_a_step_of_a_streamed_source_is_computed_directly_with_whatever_alpha() -> None:
-    rows, blocks = {"a": 1000, "b": 90, "c": 333}, {"a": 64, "b": 16}
+    rows, blocks = {"a": 1000, "b": 88, "c": 333}, {"a": 64, "b": 16}
     for alpha in (1.0, 0.5):
         walked = Order(rows, 8, 3, alpha, blocks)
         steps = [walked.batch(step) for step in range(3 * walked.batches_per_epoch)]
@@ -261,24 +261,25 @@ def test_a_step_is_the_same_from_the_start_and_from_a_saved_position_also_twice_
 def test_going_on_from_a_saved_position_does_not_read_what_came_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = recipe({"path": parquet(tmp_path / "r.parquet", pairs(6000), 500), "shuffle_buffer": 1000})
+    made = recipe({"path": parquet(tmp_path / "r.parquet", pairs(40_000), 2000), "shuffle_buffer": 8000})
     (part,) = parts_of(tmp_path, made).values()
     part.read([0])
-    part.read([3000])
+    part.read([24_000])
     state = part.state(3)
     assert state["block"] == 3
     reader = Reader(monkeypatch)
     (restored,) = parts_of(tmp_path, made).values()
     restored.restore(json.loads(json.dumps(state)))
-    assert restored.read([3456])["query"] == texts([3456])
-    assert restored.read([5999])["query"] == texts([5999])
-    assert min(reader.groups) >= 4
-    assert Counter(reader.groups).most_common(1)[0][1] == 1
+    assert restored.read([24_567])["query"] == texts([24_567])
+    assert restored.read([39_999])["query"] == texts([39_999])
+    # The block begins with row group 12; the library's positions lie up to three thousand rows before.
+    assert reader.groups == list(range(reader.groups[0], 20))
+    assert 10 <= reader.groups[0] <= 12
     # Without a position the blocks before are passed over, once.
     reader.groups.clear()
     (fresh,) = parts_of(tmp_path, made).values()
-    assert fresh.read([3456])["query"] == texts([3456])
-    assert reader.groups == sorted(set(reader.groups)) == list(range(8))
+    assert fresh.read([24_567])["query"] == texts([24_567])
+    assert reader.groups == list(range(16))
 
 
 def test_an_epoch_reads_the_stream_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,11 +367,9 @@ def test_bad_rows_may_be_passed_over_counted_once_and_replaced(tmp_path: Path) -
     seen = Counter[str]()
     for step in range(3 * order.batches_per_epoch):
         seen.update(parts["s/r"].read(order.batch(step)[1])["query"])
-    # 100 rows, of which 90 can be used: 4 are dropped an epoch for the batch, the first 10 come twice.
-    assert set(seen) <= set(texts(range(90)))
-    assert min(seen[text] for text in texts(range(10))) > 3 - 1
-    assert seen.total() == 3 * 96
-    assert parts["s/r"].dropped == {"`document` is empty": 10, READ_AGAIN: 10}
+    # Of 100 rows 90 can be used. An epoch has 96 in whole batches: the first 6 usable ones come twice.
+    assert seen == Counter(texts(range(90)) * 3 + texts(range(6)) * 3)
+    assert parts["s/r"].dropped == {"`document` is empty": 10, READ_AGAIN: 6}
 
 
 def test_a_first_row_that_cannot_be_used_is_told_before_training(tmp_path: Path) -> None:
@@ -414,8 +413,7 @@ def test_rows_that_a_phase_cannot_use_are_bad_rows(tmp_path: Path) -> None:
 
 def test_a_stream_that_broke_off_can_be_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = recipe({"path": parquet(tmp_path / "r.parquet", pairs(3000), 500), "shuffle_buffer": 400})
-    (part,) = parts_of(tmp_path, made).values()
-    part.read([0])
+    parts_of(tmp_path, made)
     original, broken = Parquet._generate_tables, [True]
 
     def breaking(builder: Any, files: Any, row_groups_list: Any) -> Iterator[Any]:
@@ -425,6 +423,8 @@ def test_a_stream_that_broke_off_can_be_read_again(tmp_path: Path, monkeypatch: 
         yield from original(builder, files, row_groups_list)
 
     monkeypatch.setattr(Parquet, "_generate_tables", breaking)
+    (part,) = parts_of(tmp_path, made).values()
+    part.read([0])
     told = refusal(lambda: part.read([2100]), tmp_path)
     assert told.startswith("r.parquet: not a readable Parquet file (the line is dead)")
     for number in (2100, 2900, 10):
