@@ -149,8 +149,11 @@ def fail(message: str) -> bool:
     if _watch is None:
         return os.environ.get("RANK", "0") == "0"
     watch, _watch = _watch, None
+    # A launcher ends the others as soon as one has failed; this one is ending already.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    prints = watch.rank == 0 or not watch.main_says(message)
     watch.leave(f"{_FAILED}: {message}")
-    return watch.rank == 0 or not watch.main_says(message)
+    return prints
 
 
 def cause_of(error: RuntimeError) -> Exception:
