@@ -12,6 +12,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -239,13 +240,16 @@ def test_training_killed_at_ten_moments_and_resumed_by_one_or_three_sees_the_sam
     for attempt in range(10):
         world = 2 if attempt == 0 else (1, 3)[attempt % 2]
         process = subprocess.Popen(
-            launch(world, *command), cwd=killed, env=environment(**log("killed", attempt)), start_new_session=True,
+            launch(world, *command), cwd=killed, env=environment(**log("killed", attempt)),
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         goal = steps_before + moments.randrange(3, 60)
         wait_for(lambda goal=goal, process=process: process.poll() is not None or newest_step(killed) >= goal, 240)
         time.sleep(moments.random() / 5)
-        os.killpg(process.pid, signal.SIGKILL)
+        assert process.poll() is None
+        # All at once: the launcher and what it launched, in no order.
+        for victim in [process, *psutil.Process(process.pid).children(recursive=True)]:
+            victim.kill()
         process.wait()
         steps_before = newest_step(killed)
     assert 30 < steps_before < 600

@@ -73,7 +73,9 @@ class RichShow:
                     # Texts before a resumed run's first step were read by an earlier process.
                     texts_before = texts_before if texts_before is not None else values["texts"]
                     speed = (values["texts"] - texts_before) / (now - started)
+                    waited = values["waited_seconds"] / max(values["elapsed_seconds"], 1e-9)
                     figures = f"loss {values['loss']:.3f}" + (f", {speed:,.0f} texts/s" if speed else "")
+                    figures += f", {waited:.1%} of the time waiting for data"
                 progress.update(
                     task, completed=done, total=values.get("total", total or None), figures=figures, visible=True
                 )
@@ -105,6 +107,7 @@ def _study(recipe: recipes.Recipe, out: Path | None) -> Iterator[Any]:
 
 def _start_processes() -> Any:
     """Join the other processes, if a launcher started some; only the main one prints."""
+    import torch
     from transformers.utils.logging import disable_progress_bar
 
     from colbert_zero import processes
@@ -114,6 +117,10 @@ def _start_processes() -> Any:
     processes.stop_on_sigterm()
     processes.start()
     console.quiet = not processes.is_main()
+    gpus = torch.cuda.device_count()
+    if gpus > 1 and processes.world_size() == 1:
+        hint = f"One of {gpus} GPUs is used; for all: torchrun --nproc-per-node {gpus} -m colbert_zero"
+        console.print(" ".join([hint, *sys.argv[1:]]), markup=False, soft_wrap=True)
     return processes
 
 
