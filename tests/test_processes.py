@@ -30,7 +30,7 @@ import json, os, sys
 from colbert_zero import batches, cli, sources
 
 read_now = []
-read, get = sources.Part.read, batches.Batches.__getitem__
+read, get = sources.ArrowPart.read, batches.Batches.__getitem__
 
 def logged_read(part, rows):
     read_now.append([part.name, [int(row) for row in rows]])
@@ -45,7 +45,7 @@ def logged_get(self, step):
         file.write(json.dumps(line) + "\\n")
     return batch
 
-sources.Part.read, batches.Batches.__getitem__ = logged_read, logged_get
+sources.ArrowPart.read, batches.Batches.__getitem__ = logged_read, logged_get
 sys.argv[0] = "colbert-zero"
 cli.main()
 """

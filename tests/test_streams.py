@@ -604,7 +604,7 @@ class Silent:
 def study(folder: Path, out: str) -> Study:
     made = data(
         {"path": str(folder / "*.parquet"), "shuffle_buffer": 32, "on_bad_rows": "skip"},
-        representation="multi-vector", learning_rate=2e-3, epochs=2,
+        representation="multi-vector", learning_rate=2e-3, epochs=2, checkpoint_every=5,
     )  # fmt: skip
     architecture = {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
                     "intermediate_size": 32}  # fmt: skip
@@ -617,7 +617,24 @@ def study(folder: Path, out: str) -> Study:
     return Study(check_recipe(made), folder / out, Silent(), folder / "cache")
 
 
-def test_a_phase_trains_on_a_streamed_source_and_repeats(tmp_path: Path) -> None:
+class Crash(BaseException):
+    pass
+
+
+class CrashingAt(Silent):
+    def __init__(self, step: int):
+        self.step = step
+
+    @contextmanager
+    def bar(self, name: str, total: int) -> Iterator[Callable[[int, dict[str, Any]], None]]:
+        def advance(done: int, values: dict[str, Any]) -> None:
+            if done == self.step:
+                raise Crash
+
+        yield advance
+
+
+def test_a_phase_trains_on_a_streamed_source_and_repeats_also_after_crashes(tmp_path: Path) -> None:
     parquet(tmp_path / "a.parquet", [*pairs(50), BAD, *pairs(49, 50)], 30)
     parquet(tmp_path / "b.parquet", pairs(40, 500), 30)
     (tmp_path / "beir" / "qrels").mkdir(parents=True)
@@ -630,8 +647,14 @@ def test_a_phase_trains_on_a_streamed_source_and_repeats(tmp_path: Path) -> None
         trained.prepare([("p",)])
         (row,) = trained.plan([("p",)])
         assert row[3:6] == ["s", "34", "544"]
+        for crash in (12, 23) if out == "two" else ():
+            trained.show = CrashingAt(crash)
+            with pytest.raises(Crash):
+                trained.train(("p",))
+        trained.show = Silent()
         record = trained.train(("p",))
-        assert record["steps"] == 34
+        assert [entry["step"] for entry in record["losses"]] == list(range(1, 35))
+        assert record["sources"]["s/a"]["left_out"] == {"`document` is empty": 1}
         assert record["texts"] == 34 * 8 * 2
         assert {n: (s["rows"], s["batches"], s["dropped_rows"]) for n, s in record["sources"].items()} == {
             "s/a": (100, 24, 4), "s/b": (40, 10, 0),

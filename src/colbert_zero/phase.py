@@ -105,7 +105,7 @@ def train_phase(
     if spec.select == "best" and best and best["step"] < run.steps:
         wait()
         load_checkpoint(checkpoint_path(work, best["step"]), trainer.loss)
-    record = _record(run, model, order, state.log_history)
+    record = _record(run, model, batches, state.log_history)
     if is_main():
         with atomic_folder(folder) as temporary:
             save_model(model, temporary / "model", run.alignment)
@@ -134,14 +134,14 @@ def _resumed_step(work: Path, run: PhaseRun, say: Callable[[str], None]) -> int:
     return agree(step)
 
 
-def _record(run: PhaseRun, model: Model, order: Order, log: list[dict[str, Any]]) -> dict[str, Any]:
+def _record(run: PhaseRun, model: Model, batches: Batches, log: list[dict[str, Any]]) -> dict[str, Any]:
     """phase.json: what was trained, on what, at what cost (docs/records.md)."""
     spec, steps = run.spec, [entry for entry in log if "loss" in entry]
     embeddings: Any = model[0].get_submodule("model")
     embedded = embeddings.get_input_embeddings().weight.numel()
     parameters = sum(p.numel() for p in model.parameters())
     last, best = steps[-1], best_validation(log)
-    batches = Counter(entry["source"] for entry in steps)
+    counts, left_out = Counter(entry["source"] for entry in steps), batches.dropped()
     cached = _is_cached(spec, last)
     rates = 8 if cached else 6
     alignment, multi_vector = run.alignment, spec.representation == "multi-vector"
@@ -166,8 +166,13 @@ def _record(run: PhaseRun, model: Model, order: Order, log: list[dict[str, Any]]
         "temperature": last["temperature"],
         "seed": run.seed,
         "sources": {
-            name: {"rows": rows, "batches": batches[name], "dropped_rows": order.dropped[name]}
-            for name, rows in order.rows.items()
+            name: {
+                "rows": rows,
+                "batches": counts[name],
+                "dropped_rows": batches.order.dropped[name],
+                "left_out": left_out.get(name, {}),
+            }
+            for name, rows in batches.order.rows.items()
         },
         "device": str(model.device),
         "processes": world_size(),

@@ -31,6 +31,7 @@ from colbert_zero.checkpoint import (
     load_checkpoint,
     load_optimizer,
     load_random_states,
+    load_run,
     random_states,
     save_checkpoint,
 )
@@ -164,7 +165,8 @@ class _PhaseTrainer:
         random = {name: gather_rows(state[None])[0] for name, state in random_states().items()}
         if not is_main():
             return
-        step, run = self.state.global_step, {"id": self.run.id, "step": self.state.global_step}
+        step = self.state.global_step
+        run = {"id": self.run.id, "step": step, "streams": self.batches.stream_states(step)}
         path = checkpoint_path(self.work, step)
         save_checkpoint(path, self.loss, self.optimizer, self.lr_scheduler, self.state, random, run)
         best = best_validation(self.state.log_history)
@@ -174,6 +176,7 @@ class _PhaseTrainer:
 
     def _load_from_checkpoint(self: Any, checkpoint: str, model: Any = None) -> None:
         load_checkpoint(Path(checkpoint), self.loss)
+        self.batches.restore_streams(load_run(Path(checkpoint))["streams"])
 
     def _load_optimizer_and_scheduler(self: Any, checkpoint: str | None) -> None:
         if checkpoint is not None:
