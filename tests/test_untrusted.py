@@ -59,6 +59,15 @@ class Trace:
         return Path.touch, (self.path,)
 
 
+def refusal(load: Callable[[], Any]) -> str | None:
+    """The message, if it is refused."""
+    try:
+        load()
+    except ColbertZeroError as error:
+        return str(error)
+    return None
+
+
 def edit(file: Path, change: Callable[[Any], Any]) -> None:
     """Change a JSON file; what the change returns, if anything, takes its place."""
     content = json.loads(file.read_text()) if file.is_file() else {}
@@ -94,7 +103,7 @@ def shard(name: str) -> Callable[[Path], None]:
 
 
 def pickled_shard(folder: Path) -> None:
-    """transformers reads a shard of another name as a pickle, safely, unless the checkpoint's settings say otherwise."""
+    """A shard of another name is read as a pickle; safely, unless the checkpoint's settings say otherwise."""
     torch.save({"embeddings.word_embeddings.weight": Trace(folder.parent / "trace")}, folder / "weights.data")
     shard("weights.data")(folder)
     settings_of(model_kwargs={"weights_only": False})(folder)
@@ -110,6 +119,11 @@ def link(name: str, to: str) -> Callable[[Path], None]:
         (folder / name).symlink_to(to)
 
     return spoil
+
+
+def pipe(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    os.mkfifo(folder / "model.safetensors")
 
 
 def large_json(folder: Path) -> None:
@@ -129,7 +143,7 @@ def own_tokenizer(folder: Path) -> None:
 ATTACKS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a module of the folder": (modules(type="evil.Evil"), "'evil.Evil', which is not part of Sentence Transformers"),
     "a function of the library's imports": (modules(type="posixpath.join"), "'posixpath.join', which is not part"),
-    "a module the library itself imports": (modules(type="sentence_transformers.base.model.pickle"), "cannot be loaded"),
+    "what the library itself imports": (modules(type="sentence_transformers.base.model.pickle"), "cannot be loaded"),
     "a path above the folder": (modules(path="../secret"), "Invalid model path '../secret'"),
     "an absolute path": (modules(path="/etc"), "Invalid model path '/etc'"),
     "code for the model": (auto_map, "custom code"),
@@ -149,7 +163,7 @@ ATTACKS: dict[str, tuple[Callable[[Path], None], str]] = {
     "arguments for the model": (settings_of(model_args={"weights_only": False}), "`model_args` has weights_only"),
     "arguments that are none": (settings_of(model_args=[1]), "`model_args` is no object"),
     "attention by arguments": (settings_of(model_args={"attn_implementation": "a/b"}), "would fetch and run 'a/b'"),
-    "another tokenizer": (settings_of(tokenizer_name_or_path="../secret"), "a tokenizer outside the folder, '../secret'"),
+    "another tokenizer": (settings_of(tokenizer_name_or_path="../secret"), "a tokenizer outside the folder, '../secr"),
     "an adapter": (
         lambda folder: edit(folder / "adapter_config.json", lambda _: {"base_model_name_or_path": "../secret"}),
         "an adapter names a model outside the folder",
@@ -157,8 +171,9 @@ ATTACKS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a linked file": (link("model.safetensors", "../secret/model.safetensors"), "model.safetensors: a link to "),
     "a linked folder": (link("2_More", "../secret"), "2_More: a link to "),
     "a link to itself": (link("x.json", "x.json"), ""),
+    "a pipe": (pipe, "model.safetensors: no ordinary file"),
     "a large JSON": (large_json, "modules.json: larger than 64 MB"),
-    "a deep JSON": (lambda f: (f / "config.json").write_text("[" * 100_000), "cannot be read as JSON: nested too deeply"),
+    "a deep JSON": (lambda f: (f / "config.json").write_text("[" * 100_000), "read as JSON: nested too deeply"),
     "a deep list of modules": (lambda f: (f / "modules.json").write_text("[" * 100_000), "cannot be loaded"),
     "no object": (lambda f: (f / "config.json").write_text("[1]"), "config.json: not an object with keys"),
     "modules of another shape": (lambda f: (f / "modules.json").write_text('{"a": 1}'), "cannot be loaded"),
@@ -185,16 +200,11 @@ def test_an_attack_is_refused_and_no_code_runs(checkpoint: Path, attack: str, mo
         lambda: load_model(checkpoint),
         lambda: assemble(str(checkpoint), "multi-vector", ALIGNMENT, 8, 1, "p"),
     ):
-        try:
-            load()
-        except ColbertZeroError as error:
-            told = str(error)
-        else:
-            told = ""
-        assert bool(told) != (attack in HARMLESS)
-        assert message in told
-        assert "\n" not in told
-        assert len(told) < 500 + 3 * len(str(checkpoint))
+        told = refusal(load)
+        assert (told is None) == (attack in HARMLESS)
+        assert message in (told or "")
+        assert "\n" not in (told or "")
+        assert len(told or "") < 500 + 3 * len(str(checkpoint))
     assert not (checkpoint.parent / "trace").exists()
 
 
@@ -266,8 +276,8 @@ def test_a_damaged_alignment_is_told(checkpoint: Path, content: str) -> None:
 
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-3, 1 << 40) | st.floats() | st.sampled_from(["", "a", "../secret", "evil.Evil"]),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["type", "path", "a"]), inner, max_size=2),
+    st.none() | st.booleans() | st.integers(-3, 1 << 40) | st.floats() | st.sampled_from(["", "../x", "evil.Evil"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["type", "a"]), inner, max_size=2),
     max_leaves=4,
 )  # fmt: skip
 
@@ -289,8 +299,5 @@ def test_a_checkpoint_with_any_json_loads_or_is_one_plain_message(
     if keys:
         place[data.draw(st.sampled_from(keys))] = data.draw(VALUES)
     file.write_text(json.dumps(content))
-    try:
-        load_model(folder)
-    except ColbertZeroError as error:
-        assert str(error).startswith(str(folder))
-        assert "\n" not in str(error)
+    told = refusal(lambda: load_model(folder))
+    assert told is None or (told.startswith(str(folder)) and "\n" not in told)

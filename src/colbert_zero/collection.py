@@ -9,7 +9,7 @@ from typing import Any
 
 from colbert_zero import hub, lines
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.lines import LONGEST_TEXT, file_state, parse_json, short
+from colbert_zero.lines import LONGEST_TEXT, file_state, parse_json, reason, short
 from colbert_zero.records import atomic_file, atomic_folder, fingerprint, to_json
 
 # Where a row stands (file and line, for messages), then its id and text, or its query, document and grade.
@@ -284,7 +284,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
         if b"\0" in line:
             raise ColbertZeroError(f"{path}:{number}: a NUL byte; the file is damaged or not UTF-8")
         try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise ColbertZeroError(f"{path}:{number}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
         yield f"{path}:{number}", text
@@ -342,5 +342,5 @@ def _one_split(name: str, config: str, split: str | None, splits: Any) -> Any:
 
 def _readable(row: Any, where: str) -> Any:
     if isinstance(row, Exception):
-        raise ColbertZeroError(f"{where}: cannot be read ({short(str(row))}); mend the row")
+        raise ColbertZeroError(f"{where}: cannot be read ({reason(row)}); mend the row")
     return row

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from colbert_zero.errors import ColbertZeroError
+from colbert_zero.lines import reason
 from colbert_zero.records import is_inside
 
 
@@ -19,8 +20,8 @@ def _said(told: str, mend: str = "") -> Iterator[None]:
         raise
     except Exception as error:  # parsers of many formats, each with errors of its own
         # A damaged file's own error is the cause of the library's.
-        reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
-        raise ColbertZeroError(f"{told}: {reason[0]}{mend}") from error
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        raise ColbertZeroError(f"{told}: {reason(cause)}{mend}") from error
 
 
 def config_names(path: str, revision: str | None, told: str, mend: str = "") -> list[str]:
@@ -47,14 +48,15 @@ def load(path: str, config: str, split: str | None, revision: str | None, told: 
     Raises:
         ColbertZeroError: It cannot be read, or its README points at files outside the folder.
     """
-    from datasets import DownloadMode, load_dataset
+    from datasets import load_dataset
 
-    # The library tells a local file by its time alone, so a copy it keeps may be another file's.
-    mode = DownloadMode.FORCE_REDOWNLOAD if os.path.isdir(path) else None
     with _said(told, mend):
+        options: dict[str, Any] = {"revision": revision}
         if os.path.isdir(path):
             _check_inside(path, config)
-        return load_dataset(path, config, split=split, revision=revision, download_mode=mode)
+            # The library tells a local file by its time alone, so the copy it keeps may be of another.
+            options = {"download_mode": "force_redownload", "verification_mode": "no_checks"}
+        return load_dataset(path, config, split=split, **options)
 
 
 def _check_inside(path: str, config: str) -> None:

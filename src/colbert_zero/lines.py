@@ -17,7 +17,7 @@ LONGEST_TEXT = 1_000_000
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(number, the line) of each line that is not blank.
+    """(number, the line without its end) of each line that is not blank.
 
     Raises:
         ColbertZeroError: The file cannot be read, is damaged, or has no line ends.
@@ -32,7 +32,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                         "a line?"
                     )
                 if line.strip():
-                    yield number, line
+                    yield number, line.rstrip(b"\r\n")
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ColbertZeroError(
             f"{path}: damaged gzip file after line {number} ({error}); fetch or compress it again"
@@ -73,6 +73,12 @@ def short(text: str) -> str:
     """Text from the data on one short printable line."""
     text = text if len(text) <= 60 else text[:57] + "…"
     return text if text.isprintable() else ascii(text)
+
+
+def reason(error: Exception) -> str:
+    """A library's error in a line: its first, of printable characters."""
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return "".join(c if c.isprintable() else "?" for c in text[:200])
 
 
 def file_state(path: Path) -> list[int]:

@@ -23,6 +23,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 from colbert_zero.errors import ColbertZeroError
+from colbert_zero.lines import reason
 from colbert_zero.records import read_json, write_json
 from colbert_zero.untrusted import check_checkpoint, check_no_pickles
 
@@ -209,7 +210,7 @@ def assemble(
     except ColbertZeroError:
         raise
     except Exception as error:  # whatever may be wrong with a checkpoint, and there is much
-        raise ColbertZeroError(f"phases.{phase}: cannot load the start {base!r}: {_reason(error)}") from error
+        raise ColbertZeroError(f"phases.{phase}: cannot load the start {base!r}: {reason(error)}") from error
     if not allow_prompt_mismatch:
         check_alignment(known, alignment, phase, base)
     tokenizer, hidden = transformer.tokenizer, transformer.get_embedding_dimension()
@@ -290,9 +291,5 @@ def load_model(path: str | Path, **options: Any) -> Model:
         raise
     except Exception as error:  # as in `assemble`
         raise ColbertZeroError(
-            f"{path}: cannot be loaded as a dense or multi-vector checkpoint: {_reason(error)}"
+            f"{path}: cannot be loaded as a dense or multi-vector checkpoint: {reason(error)}"
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from colbert_zero import hub
 from colbert_zero import recipe as recipes
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.lines import LONGEST_TEXT, parse_json, read_lines, short
+from colbert_zero.lines import LONGEST_TEXT, parse_json, read_lines, reason, short
 
 PAIRS = pa.schema([("query", pa.string()), ("document", pa.string()), ("negatives", pa.list_(pa.string()))])
 _SCORES = pa.list_(pa.float32())
@@ -125,8 +125,9 @@ def _parquet_rows(path: Path) -> Rows:
                         number += 1
                         yield f"{path}, row {number}", row
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ColbertZeroError(f"{path}: not a readable Parquet file ({reason}); fetch or write it again") from None
+        raise ColbertZeroError(
+            f"{path}: not a readable Parquet file ({reason(error)}); fetch or write it again"
+        ) from None
 
 
 def _python_rows(batch: pa.RecordBatch) -> Iterator[Any]:
@@ -147,7 +148,7 @@ def _or_bad(row: Any) -> Any:
     if isinstance(row, UnicodeDecodeError):
         return BadRow("invalid UTF-8: write the texts as UTF-8")
     if isinstance(row, Exception):
-        return BadRow(f"a value that cannot be read: {short(str(row))}")
+        return BadRow(f"a value that cannot be read: {reason(row)}")
     return row
 
 

@@ -194,7 +194,7 @@ def _fingerprints(files: list[Path], folder: Path, data: Path) -> list[list[str]
     known, result, changed = _known(cache), [], False
     for file in files:
         try:
-            key, state = str(file.resolve()), file_state(file)
+            key, state = os.path.realpath(file), file_state(file)
             if known.get(key, {}).get("state") != state:
                 known[key], changed = {"state": state, "fingerprint": file_fingerprint(file)}, True
         except OSError as error:

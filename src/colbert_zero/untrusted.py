@@ -12,7 +12,7 @@ from typing import Any
 from sentence_transformers.util import load_file_path
 
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.lines import parse_json, short
+from colbert_zero.lines import parse_json, reason, short
 from colbert_zero.records import is_inside
 
 _LARGEST_JSON = 1 << 26
@@ -61,8 +61,8 @@ def check_checkpoint(path: str, revision: str | None = None, trust_remote_code: 
         return
     for file in _json_files(path, revision):
         content = _read(file)
-        for reason in _reasons(file.name, content):
-            raise ColbertZeroError(f"{file}: {reason}; remove it, or trust the checkpoint's author: trust_remote_code")
+        for wrong in _faults(file.name, content):
+            raise ColbertZeroError(f"{file}: {wrong}; remove it, or trust the checkpoint's author: trust_remote_code")
 
 
 def _check_files(folder: Path) -> None:
@@ -71,7 +71,9 @@ def _check_files(folder: Path) -> None:
             raise ColbertZeroError(
                 f"{file}: a link to {os.path.realpath(file)}, outside the folder; copy the file there"
             )
-        if file.suffix == ".json" and file.stat().st_size > _LARGEST_JSON:
+        if file.exists() and not file.is_file() and not file.is_dir():
+            raise ColbertZeroError(f"{file}: no ordinary file; fetch the checkpoint again")
+        if file.suffix == ".json" and file.is_file() and file.stat().st_size > _LARGEST_JSON:
             raise ColbertZeroError(f"{file}: larger than {_LARGEST_JSON >> 20} MB, which no checkpoint's JSON is")
 
 
@@ -82,7 +84,7 @@ def _json_files(path: str, revision: str | None) -> Iterator[Path]:
         yield from (file for file in sorted(Path(path).rglob("*.json")) if file.name in names)
         return
     for name in names:
-        file = load_file_path(path, name, **({"revision": revision} if revision else {}))
+        file = load_file_path(path, name, revision=revision)
         if file is not None:
             yield Path(file)
         # The first settings found are the ones that count; without a configuration there is nothing to load.
@@ -94,13 +96,13 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         content = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ColbertZeroError(f"{file}: cannot be read as JSON: {short(str(error))}; fetch it again") from None
+        raise ColbertZeroError(f"{file}: cannot be read as JSON: {reason(error)}; fetch it again") from None
     if not isinstance(content, dict):
         raise ColbertZeroError(f"{file}: not an object with keys; fetch it again")
     return content
 
 
-def _reasons(name: str, content: dict[str, Any]) -> Iterator[str]:
+def _faults(name: str, content: dict[str, Any]) -> Iterator[str]:
     """What is wrong with a file's content."""
     if name == _ADAPTER:
         yield "an adapter names a model outside the folder to be loaded too"
