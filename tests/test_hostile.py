@@ -37,7 +37,7 @@ from test_sources import (
 
 __all__ = ["offline"]
 # A long run: HOSTILE_EXAMPLES=20000 pytest tests/test_hostile.py
-EXAMPLES = int(os.environ.get("HOSTILE_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("HOSTILE_EXAMPLES", "40"))
 fuzz = settings(
     deadline=None, max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )

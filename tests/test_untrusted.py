@@ -103,7 +103,7 @@ def shard(name: str) -> Callable[[Path], None]:
 
 
 def pickled_shard(folder: Path) -> None:
-    """A shard of another name is read as a pickle; safely, unless the checkpoint's settings say otherwise."""
+    """A shard of another name is read as a pickle; how carefully is one of the settings."""
     torch.save({"embeddings.word_embeddings.weight": Trace(folder.parent / "trace")}, folder / "weights.data")
     shard("weights.data")(folder)
     settings_of(model_kwargs={"weights_only": False})(folder)
