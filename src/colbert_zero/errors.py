@@ -1,4 +1,4 @@
-"""The one error a user is meant to see."""
+"""The errors a user is meant to see."""
 
 
 class ColbertZeroError(Exception):
@@ -6,3 +6,11 @@ class ColbertZeroError(Exception):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+class ProcessLost(Exception):
+    """Another process of this training has died or failed; the message names it. Exit code 1."""
+
+
+class Stopped(Exception):
+    """The user or the scheduler asked to stop; the message says what is kept and how to go on. Exit code 0."""

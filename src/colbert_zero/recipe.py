@@ -319,6 +319,12 @@ class Phase(_Part):
     """Arithmetic of the encoder, and on CUDA of the products in scores; their sums and the losses are float32."""
     checkpoint_every: Int = Field(200, ge=1)
     """Steps between checkpoints from which a killed run continues."""
+    keep_checkpoints: Int = Field(2, ge=1)
+    """How many of them are kept, the newest ones; the best by `evaluate_every` stays beside them."""
+    evaluate_every: Int | None = Field(None, ge=1)
+    """Steps between evaluations while training."""
+    select: Literal["last", "best"] = "last"
+    """Which checkpoint the phase ends with: its last, or the best by `evaluate_every`."""
     seed: Seed | None = None
     """Overrides the recipe's for this phase: another order of the data."""
 
