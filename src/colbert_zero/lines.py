@@ -37,6 +37,8 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise ColbertZeroError(
             f"{path}: damaged gzip file after line {number} ({error}); fetch or compress it again"
         ) from None
+    except FileNotFoundError:
+        raise ColbertZeroError(f"{path} does not exist") from None
     except OSError as error:
         raise ColbertZeroError(f"{path}: cannot be read ({error.strerror or error}); mend it or its rights") from None
 
