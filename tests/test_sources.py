@@ -254,7 +254,7 @@ def test_a_mined_part_reads_texts_for_numbers(tmp_path: Path) -> None:
 
 LONG = "x" * 50_000_000
 BAD_ROWS: list[tuple[Any, str]] = [
-    (b'{"query": ', "broken JSON: Expecting value; one object a line is expected. Mend the row, or set `sources.s.on_"),
+    (b'{"query": ', "broken JSON: Expecting value, column 11; one object a line is expected. Mend the row, or set "),
     (b"[" * 100_000, "broken JSON: "),
     (b'{"query": ' + b"9" * 5000 + b"}", "broken JSON: Exceeds the limit"),
     ([1], "not an object with keys: found a list"),
@@ -369,7 +369,7 @@ def test_damaged_and_missing_files_are_refused(tmp_path: Path) -> None:
 def test_a_file_without_lines_is_refused_before_it_fills_the_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("colbert_zero.rows._LONGEST_LINE", 1 << 20)
+    monkeypatch.setattr("colbert_zero.lines.LONGEST_LINE", 1 << 20)
     (tmp_path / "r.jsonl").write_bytes(b"x" * (1 << 21))
     told = refusal(tmp_path, {"kind": "jsonl", "path": str(tmp_path / "r.jsonl"), "on_bad_rows": "skip"})
     assert told == "r.jsonl, line 1: longer than 1 MB; is this JSON lines, one object a line?"

@@ -1,21 +1,23 @@
 """A collection: corpus, queries and qrels, checked once, the corpus streamed at every use."""
 
-import gzip
 import hashlib
 import json
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from colbert_zero import hub, lines
 from colbert_zero.errors import ColbertZeroError
+from colbert_zero.lines import LONGEST_TEXT, file_state, parse_json, reason, short
 from colbert_zero.records import atomic_file, atomic_folder, fingerprint, to_json
 
 # Where a row stands (file and line, for messages), then its id and text, or its query, document and grade.
 Text = tuple[str, str, str]
 Judgement = tuple[str, str, str, int]
 QRELS_HEADER = ["query-id", "corpus-id", "score"]
+# The measures make a table with a line for each grade.
+_LARGEST_GRADE = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def load_beir(path: str | Path, split: str = "test", name: str | None = None) ->
         )
     return _collect(
         name or folder.resolve().name,
-        lambda: _read_jsonl(corpus_path),
+        _unchanged(corpus_path),
         _read_jsonl(queries_path),
         _read_qrels(qrels_path),
     )
@@ -108,24 +110,29 @@ def load_hub(name: str, split: str | None = None, revision: str | None = None) -
     Raises:
         ColbertZeroError: The data set, a configuration or a split cannot be read, or a row is wrong.
     """
-    from datasets import get_dataset_config_names
-
-    names = _hub(name, lambda: get_dataset_config_names(name, revision=revision))
+    told, mend = f"cannot read the data set {name}", "; check its name, the revision and the network"
+    names = hub.config_names(name, revision, told, mend)
     judged = "qrels" if "qrels" in names else "default"
     if missing := [config for config in ("corpus", "queries", judged) if config not in names]:
         raise ColbertZeroError(
             f"{name} has no configuration {' or '.join(missing)} but {', '.join(names)}; "
             "a collection needs corpus, queries and qrels (or default, with the qrels)"
         )
-    corpus, queries, qrels = (_hub_config(name, config, split, revision) for config in ("corpus", "queries", judged))
-
-    def texts(config: str, rows: Iterable[dict[str, Any]]) -> Iterator[Text]:
-        return (_text(row, f"{name}, {config}, row {i}") for i, row in enumerate(rows, 1))
-
-    judgements = (
-        _judgement([row.get("query-id"), row.get("corpus-id"), row.get("score", 1)], f"{name}, {judged}, row {i}")
-        for i, row in enumerate(qrels, 1)
+    corpus, queries, qrels = (
+        _one_split(name, config, split, hub.load(name, config, None, revision, told, mend))
+        for config in ("corpus", "queries", judged)
     )
+
+    def rows(config: str, table: Any) -> Iterator[tuple[str, Any]]:
+        return ((f"{name}, {config}, row {i}", row) for i, row in enumerate(hub.rows(table), 1))
+
+    def texts(config: str, table: Any) -> Iterator[Text]:
+        return (_text(_readable(row, where), where) for where, row in rows(config, table))
+
+    def judgement(row: dict[str, Any], where: str) -> Judgement:
+        return _judgement([row.get("query-id"), row.get("corpus-id"), row.get("score", 1)], where)
+
+    judgements = (judgement(_readable(row, where), where) for where, row in rows(judged, qrels))
     label = f"{name}/{split}" if split else name
     return _collect(label, lambda: texts("corpus", corpus), texts("queries", queries), judgements)
 
@@ -156,13 +163,15 @@ def _collect(
     texts: dict[str, str] = {}
     for where, query_id, text in queries:
         if query_id in texts:
-            raise ColbertZeroError(f"{where}: the query id {query_id!r} is there twice; make the ids unique")
+            raise ColbertZeroError(f"{where}: the query id {short(repr(query_id))} is there twice; make the ids unique")
         texts[query_id] = text
 
     digest, document_ids = hashlib.blake2b(digest_size=16), set()
     for where, document_id, text in corpus():
         if document_id in document_ids:
-            raise ColbertZeroError(f"{where}: the document id {document_id!r} is there twice; make the ids unique")
+            raise ColbertZeroError(
+                f"{where}: the document id {short(repr(document_id))} is there twice; make the ids unique"
+            )
         document_ids.add(document_id)
         digest.update(to_json([document_id, text]).encode())
     if not document_ids:
@@ -172,13 +181,13 @@ def _collect(
     unknown: dict[str, list[str]] = {"query": [], "document": []}
     for where, query_id, document_id, grade in judgements:
         if query_id not in texts:
-            unknown["query"].append(f"{query_id!r} ({where})")
+            unknown["query"].append(f"{short(repr(query_id))} ({where})")
         if document_id not in document_ids:
-            unknown["document"].append(f"{document_id!r} ({where})")
+            unknown["document"].append(f"{short(repr(document_id))} ({where})")
         if qrels.setdefault(query_id, {}).setdefault(document_id, grade) != grade:
             raise ColbertZeroError(
-                f"{where}: query {query_id!r} and document {document_id!r} are judged twice, with the grades "
-                f"{qrels[query_id][document_id]} and {grade}; keep one"
+                f"{where}: query {short(repr(query_id))} and document {short(repr(document_id))} are judged twice, "
+                f"with the grades {qrels[query_id][document_id]} and {grade}; keep one"
             )
     for kind, places in unknown.items():
         if places:
@@ -207,7 +216,8 @@ def _text(row: Any, where: str) -> Text:
         raise ColbertZeroError(f"{where}: not an object; each row needs _id and text")
     for key in ("_id", "text"):
         if key not in row:
-            raise ColbertZeroError(f"{where}: no {key!r}, only {', '.join(map(repr, row)) or 'nothing'}; add it")
+            found = short(", ".join(map(repr, row))) or "nothing"
+            raise ColbertZeroError(f"{where}: no {key!r}, only {found}; add it")
     row_id, title, text = row["_id"], row.get("title") or "", row["text"]
     for key, value in (("_id", row_id), ("title", title), ("text", text)):
         _check_string(value, key, where)
@@ -218,7 +228,12 @@ def _text(row: Any, where: str) -> Text:
 
 def _check_string(value: Any, key: str, where: str) -> None:
     if not isinstance(value, str):
-        raise ColbertZeroError(f"{where}: {key} is {value!r}, not a string; write {json.dumps(str(value))}")
+        written = short(json.dumps(str(value)))
+        raise ColbertZeroError(f"{where}: {key} is {short(repr(value))}, not a string; write {written}")
+    if len(value) > LONGEST_TEXT:
+        raise ColbertZeroError(
+            f"{where}: {key} has {len(value):,} characters, at most {LONGEST_TEXT:,} are a text; cut or split it"
+        )
     if "\0" in value:
         raise ColbertZeroError(f"{where}: {key} has a NUL character; remove it, the file may be damaged")
     try:
@@ -239,9 +254,14 @@ def _grade(value: Any, where: str) -> int:
     try:
         if not float(value).is_integer():
             raise ValueError
-    except (TypeError, ValueError):
-        raise ColbertZeroError(f"{where}: the grade {value!r} is not an integer; round or map it to one") from None
-    return int(float(value))
+    except (TypeError, ValueError, OverflowError):
+        found = short(repr(value))
+        raise ColbertZeroError(f"{where}: the grade {found} is not an integer; round or map it to one") from None
+    if not abs(grade := int(float(value))) <= _LARGEST_GRADE:
+        raise ColbertZeroError(
+            f"{where}: the grade {short(repr(value))} is beyond ±{_LARGEST_GRADE:,}; map the grades to small numbers"
+        )
+    return grade
 
 
 def _jsonl_path(folder: Path, stem: str) -> Path:
@@ -260,30 +280,40 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
     Raises:
         ColbertZeroError: The file cannot be read, is damaged, or is not UTF-8 text.
     """
-    number = 0
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                if b"\0" in line:
-                    raise ColbertZeroError(f"{path}:{number}: a NUL byte; the file is damaged or not UTF-8")
-                if text := line.decode().rstrip("\r\n"):
-                    yield f"{path}:{number}", text
-    except UnicodeDecodeError as error:
-        raise ColbertZeroError(f"{path}:{number}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
-    except FileNotFoundError:
-        raise ColbertZeroError(f"{path} does not exist") from None
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ColbertZeroError(f"{path}: damaged gzip after line {number} ({error}); fetch it again") from None
+    for number, line in lines.read_lines(path):
+        if b"\0" in line:
+            raise ColbertZeroError(f"{path}:{number}: a NUL byte; the file is damaged or not UTF-8")
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise ColbertZeroError(f"{path}:{number}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
+        yield f"{path}:{number}", text
+
+
+def _unchanged(path: Path) -> Callable[[], Iterator[Text]]:
+    """Rows of a file as often as asked for, refused once it is no longer the one that was checked."""
+    first = file_state(path)
+
+    def check() -> None:
+        if not path.is_file() or file_state(path) != first:
+            raise ColbertZeroError(
+                f"{path}: changed since it was first read; leave it as it is and start the run again"
+            )
+
+    def rows() -> Iterator[Text]:
+        check()
+        yield from _read_jsonl(path)
+        check()
+
+    return rows
 
 
 def _read_jsonl(path: Path) -> Iterator[Text]:
     for where, line in read_lines(path):
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ColbertZeroError(
-                f"{where}: broken JSON ({error.msg}, column {error.colno}); one object a line is expected"
-            ) from None
+            row = parse_json(line)
+        except ValueError as error:
+            raise ColbertZeroError(f"{where}: broken JSON ({error}); one object a line is expected") from None
         yield _text(row, where)
 
 
@@ -291,7 +321,7 @@ def _read_qrels(path: Path) -> Iterator[Judgement]:
     lines = read_lines(path)
     where, header = next(lines, (f"{path}:1", ""))
     if header.split("\t") != QRELS_HEADER:
-        raise ColbertZeroError(f"{where}: the header is {header!r}; write {' TAB '.join(QRELS_HEADER)}")
+        raise ColbertZeroError(f"{where}: the header is {short(repr(header))}; write {' TAB '.join(QRELS_HEADER)}")
     for where, line in lines:
         columns = line.split("\t")
         if len(columns) != 3:
@@ -299,24 +329,8 @@ def _read_qrels(path: Path) -> Iterator[Judgement]:
         yield _judgement(columns, where)
 
 
-def _hub(name: str, read: Callable[[], Any]) -> Any:
-    """Turn the many errors of the data sets library into one the user can act on."""
-    from datasets.exceptions import DatasetsError
-
-    try:
-        return read()
-    except (DatasetsError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ColbertZeroError(
-            f"cannot read the data set {name}: {reason}; check its name, the revision and the network"
-        ) from error
-
-
-def _hub_config(name: str, config: str, split: str | None, revision: str | None) -> Any:
-    """One configuration as a memory-mapped data set: the wanted split, or the only one."""
-    from datasets import load_dataset
-
-    splits = _hub(name, lambda: load_dataset(name, config, revision=revision))
+def _one_split(name: str, config: str, split: str | None, splits: Any) -> Any:
+    """The wanted split of a configuration, or the only one."""
     if split in splits:
         return splits[split]
     if len(splits) == 1 and (split is None or config in ("corpus", "queries")):
@@ -324,3 +338,9 @@ def _hub_config(name: str, config: str, split: str | None, revision: str | None)
     raise ColbertZeroError(
         f"{name}, {config}: the split {split!r} does not exist; there are {', '.join(map(repr, splits))}"
     )
+
+
+def _readable(row: Any, where: str) -> Any:
+    if isinstance(row, Exception):
+        raise ColbertZeroError(f"{where}: cannot be read ({reason(row)}); mend the row")
+    return row

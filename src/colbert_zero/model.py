@@ -23,7 +23,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 from colbert_zero.errors import ColbertZeroError
+from colbert_zero.lines import reason
 from colbert_zero.records import read_json, write_json
+from colbert_zero.untrusted import check_checkpoint, check_no_pickles
 
 Representation = Literal["dense", "multi-vector"]
 Model = SentenceTransformer | MultiVectorEncoder
@@ -35,6 +37,8 @@ _SPECIAL = {
     "mask_token": "[MASK]",
 }
 _META = "colbert_zero.json"
+# Stated outright, because a checkpoint's own JSON may say otherwise.
+_SAFE = {"use_safetensors": True, "weights_only": True}
 
 
 @dataclass(frozen=True)
@@ -116,9 +120,21 @@ def write_scratch(folder: Path, architecture: dict[str, Any], tokenizer: PreTrai
 
 
 def read_alignment(folder: str | Path) -> dict[str, Any] | None:
-    """What a checkpoint says of its prompts, markers and lengths; None where it was not made by this program."""
+    """What a checkpoint says of its prompts, markers and lengths; None where it was not made by this program.
+
+    Raises:
+        ColbertZeroError: It says nothing that could be understood.
+    """
     path = Path(folder) / _META
-    return read_json(path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        known = read_json(path)
+        if all(isinstance(known[f"{task}_prompt"], str) for task in ("query", "document")):
+            return known
+    except (ValueError, TypeError, KeyError, RecursionError):
+        pass
+    raise ColbertZeroError(f"{path}: not what this program writes; delete it, and the model counts as another's")
 
 
 def check_alignment(start: dict[str, Any] | None, alignment: Alignment, phase: str, parent: str) -> None:
@@ -144,10 +160,13 @@ def _base_modules(base: str, options: dict[str, Any]) -> tuple[Transformer, Dens
     known = read_alignment(base)
     local = {key: options[key] for key in ("revision",) if options.get(key)}
     if load_file_path(base, "modules.json", **local) is None:
+        check_checkpoint(base, options.get("revision"), options.get("trust_remote_code", False))
+        # Left open, transformers would ask at the terminal whether to run a checkpoint's code.
+        options = {"trust_remote_code": False, **options}
         hub = {key: value for key, value in options.items() if key != "attn_implementation"}
         transformer = Transformer(
             base,
-            model_kwargs={"use_safetensors": True, **options},
+            model_kwargs={**_SAFE, **options},
             processor_kwargs=dict(hub),
             config_kwargs=dict(hub),
         )
@@ -188,9 +207,10 @@ def assemble(
     """
     try:
         transformer, projection, known = _base_modules(base, options)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ColbertZeroError(f"phases.{phase}: cannot load the start {base!r}: {reason}") from error
+    except ColbertZeroError:
+        raise
+    except Exception as error:  # whatever may be wrong with a checkpoint, and there is much
+        raise ColbertZeroError(f"phases.{phase}: cannot load the start {base!r}: {reason(error)}") from error
     if not allow_prompt_mismatch:
         check_alignment(known, alignment, phase, base)
     tokenizer, hidden = transformer.tokenizer, transformer.get_embedding_dimension()
@@ -254,12 +274,9 @@ def load_model(path: str | Path, **options: Any) -> Model:
     path = str(path)
     local = {key: options[key] for key in ("revision",) if options.get(key)}
     if os.path.isdir(path):
-        weights = [file for file in Path(path).rglob("*") if file.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]
-        if weights:
-            raise ColbertZeroError(
-                f"{weights[0]}: a pickle can run code when loaded; save the model's weights as safetensors instead"
-            )
+        check_no_pickles(path)
     try:
+        check_checkpoint(path, options.get("revision"), options.get("trust_remote_code", False))
         kind = ""
         if config := load_file_path(path, "config_sentence_transformers.json", **local):
             kind = read_json(Path(config)).get("model_type") or ""
@@ -269,7 +286,10 @@ def load_model(path: str | Path, **options: Any) -> Model:
             raise OSError("no config.json or config_sentence_transformers.json there")
         model_class = MultiVectorEncoder if kind in ("MultiVectorEncoder", "ColBERT") else SentenceTransformer
         attention = {key: options.pop(key) for key in ("attn_implementation",) if key in options}
-        return model_class(path, model_kwargs={"use_safetensors": True, **attention}, **options)
-    except (OSError, ValueError, KeyError, AttributeError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ColbertZeroError(f"{path}: cannot be loaded as a dense or multi-vector checkpoint: {reason}") from error
+        return model_class(path, model_kwargs={**_SAFE, **attention}, **options)
+    except ColbertZeroError:
+        raise
+    except Exception as error:  # as in `assemble`
+        raise ColbertZeroError(
+            f"{path}: cannot be loaded as a dense or multi-vector checkpoint: {reason(error)}"
+        ) from error

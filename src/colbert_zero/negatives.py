@@ -8,7 +8,7 @@ import numpy as np
 from colbert_zero.bm25 import Bm25
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.recipe import Mined
-from colbert_zero.records import atomic_folder, write_json
+from colbert_zero.records import atomic_folder, write_checksums, write_json
 from colbert_zero.rows import Part
 from colbert_zero.sources import DOCUMENTS, MINED, Progress, Source, arrow_file, open_source
 
@@ -78,6 +78,7 @@ def mine(name: str, spec: Mined, source: Source, identity: str, data: Path, prog
             "seconds": round(time.monotonic() - started, 3),
         }  # fmt: skip
         write_json(temporary / "source.json", record)
+        write_checksums(temporary)
     return open_source(name, folder)
 
 

@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from colbert_zero.errors import ColbertZeroError
+from colbert_zero.lines import file_state
+
+_CHECKSUMS = "checksums.json"
 
 
 def to_json(value: Any) -> str:
@@ -32,6 +35,42 @@ def file_fingerprint(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def is_inside(file: Path, folder: Path) -> bool:
+    """Whether a file, its links followed, lies in a folder, or in the store that a Hub snapshot's links lead to."""
+    real, root = Path(os.path.realpath(file)), Path(os.path.realpath(folder))
+    store = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
+    return real.is_relative_to(root) or real.is_relative_to(store)
+
+
+def write_checksums(folder: Path) -> None:
+    """Write down size, time and fingerprint of every file in a folder."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    write_json(
+        folder / _CHECKSUMS,
+        {str(f.relative_to(folder)): {"state": file_state(f), "fingerprint": file_fingerprint(f)} for f in files},
+    )
+
+
+def damaged_file(folder: Path) -> str | None:
+    """A file of a folder that is not the one `write_checksums` saw; None where all are, or nothing was written down.
+
+    A file whose size and time are as they were is not read: what a disk turns over by itself goes unseen.
+    """
+    if not (folder / _CHECKSUMS).is_file():
+        return None
+    name = _CHECKSUMS
+    try:
+        for name, seen in read_json(folder / _CHECKSUMS).items():
+            size, time = file_state(folder / name)
+            if size != seen["state"][0]:
+                return name
+            if time != seen["state"][1] and file_fingerprint(folder / name) != seen["fingerprint"]:
+                return name
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError):
+        return name
+    return None
 
 
 def _temporary(path: Path) -> Path:

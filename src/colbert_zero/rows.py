@@ -1,33 +1,29 @@
 """Rows of files and Hub data sets: read one after the other, and checked."""
 
 import glob
-import gzip
-import json
 import os
-import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import get_dataset_config_names, load_dataset
-from datasets.exceptions import DatasetsError
 
+from colbert_zero import hub
 from colbert_zero import recipe as recipes
 from colbert_zero.errors import ColbertZeroError
+from colbert_zero.lines import LONGEST_TEXT, parse_json, read_lines, reason, short
 
 PAIRS = pa.schema([("query", pa.string()), ("document", pa.string()), ("negatives", pa.list_(pa.string()))])
 _SCORES = pa.list_(pa.float32())
 CANDIDATES = pa.schema([("query", pa.string()), ("documents", pa.list_(pa.int64())), ("scores", _SCORES)])
 SCORED_TEXTS = pa.schema([("query", pa.string()), ("documents", pa.list_(pa.string())), ("scores", _SCORES)])
-LONGEST_TEXT = 1_000_000
-"""Characters; anything longer is a file put into a row by mistake."""
-_LONGEST_LINE = 1 << 26
+_LONGEST_ROW = 64 * LONGEST_TEXT
 _LARGEST_SCORE = float(np.finfo(np.float32).max)
-_BATCH_ROWS = 1000
+_BATCH_ROWS, _BATCH_BYTES = 1000, 1 << 26
+_ALIASES = 1000
 Rows = Iterator[tuple[str, Any]]
 
 
@@ -66,23 +62,46 @@ class BadRow(Exception):
 
 
 def input_files(name: str, key: str, paths: list[str]) -> list[Path]:
-    """The files of a source's entry, globs resolved, each once.
+    """The files of a source's entry, globs resolved, each once, under whichever names it comes.
 
     Raises:
-        ColbertZeroError: There is none, or it is a folder.
+        ColbertZeroError: There is none, or it is a folder or no ordinary file.
     """
-    found: dict[Path, None] = {}
+    found: dict[str, Path] = {}
     for path in paths:
         expanded = os.path.expanduser(path)
         # A file's own name may have a glob's characters in it.
-        matches = [expanded] if os.path.exists(expanded) else sorted(glob.glob(expanded, recursive=True))
+        matches = [expanded] if os.path.exists(expanded) else _matches(f"sources.{name}.{key}", path, expanded)
         if not matches:
             raise ColbertZeroError(f"sources.{name}.{key}: {path}: no such file (looked in {Path.cwd()})")
         for match in map(Path, matches):
             if match.is_dir():
                 raise ColbertZeroError(f"sources.{name}.{key}: {match} is a folder; write {match}/* for its files")
-            found[match] = None
-    return list(found)
+            if match.exists() and not match.is_file():
+                raise ColbertZeroError(f"sources.{name}.{key}: {match} is no ordinary file; copy its rows into one")
+            try:
+                str(match).encode()
+            except UnicodeEncodeError:
+                told = ascii(str(match))
+                raise ColbertZeroError(f"sources.{name}.{key}: {told}: a name that is not UTF-8; rename it") from None
+            found.setdefault(os.path.realpath(match), match)
+    return list(found.values())
+
+
+def _matches(entry: str, path: str, expanded: str) -> list[str]:
+    """The files of a glob, each under its shortest name; a folder that links to one above it gives them many."""
+    matches: dict[str, str] = {}
+    seen = Counter[str]()
+    for match in glob.iglob(expanded, recursive=True):
+        file = os.path.realpath(match)
+        matches[file] = min(match, matches.get(file, match), key=len)
+        seen[file] += 1
+        if seen[file] > _ALIASES:
+            raise ColbertZeroError(
+                f"{entry}: {path}: finds {matches[file]} again and again; a folder links to one above it, "
+                "remove the link"
+            )
+    return sorted(matches.values())
 
 
 def hub_path(spec: recipes.Hub) -> str:
@@ -113,47 +132,59 @@ def part_names(files: list[Path]) -> list[str]:
 
 
 def _hub_tables(name: str, spec: recipes.Hub, key: str) -> Iterator[tuple[str, str, Rows]]:
-    path, options = hub_path(spec), {"revision": spec.revision}
-    try:
-        configs = [getattr(spec, key)] if key != "path" else spec.configs or get_dataset_config_names(path, **options)
-        for config in dict.fromkeys(configs):
-            where = f"{spec.path} ({config})"
-            rows = load_dataset(path, config, split=spec.split, **options)
-            yield config, where, ((f"{where}, row {number}", row) for number, row in enumerate(rows, 1))
-    except (DatasetsError, OSError, ValueError) as error:
-        # A damaged file's own error is the cause of the library's.
-        reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
-        raise ColbertZeroError(f"sources.{name}: cannot load {spec.path!r}: {reason[0]}") from error
+    path, told = hub_path(spec), f"sources.{name}: cannot load {spec.path!r}"
+    configs = [getattr(spec, key)] if key != "path" else spec.configs or hub.config_names(path, spec.revision, told)
+    for config in dict.fromkeys(configs):
+        where = f"{spec.path} ({config})"
+        table = hub.load(path, config, spec.split, spec.revision, told)
+        yield config, where, ((f"{where}, row {n}", _or_bad(row)) for n, row in enumerate(hub.rows(table), 1))
 
 
 def _jsonl_rows(path: Path) -> Rows:
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
-            for number, line in enumerate(iter(partial(file.readline, _LONGEST_LINE), b""), 1):
-                if len(line) == _LONGEST_LINE:
-                    raise ColbertZeroError(
-                        f"{path}, line {number}: longer than {_LONGEST_LINE >> 20} MB; is this JSON lines, one object "
-                        "a line?"
-                    )
-                if line.strip():
-                    yield f"{path}, line {number}", line
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ColbertZeroError(f"{path}: damaged gzip file ({error}); fetch or compress it again") from None
-    except OSError as error:
-        raise ColbertZeroError(f"{path}: cannot be read ({error.strerror})") from None
+    return ((f"{path}, line {number}", line) for number, line in read_lines(path))
 
 
 def _parquet_rows(path: Path) -> Rows:
     try:
         number = 0
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(_BATCH_ROWS):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path}, row {number}", row
+            names = file.schema_arrow.names
+            if len(set(names)) < len(names):
+                raise ColbertZeroError(f"{path}: a column stands twice: {short(', '.join(names))}; rename or drop one")
+            for group in range(file.num_row_groups):
+                metadata = file.metadata.row_group(group)
+                # Rows of long texts come fewer at a time.
+                count = _BATCH_BYTES * metadata.num_rows // max(1, metadata.total_byte_size)
+                for batch in file.iter_batches(min(_BATCH_ROWS, max(1, count)), [group]):
+                    for row in _python_rows(batch):
+                        number += 1
+                        yield f"{path}, row {number}", row
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ColbertZeroError(f"{path}: not a readable Parquet file ({reason}); fetch or write it again") from None
+        raise ColbertZeroError(
+            f"{path}: not a readable Parquet file ({reason(error)}); fetch or write it again"
+        ) from None
+
+
+def _python_rows(batch: pa.RecordBatch) -> Iterator[Any]:
+    """Rows as dicts; one that holds what Python cannot (invalid UTF-8, the year 300,000) is a BadRow in its place."""
+    try:
+        yield from batch.to_pylist()
+    except (ValueError, OverflowError):
+        for start in range(len(batch)):
+            try:
+                (row,) = batch.slice(start, 1).to_pylist()
+            except (ValueError, OverflowError) as error:
+                row = _or_bad(error)
+            yield row
+
+
+def _or_bad(row: Any) -> Any:
+    """A row, or the BadRow that tells why it could not be read."""
+    if isinstance(row, UnicodeDecodeError):
+        return BadRow("invalid UTF-8: write the texts as UTF-8")
+    if isinstance(row, Exception):
+        return BadRow(f"a value that cannot be read: {reason(row)}")
+    return row
 
 
 # ---- Checking
@@ -161,46 +192,52 @@ def _parquet_rows(path: Path) -> Rows:
 
 def as_object(row: Any) -> dict[str, Any]:
     """A row as a dict; a line of JSON is parsed."""
+    if isinstance(row, BadRow):
+        raise row
     if isinstance(row, bytes):
         if b"\0" in row:
             raise BadRow("a NUL byte: this is not JSON in UTF-8")
         try:
-            row = json.loads(row.decode("utf-8-sig"))
+            row = parse_json(row.decode("utf-8-sig"))
         except UnicodeDecodeError:
             raise BadRow("invalid UTF-8: save the file as UTF-8") from None
-        except (ValueError, RecursionError) as error:
-            raise BadRow(f"broken JSON: {getattr(error, 'msg', error)}; one object a line is expected") from None
+        except ValueError as error:
+            raise BadRow(f"broken JSON: {error}; one object a line is expected") from None
     if not isinstance(row, dict):
         raise BadRow(f"not an object with keys: found {_type(row)}")
     return row
 
 
 def _type(value: Any) -> str:
-    names = {str: "text", int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "an object"}
+    names = {str: "text", int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "an object",
+             bytes: "bytes (a binary column)"}  # fmt: skip
     return "nothing (null)" if value is None else names.get(type(value), type(value).__name__)
-
-
-def short(text: str) -> str:
-    """Text from the data on one short printable line."""
-    text = text if len(text) <= 60 else text[:57] + "…"
-    return text if text.isprintable() else ascii(text)
 
 
 def as_text(value: Any, key: str) -> str:
     """A value that is usable text."""
     if not isinstance(value, str):
         raise BadRow(f"`{key}` is not text: found {_type(value)}")
-    if not value.strip():
-        raise BadRow(f"`{key}` is empty")
-    if "\0" in value:
-        raise BadRow(f"`{key}` has a NUL character")
     if len(value) > LONGEST_TEXT:
         raise BadRow(f"`{key}` is too long: {len(value):,} characters, at most {LONGEST_TEXT:,}")
+    if "\0" in value:
+        raise BadRow(f"`{key}` has a NUL character")
     try:
         value.encode()
     except UnicodeEncodeError:
         raise BadRow(f"`{key}` has half a surrogate pair, which is no character") from None
+    # Zero-width and control characters are no text either.
+    if not any(character.isprintable() and not character.isspace() for character in value):
+        raise BadRow(f"`{key}` is empty")
     return value
+
+
+def as_texts(values: list[Any], key: str) -> list[str]:
+    """Usable texts, together not beyond what a batch of rows may hold."""
+    texts = [as_text(value, key) for value in values]
+    if (length := sum(map(len, texts))) > _LONGEST_ROW:
+        raise BadRow(f"`{key}` is too long: {length:,} characters together, at most {_LONGEST_ROW:,}")
+    return texts
 
 
 def value_of(row: dict[str, Any], key: str) -> Any:
@@ -241,15 +278,14 @@ def check_row(row: Any, columns: recipes.Columns) -> tuple[pa.Schema, dict[str, 
     row = as_object(row)
     query = as_text(value_of(row, columns.query), columns.query)
     if columns.documents in row and columns.document not in row:
-        documents = _two_or_more(row[columns.documents], columns.documents)
-        texts = [as_text(document, columns.documents) for document in documents]
+        texts = as_texts(_two_or_more(row[columns.documents], columns.documents), columns.documents)
         scores = _scores(value_of(row, columns.scores), columns.scores, len(texts))
         return SCORED_TEXTS, {"query": query, "documents": texts, "scores": scores}
     document = as_text(value_of(row, columns.document), columns.document)
     negatives = row.get(columns.negative)
     negatives = [] if negatives is None else negatives if isinstance(negatives, list) else [negatives]
-    texts = [as_text(negative, columns.negative) for negative in negatives]
-    return PAIRS, {"query": query, "document": document, "negatives": texts}
+    negatives = as_texts(negatives, columns.negative)
+    return PAIRS, {"query": query, "document": document, "negatives": negatives}
 
 
 def check_ids(

@@ -27,7 +27,16 @@ from colbert_zero import recipe as recipes
 from colbert_zero.collection import Collection, write_beir
 from colbert_zero.docstrings import docstring_pairs, packages_fingerprint
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.records import atomic_folder, file_fingerprint, fingerprint, read_json, write_json
+from colbert_zero.lines import file_state
+from colbert_zero.records import (
+    atomic_folder,
+    damaged_file,
+    file_fingerprint,
+    fingerprint,
+    read_json,
+    write_checksums,
+    write_json,
+)
 from colbert_zero.rows import (
     PAIRS,
     BadRow,
@@ -136,7 +145,15 @@ class Source:
 
 
 def open_source(name: str, folder: Path) -> Source:
-    """A prepared source from its folder."""
+    """A prepared source from its folder.
+
+    Raises:
+        ColbertZeroError: A file of it was damaged since it was written.
+    """
+    if damaged := damaged_file(folder):
+        raise ColbertZeroError(
+            f"{folder / damaged}: not as it was written; delete the folder {folder}, and it is prepared again"
+        )
     record = read_json(folder / "source.json")
     documents = folder / "documents.arrow"
     table = Dataset.from_file(str(documents)) if documents.is_file() else None
@@ -207,20 +224,27 @@ def source_id(name: str, recipe: recipes.Recipe, data: Path) -> str:
 def _fingerprints(files: list[Path], folder: Path, data: Path) -> list[list[str]]:
     """Each file's name and fingerprint; a file is read again only when its size or time changed."""
     cache = data / "fingerprints.json"
-    known = read_json(cache) if cache.is_file() else {}
-    result, changed = [], False
+    known, result, changed = _known(cache), [], False
     for file in files:
         try:
-            status = file.stat()
-            key, state = str(file.resolve()), [status.st_size, status.st_mtime_ns]
+            key, state = os.path.realpath(file), file_state(file)
             if known.get(key, {}).get("state") != state:
                 known[key], changed = {"state": state, "fingerprint": file_fingerprint(file)}, True
         except OSError as error:
-            raise ColbertZeroError(f"{file}: cannot be read ({error.strerror})") from None
+            raise ColbertZeroError(f"{file}: cannot be read ({error.strerror}); mend it or its rights") from None
         result.append([os.path.relpath(file, folder), known[key]["fingerprint"]])
     if changed:
         write_json(cache, known)
     return result
+
+
+def _known(cache: Path) -> dict[str, Any]:
+    """The fingerprints written down; a cache that is damaged is made anew."""
+    try:
+        known = read_json(cache)
+        return {k: v for k, v in known.items() if isinstance(v["state"], list) and isinstance(v["fingerprint"], str)}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
 
 
 def _hub_fingerprint(name: str, spec: recipes.Hub, data: Path) -> Any:
@@ -279,6 +303,11 @@ def prepare_source(
             "dropped": dict(dropped), "held_out": held_out, "seconds": round(time.monotonic() - started, 3),
         }  # fmt: skip
         write_json(temporary / "source.json", record)
+        write_checksums(temporary)
+        if _has_files(spec) and source_id(name, recipe, data) != identity:
+            raise ColbertZeroError(
+                f"sources.{name}: a file changed while it was read; leave the files as they are and start the run again"
+            )
     return open_source(name, folder)
 
 
@@ -299,6 +328,13 @@ def _streamed(name: str, spec: Any, identity: str, data: Path) -> Source:
             write_json(temporary / "source.json", record)
     record = read_json(folder / "source.json")
     return Source(name, identity, folder, record, streamed_parts(name, spec, record))
+
+
+def _has_files(spec: Any) -> bool:
+    """Whether a source is made of files of this machine."""
+    return isinstance(spec, recipes.Jsonl | recipes.Parquet) or (
+        isinstance(spec, recipes.Hub) and os.path.isdir(hub_path(spec))
+    )
 
 
 def _write_docstrings(

@@ -13,7 +13,7 @@ from colbert_zero.maxsim import packed_candidate_scores
 from colbert_zero.model import Model
 from colbert_zero.negatives import share_out, spread
 from colbert_zero.recipe import Scored, Teacher
-from colbert_zero.records import atomic_folder, write_json
+from colbert_zero.records import atomic_folder, write_checksums, write_json
 from colbert_zero.rows import CANDIDATES
 from colbert_zero.sources import DOCUMENTS, Progress, Source, arrow_file, open_source
 
@@ -93,6 +93,7 @@ def score(
             "seconds": round(time.monotonic() - started, 3),
         }
         write_json(temporary / "source.json", record)
+        write_checksums(temporary)
     return open_source(name, folder)
 
 
