@@ -6,3 +6,7 @@ class ColbertZeroError(Exception):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+class Diverged(ColbertZeroError):
+    """Training came to a loss that is not finite; the same training would come to it again."""

@@ -33,7 +33,7 @@ from colbert_zero.checkpoint import (
     load_random_states,
     save_checkpoint,
 )
-from colbert_zero.errors import ColbertZeroError
+from colbert_zero.errors import ColbertZeroError, Diverged
 from colbert_zero.losses import ContrastiveLoss, DistillationLoss
 from colbert_zero.model import Alignment, Model, assemble, save_model
 from colbert_zero.order import Order
@@ -60,6 +60,7 @@ class PhaseRun:
         steps: Optimiser steps.
         dim: Width of a token vector.
         options: `attn_implementation`; `revision` and `trust_remote_code` of a Hub start.
+        reporters: Names of the trainer's reporters; not in the fingerprint.
     """
 
     name: str
@@ -73,6 +74,7 @@ class PhaseRun:
     steps: int
     dim: int
     options: dict[str, Any]
+    reporters: tuple[str, ...] = ()
 
 
 def order_of(spec: recipes.Phase, parts: dict[str, Part], seed: int, name: str) -> Order:
@@ -103,9 +105,15 @@ def steps_of(spec: recipes.Phase, order: Order) -> int:
 
 
 def train_phase(
-    run: PhaseRun, parts: dict[str, Part], folder: Path, progress: Progress | None = None
+    run: PhaseRun,
+    parts: dict[str, Part],
+    folder: Path,
+    progress: Progress | None = None,
+    validate: Callable[[Model], dict[str, float]] | None = None,
 ) -> dict[str, Any]:
     """Train one phase and keep its checkpoint and record in `folder`.
+
+    `validate` gives nDCG@10 by collection, every `evaluate_every` steps.
 
     A run that was killed goes on from its newest whole checkpoint; a finished folder appears only whole.
 
@@ -128,6 +136,7 @@ def train_phase(
     batches = Batches(parts, order, model, run.steps, spec.negatives)
     with _quiet():
         trainer = _trainer(run, model, batches, work, progress)
+        trainer.validate = validate
         checkpoint, damaged = last_checkpoint(work)
         for path in damaged:
             shutil.rmtree(path)
@@ -147,6 +156,7 @@ class _PhaseTrainer:
     run: PhaseRun
     work: Path
     log_progress: Progress | None
+    validate: Callable[[Model], dict[str, float]] | None
     started: float
     before: dict[str, float]
     loader: Prefetched
@@ -167,7 +177,7 @@ class _PhaseTrainer:
         if not torch.isfinite(loss):
             good, _ = last_checkpoint(self.work)
             source, _ = self.batches.order.source(self.state.global_step)
-            raise ColbertZeroError(
+            raise Diverged(
                 f"phases.{self.run.name}: the loss is {loss.item()} at step {self.state.global_step + 1} of "
                 f"{self.run.steps}, in a batch of {source}. The last good checkpoint is {good or self.run.start}; "
                 "lower the learning rate or raise the temperature"
@@ -186,6 +196,10 @@ class _PhaseTrainer:
                 "texts": int(self.before["texts"]) + self.counted["texts"],
                 "tokens": int(self.before["tokens"]) + self.counted["tokens"],
             }
+            if self.validate and self.run.spec.evaluate_every and step % self.run.spec.evaluate_every == 0:
+                before = time.monotonic()
+                logs |= {f"eval_{name}": score for name, score in self.validate(self.model).items()}
+                self.started += time.monotonic() - before  # evaluation is no training time
         super().log(logs)  # type: ignore[misc]
         if "loss" in logs and self.log_progress:
             self.log_progress({"step": self.state.global_step, "steps": self.run.steps, **logs})
@@ -252,7 +266,7 @@ def _trainer(run: PhaseRun, model: Model, batches: Batches, work: Path, progress
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         disable_tqdm=True,
-        report_to="none",
+        report_to=list(run.reporters),
     )
     temperature, learnable = (
         (spec.temperature.initial, spec.temperature.learnable)
@@ -301,6 +315,11 @@ def _record(run: PhaseRun, model: Model, order: Order, log: list[dict[str, Any]]
     cached = _is_cached(spec, last)
     rates = 8 if cached else 6
     alignment, multi_vector = run.alignment, spec.representation == "multi-vector"
+    validation = [
+        {"step": entry["step"], "scores": s, "mean": sum(s.values()) / len(s)}
+        for entry in steps
+        if (s := _scores(entry))
+    ]
     curve = ("step", "loss", "source", "learning_rate", "temperature", "elapsed_seconds")
     copied = ("representation", "objective", "global_batch_size", "mini_batch_tokens", "learning_rate", "schedule",
               "length_normalised", "teacher_temperature", "negatives", "alpha", "precision")  # fmt: skip
@@ -334,9 +353,15 @@ def _record(run: PhaseRun, model: Model, order: Order, log: list[dict[str, Any]]
         "peak_memory_bytes": _peak_memory(model.device),
         "parameters": parameters,
         "losses": [{key: entry.get(key) for key in curve} for entry in steps],
+        "validation": validation,
+        "best_step": max(validation, key=lambda point: point["mean"])["step"] if validation else None,
         "final_loss": last["loss"],
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _scores(entry: dict[str, Any]) -> dict[str, float]:
+    return {key.removeprefix("eval_"): value for key, value in entry.items() if key.startswith("eval_")}
 
 
 def _is_cached(spec: recipes.Phase, last: dict[str, Any]) -> bool:
