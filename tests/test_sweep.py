@@ -115,7 +115,7 @@ def test_every_mistake_of_every_point_is_told_at_once(folder):
             "supervised.learning_rate changes nothing",
         ),
         (["seed=1,2"], {"phase": "unsupervised"}, "scored on different collections"),
-        (["phases.distillation.learning_rate=1,2"], {}, "kd-only@distillation, full@distillation"),
+        (["phases.distillation.learning_rate=1,2"], {}, "say which: full@distillation, kd-only@distillation"),
         (["model.architecture.hidden_sise=8"], {"phase": "unsupervised"}, "did you mean hidden_size"),
     ],
 )
@@ -236,12 +236,16 @@ def test_a_second_key_has_a_line_for_each_value_and_other_keys_are_bars():
 
 def test_points_without_a_score_are_told_and_nothing_is_drawn_of_failures_alone():
     record = record_of({"phases.p.rate": [1, 2, 3]})
-    record["points"][2] |= {"score": None, "scores": None, "error": "phases.p: the loss is nan at step 2. More"}
+    record["points"][2] |= {
+        "score": None,
+        "scores": None,
+        "error": "phases.p: the loss is nan at step 2, in a batch. More",
+    }
     record["best"] = "1"
     assert "1 of 3 points failed" in draw(record).svg
     columns = sweep_table(record).columns
     assert list(columns[0].cells) == ["2", "1", "3"]
-    assert list(columns[-1].cells) == ["best", "", "phases.p: the loss is nan at step 2"]
+    assert list(columns[-1].cells) == ["best", "", "the loss is nan at step 2"]
     for point in record["points"]:
         point["score"] = None
     assert draw(record) is None

@@ -1,6 +1,7 @@
 """A sweep's record → a table for the terminal and one PNG."""
 
 import json
+import re
 import shlex
 from typing import Any
 
@@ -50,9 +51,14 @@ def sweep_table(record: Record) -> Table:
         else:
             scores = [f"{row['scores'][name]:.4f}" for name in shown]
             figures = [f"{row['score']:.4f}", *scores, f"{row['final_loss']:.4f}", f"{row['device_seconds']:.1f} s"]
-        note = "best" if best else (row["error"] or "").partition(". ")[0]
+        note = "best" if best else _reason(row["error"] or "")
         table.add_row(*(escape(cell) for cell in (*values, *figures, note)), style="bold" if best else "")
     return table
+
+
+def _reason(error: str) -> str:
+    """The beginning of a message, without the key it is about."""
+    return re.split(r"[.,;(] ", re.sub(r"^[\w.-]+: ", "", error))[0]
 
 
 def best_overrides(record: Record) -> str:
@@ -111,7 +117,7 @@ def _draw_lines(axes: Any, record: Record, points: list[Record], x: str, series:
         xs, ys = [p["values"][x] for p in line], [100 * p["score"] for p in line]
         name = f"{short_key(series, phase)} {short_value(value)}" if series else None
         axes.plot(xs, ys, color=COLOURS[number], marker=MARKERS[number], linewidth=2, label=name)
-    values = sorted(record["grid"][x])
+    values = sorted({point["values"][x] for point in points})
     if logarithmic := values[0] > 0 and values[-1] >= 10 * values[0]:
         log_axis(axes)
         if len(values) <= 8:
