@@ -1,4 +1,5 @@
 import copy
+import itertools
 import socket
 from datetime import timedelta
 
@@ -235,36 +236,48 @@ def test_an_excluded_document_leaves_the_sum():
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-def _worker(rank, world, port, model, features, mini_batch_tokens, teacher, result):
+TEACHER = torch.rand(6, 2, generator=torch.Generator().manual_seed(0))
+SHARES = {"even": (2, 2, 2), "uneven": (3, 1, 2), "an empty one": (4, 0, 2)}
+
+
+def cases():
+    return itertools.product(SHARES, (None, TEACHER), (60, 100_000))
+
+
+def loss_and_gradient(model, features, teacher, mini_batch_tokens):
+    """Loss and gradient of this process's queries; parameters without a gradient have zeros."""
+    loss_class = ContrastiveLoss if teacher is None else DistillationLoss
+    loss_fn = loss_class(model, 0.7, learnable=True, mini_batch_tokens=mini_batch_tokens)
+    loss_fn.zero_grad()
+    loss = loss_fn(features) if teacher is None else loss_fn(features, teacher)
+    loss.backward()
+    average_gradients(loss_fn.parameters())
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in loss_fn.parameters()]
+    return loss.detach(), torch.cat([g.flatten().double() for g in gradients])
+
+
+def _worker(rank, world, port, model, features, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world, timeout=timedelta(seconds=60)
     )
     try:
-        size = len(features[0]["input_ids"]) // world
-        own = [
-            {k: v[rank * size : (rank + 1) * size] if isinstance(v, torch.Tensor) else v for k, v in f.items()}
-            for f in features
-        ]
-        if teacher is None:
-            loss_fn = ContrastiveLoss(model, 0.7, learnable=True, mini_batch_tokens=mini_batch_tokens)
-            loss = loss_fn(own)
-        else:
-            loss_fn = DistillationLoss(model, 0.7, learnable=True, mini_batch_tokens=mini_batch_tokens)
-            loss = loss_fn(own, teacher[rank * size : (rank + 1) * size])
-        loss.backward()
-        average_gradients(loss_fn.parameters())
-        torch.distributed.all_reduce(loss_value := loss.detach().clone())
-        if rank == 0:
-            gradient = torch.cat([p.grad.flatten().double() for p in loss_fn.parameters()])
-            save_file({"loss": loss_value / world, "gradient": gradient}, result)
+        for number, (shares, teacher, mini_batch_tokens) in enumerate(cases()):
+            begin = sum(SHARES[shares][:rank])
+            own = slice(begin, begin + SHARES[shares][rank])
+            features_here = [{k: v[own] if isinstance(v, torch.Tensor) else v for k, v in f.items()} for f in features]
+            teacher_here = None if teacher is None else teacher[own]
+            loss, gradient = loss_and_gradient(model, features_here, teacher_here, mini_batch_tokens)
+            torch.distributed.all_reduce(loss)
+            if rank == 0:
+                save_file({"loss": loss / world, "gradient": gradient}, folder / f"{number}.safetensors")
     finally:
         torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("teacher", [None, torch.rand(6, 2, generator=torch.Generator().manual_seed(0))])
-@pytest.mark.parametrize("mini_batch_tokens", [60, 100_000])
-def test_three_processes_have_the_loss_and_gradients_of_one(tiny_multi_vector, mini_batch_tokens, teacher, tmp_path):
+def test_three_processes_have_the_loss_and_gradients_of_one_however_the_queries_are_shared_out(
+    tiny_multi_vector, tmp_path
+):
     model = copy.deepcopy(tiny_multi_vector).train()
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -273,25 +286,15 @@ def test_three_processes_have_the_loss_and_gradients_of_one(tiny_multi_vector, m
     # Equal documents in different processes, which must not be each other's negatives.
     for key in ("input_ids", "attention_mask"):
         features[1][key][5] = features[1][key][0]
-    if teacher is None:
-        loss_fn = ContrastiveLoss(model, 0.7, learnable=True)
-        expected_loss = loss_fn(features)
-    else:
-        loss_fn = DistillationLoss(model, 0.7, learnable=True)
-        expected_loss = loss_fn(features, teacher)
-    loss_fn.zero_grad()
-    expected_loss.backward()
-    zeros = (p.grad if p.grad is not None else torch.zeros_like(p) for p in loss_fn.parameters())
-    expected = torch.cat([g.flatten().double() for g in zeros])
-    loss_fn.zero_grad()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    arguments = (3, port, model, features, mini_batch_tokens, teacher, tmp_path / "result.safetensors")
-    torch.multiprocessing.spawn(_worker, arguments, nprocs=3)
-    found = load_file(tmp_path / "result.safetensors")
-    assert found["loss"].item() == pytest.approx(expected_loss.item(), rel=1e-5)
-    assert_same_gradient(found["gradient"], expected)
+    torch.multiprocessing.spawn(_worker, (3, port, model, features, tmp_path), nprocs=3)
+    for number, (shares, teacher, mini_batch_tokens) in enumerate(cases()):
+        expected_loss, expected = loss_and_gradient(model, features, teacher, mini_batch_tokens)
+        found = load_file(tmp_path / f"{number}.safetensors")
+        assert found["loss"].item() == pytest.approx(expected_loss.item(), rel=1e-5), shares
+        assert_same_gradient(found["gradient"], expected)
 
 
 def test_a_repeated_pair_is_not_its_own_negative(model):

@@ -33,7 +33,8 @@ def plan(folder, *grids, phase=None, steps=2, overrides=()):
 
 
 def sweep(folder, out, *grids, **options):
-    return run_sweep(plan(folder, *grids, **options), lambda recipe: study(folder / out, recipe.model_dump()), "test")
+    planned = plan(folder, *grids, **options)
+    return run_sweep(planned, study(folder / out, planned.recipe.model_dump()), "test")
 
 
 @pytest.fixture

@@ -62,4 +62,4 @@ def test_tensorboard_has_a_phases_figures_under_its_name(tmp_path):
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [
         (point["step"], pytest.approx(point["loss"])) for point in record["losses"]
     ]
-    assert [e.step for e in events.Scalars("eval/held-out")] == [2, 4]
+    assert [e.step for e in events.Scalars("train/validation/held-out")] == [2, 4]

@@ -229,7 +229,7 @@ def test_a_phase_judged_while_training_ends_with_the_same_weights_and_id(tmp_pat
     assert weights[0] == weights[1]
     assert records[0]["id"] == records[1]["id"]
     assert records[0]["validation"] == []
-    assert [point["step"] for point in records[1]["validation"]] == [2, 4]
+    assert [point["step"] for point in records[1]["validation"]] == [2, 4, 5]
     for point in records[1]["validation"]:
         assert list(point["scores"]) == ["held-out"]
         assert point["mean"] == point["scores"]["held-out"]

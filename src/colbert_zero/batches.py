@@ -11,11 +11,14 @@ import torch
 
 from colbert_zero.model import Model
 from colbert_zero.order import Order
+from colbert_zero.processes import rank, share
 from colbert_zero.sources import Part
 
 
 class Batches:
-    """Item k is the global batch of optimiser step k: columns of token ids as sentence-transformers names them.
+    """Item k is this process's share of global batch k: columns of token ids as sentence-transformers names them.
+
+    The shares of all processes, put together in the order of their ranks, are the global batch.
 
     Args:
         parts: The sources' parts by name.
@@ -27,6 +30,7 @@ class Batches:
 
     def __init__(self, parts: Mapping[str, Part], order: Order, model: Model, steps: int, negatives: int):
         self.parts, self.order, self.steps, self.negatives = parts, order, steps, negatives
+        self.share = share(order.global_batch_size, "global_batch_size")
         self.tokenize = _tokenizer(model)
         # The losses sort texts by length and take the padding out themselves, chunk by chunk.
         for module in model.modules():
@@ -38,7 +42,7 @@ class Batches:
 
     def __getitem__(self, step: int) -> dict[str, Any]:
         name, indices = self.order.batch(step)
-        rows = self.parts[name].read(indices)
+        rows = self.parts[name].read(indices[rank() * self.share : (rank() + 1) * self.share])
         batch: dict[str, Any] = {}
         for column, texts in columns(rows, self.negatives):
             task = "query" if column == "query" else "document"

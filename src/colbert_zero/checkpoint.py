@@ -1,40 +1,83 @@
 """Training checkpoints: atomic, checked, without pickles."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import Optimizer
 from transformers.trainer_callback import TrainerState
 
+from colbert_zero.errors import ColbertZeroError
+from colbert_zero.processes import rank, world_size
 from colbert_zero.records import atomic_folder, file_fingerprint, read_json, write_json
 
 _STATE = "trainer_state.json"
 
 
-def save_checkpoint(folder: Path, weights: nn.Module, optimizer: Optimizer, schedule: Any, state: TrainerState) -> None:
-    """Write weights (with the loss's own), optimiser, schedule, random states and trainer state, or nothing."""
-    with atomic_folder(folder) as temporary:
-        save_file({k: v.contiguous() for k, v in weights.state_dict().items()}, temporary / "weights.safetensors")
-        optimiser = optimizer.state_dict()
-        tensors = {
-            f"{index}.{key}": value.contiguous()
-            for index, values in optimiser["state"].items()
-            for key, value in values.items()
-        }
-        save_file(tensors, temporary / "optimizer.safetensors")
-        write_json(
-            temporary / "schedule.json", {"groups": optimiser["param_groups"], "schedule": schedule.state_dict()}
-        )
-        random = {"cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            random["cuda"] = torch.cuda.get_rng_state()
-        save_file(random, temporary / "random.safetensors")
-        state.save_to_json(str(temporary / _STATE))
-        write_json(temporary / "checksums.json", {f.name: file_fingerprint(f) for f in temporary.iterdir()})
+def checkpoint_path(work: Path, step: int) -> Path:
+    """Where the checkpoint after so many steps lies."""
+    return work / f"step-{step}"
+
+
+def save_checkpoint(
+    folder: Path,
+    weights: nn.Module,
+    optimizer: Optimizer,
+    schedule: Any,
+    state: TrainerState,
+    random: dict[str, torch.Tensor],
+    run: dict[str, Any],
+) -> None:
+    """Write all that training goes on from, or nothing.
+
+    Args:
+        folder: The checkpoint's.
+        weights: The model, with the loss's own parameters.
+        optimizer: Its moments and settings.
+        schedule: The learning rate's.
+        state: The trainer's: step and log.
+        random: Random states of all processes, as `random_states` gives them.
+        run: Of whose training: `id` (all that made it, hashed), and positions in streamed sources.
+
+    Raises:
+        ColbertZeroError: It cannot be written, as on a full disk; what was there before is still whole.
+    """
+    try:
+        with atomic_folder(folder) as temporary:
+            save_file({k: v.contiguous() for k, v in weights.state_dict().items()}, temporary / "weights.safetensors")
+            optimiser = optimizer.state_dict()
+            tensors = {
+                f"{index}.{key}": value.contiguous()
+                for index, values in optimiser["state"].items()
+                for key, value in values.items()
+            }
+            save_file(tensors, temporary / "optimizer.safetensors")
+            numbers = {"groups": optimiser["param_groups"], "schedule": schedule.state_dict()}
+            write_json(temporary / "schedule.json", numbers)
+            save_file(random, temporary / "random.safetensors")
+            state.save_to_json(str(temporary / _STATE))
+            write_json(temporary / "run.json", run)
+            write_json(temporary / "checksums.json", {f.name: file_fingerprint(f) for f in temporary.iterdir()})
+    except (OSError, SafetensorError) as error:
+        before = last_checkpoint(folder.parent, run["id"])[0]
+        raise ColbertZeroError(
+            f"{folder}: this checkpoint cannot be written ({error}), so training stops. "
+            + (f"The one before it, {before.name}, is whole; " if before else "There is none before it; ")
+            + "make room or mend the disk, and the same command goes on from there"
+        ) from None
+
+
+def random_states() -> dict[str, torch.Tensor]:
+    """This process's random states."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
 
 
 def load_checkpoint(folder: Path, weights: nn.Module) -> None:
@@ -43,7 +86,7 @@ def load_checkpoint(folder: Path, weights: nn.Module) -> None:
 
 
 def load_optimizer(folder: Path, optimizer: Optimizer, schedule: Any) -> None:
-    """Put a checkpoint's optimiser state, schedule and random states back."""
+    """Put a checkpoint's optimiser state and schedule back."""
     numbers = json.loads((folder / "schedule.json").read_text())
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, value in load_file(folder / "optimizer.safetensors").items():
@@ -53,29 +96,56 @@ def load_optimizer(folder: Path, optimizer: Optimizer, schedule: Any) -> None:
     schedule.load_state_dict(numbers["schedule"])
 
 
-def load_random_states(folder: Path) -> None:
-    """Put a checkpoint's random states back."""
+def load_random_states(folder: Path) -> bool:
+    """Put this process's random states back; false where as many processes as now did not write them."""
     random = load_file(folder / "random.safetensors")
-    torch.set_rng_state(random["cpu"])
+    if len(random["cpu"]) != world_size():
+        return False
+    torch.set_rng_state(random["cpu"][rank()])
     if "cuda" in random and torch.cuda.is_available():
-        torch.cuda.set_rng_state(random["cuda"])
+        torch.cuda.set_rng_state(random["cuda"][rank()])
+    return True
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether every file of a checkpoint is there with the bytes that were written."""
+def load_run(folder: Path) -> dict[str, Any]:
+    """Of whose training a checkpoint is: `id`, and positions in streamed sources."""
+    return read_json(folder / "run.json")
+
+
+def damage(folder: Path, run_id: str) -> str | None:
+    """What is wrong with a checkpoint; None where every file is there with the bytes that were written."""
     try:
         checksums = read_json(folder / "checksums.json")
-        return all(file_fingerprint(folder / name) == digest for name, digest in checksums.items())
-    except (OSError, ValueError):
-        return False
+        for name, digest in checksums.items():
+            if file_fingerprint(folder / name) != digest:
+                return f"{name} is not what was written"
+        if load_run(folder)["id"] != run_id:
+            return "it belongs to another training"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        return f"it cannot be read ({error})"
+    return None
 
 
-def last_checkpoint(folder: Path) -> tuple[Path | None, list[Path]]:
-    """The newest whole checkpoint of a phase, and the damaged ones that are newer."""
-    found = sorted(folder.glob("step-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
-    damaged: list[Path] = []
-    for path in found:
-        if is_whole(path):
+def checkpoints(work: Path) -> list[Path]:
+    """A phase's checkpoints, the newest first, whole or not."""
+    numbered = [(int(path.name.removeprefix("step-")), path) for path in work.glob("step-*") if path.is_dir()]
+    return [path for _, path in sorted(numbered, reverse=True)]
+
+
+def last_checkpoint(work: Path, run_id: str) -> tuple[Path | None, dict[Path, str]]:
+    """The newest whole checkpoint of a phase, and what is wrong with those that are newer."""
+    damaged: dict[Path, str] = {}
+    for path in checkpoints(work):
+        if not (wrong := damage(path, run_id)):
             return path, damaged
-        damaged.append(path)
+        damaged[path] = wrong
     return None, damaged
+
+
+def delete_checkpoint(folder: Path) -> None:
+    """Delete a checkpoint; first its name, so that half of one is never taken for a whole."""
+    doomed = folder.with_name(f".{folder.name}.deleted.tmp")
+    folder.rename(doomed)
+    shutil.rmtree(doomed)

@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from colbert_zero import recipe as recipes
-from colbert_zero.errors import ColbertZeroError
+from colbert_zero.errors import ColbertZeroError, ProcessLost, Stopped
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -73,7 +73,9 @@ class RichShow:
                     # Texts before a resumed run's first step were read by an earlier process.
                     texts_before = texts_before if texts_before is not None else values["texts"]
                     speed = (values["texts"] - texts_before) / (now - started)
+                    waited = values["waited_seconds"] / max(values["elapsed_seconds"], 1e-9)
                     figures = f"loss {values['loss']:.3f}" + (f", {speed:,.0f} texts/s" if speed else "")
+                    figures += f", {waited:.1%} of the time waiting for data"
                 progress.update(
                     task, completed=done, total=values.get("total", total or None), figures=figures, visible=True
                 )
@@ -89,20 +91,37 @@ class RichShow:
             self.say(f"  {name}: {done:,.0f} in {time.monotonic() - started:.1f} s  {figures}")
 
 
-def _study(recipe: recipes.Recipe, out: Path | None) -> Any:
+@contextmanager
+def _study(recipe: recipes.Recipe, out: Path | None) -> Iterator[Any]:
+    """The study in its folder, which is this run's alone meanwhile; started by a launcher, together with the others."""
+    from colbert_zero.records import writing
     from colbert_zero.study import Study
 
-    _silence_loading_bars()
-
+    processes = _start_processes()
+    folder = out or Path("out") / recipe.name
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "colbert-zero" / "docstrings"
-    return Study(recipe, out or Path("out") / recipe.name, RichShow(), cache)
+    with writing(folder) if processes.is_main() else nullcontext():
+        yield Study(recipe, folder, RichShow(), cache)
+    processes.leave()
 
 
-def _silence_loading_bars() -> None:
-    """Our bars tell what takes time; reading and writing weights does not."""
+def _start_processes() -> Any:
+    """Join the other processes, if a launcher started some; only the main one prints."""
+    import torch
     from transformers.utils.logging import disable_progress_bar
 
+    from colbert_zero import processes
+
+    # Our bars tell what takes time; reading and writing weights does not.
     disable_progress_bar()
+    processes.stop_on_sigterm()
+    processes.start()
+    console.quiet = not processes.is_main()
+    gpus = torch.cuda.device_count()
+    if gpus > 1 and processes.world_size() == 1:
+        hint = f"One of {gpus} GPUs is used; for all: torchrun --nproc-per-node {gpus} -m colbert_zero"
+        console.print(" ".join([hint, *sys.argv[1:]]), markup=False, soft_wrap=True)
+    return processes
 
 
 @app.command()
@@ -130,16 +149,17 @@ def run(
     from colbert_zero.report import write_report
     from colbert_zero.study import chains_of, graph, run_study
 
-    study = _study(checked, out)
     chosen = [name.strip() for name in only.split(",") if name.strip()] if only else None
     nodes = graph(checked, chains_of(checked, chosen))
-    study.prepare(nodes)
-    _print_plan(study, nodes)
-    if dry_run:
-        return
-    results = run_study(study, chosen, " ".join(["colbert-zero", *sys.argv[1:]]))
-    _print_results(results)
-    console.print(f"\nReport: {write_report(study.folder)}", markup=False, soft_wrap=True)
+    with _study(checked, out) as study:
+        study.prepare(nodes)
+        _print_plan(study, nodes)
+        if dry_run:
+            return
+        results = run_study(study, chosen, " ".join(["colbert-zero", *sys.argv[1:]]))
+        _print_results(results)
+        if not console.quiet:
+            console.print(f"\nReport: {write_report(study.folder)}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -162,12 +182,12 @@ def train(
     from colbert_zero.study import chain_to, graph
 
     chain = chain_to(checked, phase)
-    study = _study(checked, out)
     nodes = graph(checked, {phase: chain})
-    study.prepare(nodes)
-    _print_plan(study, nodes)
-    study.train(chain)
-    console.print(f"Checkpoint: {study.phase_folder(chain) / 'model'}", markup=False, soft_wrap=True)
+    with _study(checked, out) as study:
+        study.prepare(nodes)
+        _print_plan(study, nodes)
+        study.train(chain)
+        console.print(f"Checkpoint: {study.phase_folder(chain) / 'model'}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -196,7 +216,8 @@ def sweep(
 
     planned = plan_sweep(recipe, grid, phase, steps, overrides or [])
     folder = out or Path("out") / f"{planned.recipe.name}-sweep"
-    record = run_sweep(planned, lambda checked: _study(checked, folder), " ".join(["colbert-zero", *sys.argv[1:]]))
+    with _study(planned.recipe, folder) as study:
+        record = run_sweep(planned, study, " ".join(["colbert-zero", *sys.argv[1:]]))
     console.print()
     console.print(sweep_table(record))
     if record["best"]:
@@ -233,7 +254,7 @@ def evaluate(
     from colbert_zero.model import load_model
     from colbert_zero.records import write_json
 
-    _silence_loading_bars()
+    processes = _start_processes()
     folder = Path(collection).expanduser()
     loaded = load_beir(folder, split or "test") if folder.is_dir() else load_hub(collection, split or "train")
     if model == "bm25":
@@ -246,10 +267,11 @@ def evaluate(
     console.print(f"{loaded.name}: {loaded.documents_count:,} documents, {len(loaded.qrels):,} queries", markup=False)
     for name, value in scores.items():
         console.print(f"  {name:8} {value:.4f}", markup=False)
-    if run_file:
+    if run_file and processes.is_main():
         write_run(run_file, ranking, Path(model).name or "run")
-    if json_file:
+    if json_file and processes.is_main():
         write_json(json_file, {**counts, "scores": scores, "per_query": per_query})
+    processes.leave()
 
 
 @app.command()
@@ -331,20 +353,44 @@ def _print_results(results: dict[str, Any]) -> None:
 
 def main() -> None:
     """Run a command; a user's mistake is one message and exit code 2, an interruption exit code 130."""
-    errors = Console(stderr=True, highlight=False)
     # Threads that wait by spinning slow each other down by an order of magnitude once another process wants a core;
     # threads that never spin are a quarter slower alone. Read when torch is imported, which the commands do.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     try:
-        app()
+        try:
+            app()
+        except RuntimeError as error:
+            # An exchange with another process fails in many ways when that process has gone.
+            raise _processes().cause_of(error) if _processes() else error  # noqa: B904 - it may be the error itself
+    except Stopped as stop:
+        console.print(f"colbert-zero: {stop}", markup=False, soft_wrap=True)
+        if processes := _processes():
+            processes.leave(stopped=True)
     except ColbertZeroError as error:
-        errors.print(f"colbert-zero: {error}", markup=False, soft_wrap=True)
-        sys.exit(2)
+        _end(str(error), 2)
+    except ProcessLost as error:
+        _end(str(error), 1)
     except OSError as error:
         # A full disk or a missing right is no mistake of the recipe; nothing half-written was kept.
-        errors.print(f"colbert-zero: {error}. What is finished is kept; the same command goes on.", markup=False)
-        sys.exit(1)
+        _end(f"{error}. What is finished is kept; the same command goes on", 1)
     except KeyboardInterrupt:
-        errors.print("\nStopped. The same command goes on where this one was.", markup=False)
-        sys.exit(130)
+        _end("stopped. The same command goes on where this one was", 130)
+
+
+def _processes() -> Any:
+    """The module of that name, once a command has needed it: importing it takes seconds."""
+    return sys.modules.get("colbert_zero.processes")
+
+
+def _end(message: str, code: int) -> None:
+    """Print why this process ends, once for all of them if they end for the same reason, and exit."""
+    processes, rank = _processes(), os.environ.get("RANK", "0")
+    if processes.fail(message) if processes else rank == "0":
+        who = f"process {rank}: " if rank != "0" else ""
+        Console(stderr=True, highlight=False).print(f"colbert-zero: {who}{message}", markup=False, soft_wrap=True)
+    if processes and processes.world_size() > 1:
+        # Leaving the interpreter would wait for exchanges that nobody answers.
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)

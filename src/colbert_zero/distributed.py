@@ -9,11 +9,16 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from colbert_zero.maxsim import Packed
+from colbert_zero.processes import world_size
 
 
-def world_size() -> int:
-    """Number of processes that train together."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+def sums(*values: float) -> list[float]:
+    """Each value summed over the processes, in one exchange."""
+    if world_size() == 1:
+        return list(values)
+    total = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(total)
+    return total.tolist()
 
 
 def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
@@ -59,18 +64,19 @@ class _Gather(torch.autograd.Function):
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace each gradient by its mean over the processes, in one exchange."""
+    """Replace each gradient by its mean over the processes, in one exchange of float32.
+
+    A parameter without a gradient in every process keeps none; the optimiser leaves it alone, as with one process.
+    """
     if world_size() == 1:
         return
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    for parameter in trained:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    flat = torch.cat([parameter.grad.flatten().float() for parameter in trained if parameter.grad is not None])
+    given = torch.tensor([parameter.grad is not None for parameter in trained], dtype=torch.uint8)
+    dist.all_reduce(given, dist.ReduceOp.MAX)
+    trained = [parameter for parameter, anywhere in zip(trained, given.tolist(), strict=True) if anywhere]
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+    flat = torch.cat([gradient.flatten().float() for gradient in gradients])
     dist.all_reduce(flat)
     flat /= world_size()
-    start = 0
-    for parameter in trained:
-        part = flat[start : start + parameter.numel()].view_as(parameter)
-        parameter.grad = part.to(parameter.dtype)
-        start += parameter.numel()
+    for parameter, part in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
+        parameter.grad = part.view_as(parameter).to(parameter.dtype)

@@ -1,4 +1,4 @@
-"""The one error a user is meant to see."""
+"""The errors a user is meant to see."""
 
 
 class ColbertZeroError(Exception):
@@ -10,3 +10,11 @@ class ColbertZeroError(Exception):
 
 class Diverged(ColbertZeroError):
     """Training came to a loss that is not finite; the same training would come to it again."""
+
+
+class ProcessLost(Exception):
+    """Another process of this training has died or failed; the message names it. Exit code 1."""
+
+
+class Stopped(Exception):
+    """The user or the scheduler asked to stop; the message says what is kept and how to go on. Exit code 0."""

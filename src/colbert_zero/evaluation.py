@@ -1,7 +1,7 @@
 """Exact ranking in bounded memory, TREC runs and measures."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from operator import itemgetter
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from colbert_zero.collection import Collection, read_lines
 from colbert_zero.encoding import Encoder, Task, encode
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.maxsim import Packed, packed_scores
+from colbert_zero.processes import gather_objects, world_size
+from colbert_zero.processes import rank as process_rank
 from colbert_zero.records import atomic_file
 
 # {query id: [(document id, score), ...]}, best first.
@@ -38,7 +40,8 @@ def rank(
     """The best documents of each query by exact MaxSim over the whole corpus.
 
     Memory holds the queries, one block of documents and each query's best; it does not grow with the
-    corpus, save for what the collection itself keeps.
+    corpus, save for what the collection itself keeps. Several processes share out the blocks; each returns
+    the whole run.
 
     Args:
         model: A multi-vector model, or a dense one (cosine or dot product, whichever the model names).
@@ -54,9 +57,13 @@ def rank(
         ColbertZeroError: A score is not finite, or the model's similarity is neither of the above.
     """
     queries = _embed(model, list(collection.queries.values()), "query")
+    process = process_rank()
     best: list[list[tuple[float, str]]] = [[] for _ in collection.queries]
     done = 0
-    for block in _blocks(collection.documents(), block_documents):
+    for number, block in enumerate(_blocks(collection.documents(), block_documents)):
+        if number % world_size() != process:
+            done += len(block)
+            continue
         documents = _embed(model, [text for _, text in block], "document")
         with torch.no_grad():
             scores = packed_scores(queries, documents).cpu().numpy()
@@ -69,9 +76,11 @@ def rank(
         done += len(block)
         if progress:
             progress(done, collection.documents_count)
+    # A query's best of all processes: the same, whatever their number.
+    found = zip(*gather_objects(best), strict=True)
     return {
-        query_id: [(document_id, -negative) for negative, document_id in kept]
-        for query_id, kept in zip(collection.queries, best, strict=True)
+        query_id: [(document_id, -negative) for negative, document_id in sorted(chain.from_iterable(parts))[:depth]]
+        for query_id, parts in zip(collection.queries, found, strict=True)
     }
 
 

@@ -14,9 +14,10 @@ from sentence_transformers.base.losses.gradcache import RandContext
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from colbert_zero.distributed import gather_documents, gather_rows
+from colbert_zero.distributed import gather_documents, gather_rows, sums
 from colbert_zero.encoding import chunk_tokens, concatenate, forward, reorder
 from colbert_zero.maxsim import Packed, packed_candidate_scores, packed_scores
+from colbert_zero.processes import world_size
 
 Columns = list[dict[str, Any]]
 
@@ -81,6 +82,9 @@ class _CachedLoss(nn.Module, ABC):
     A batch whose activations all fit in one chunk is encoded once, with gradient. Either way texts of like length
     are encoded together, so that little is padding. Dropout is replayed: a chunk's second pass starts from the random
     state of its first.
+
+    With several processes each has its own queries and their documents, as many as it likes, also none; the mean of
+    their losses is the loss of all queries together, and so are their gradients'.
     """
 
     # Tells sentence-transformers that step 3 happens in a hook of the returned loss.
@@ -129,6 +133,8 @@ class _CachedLoss(nn.Module, ABC):
 
     def _encode(self, texts: Texts, chunks: list[list[int]]) -> tuple[Packed, list[RandContext]]:
         """Embeddings of all texts in their order, and the random state before each chunk."""
+        if not chunks:
+            return self._no_texts(), []
         states, parts = [], []
         for chunk in chunks:
             features = texts.features(chunk)
@@ -136,6 +142,12 @@ class _CachedLoss(nn.Module, ABC):
             parts.append(forward(self.model, features, texts.task))
         order = torch.tensor([i for chunk in chunks for i in chunk])
         return reorder(concatenate(parts), order.argsort()), states
+
+    def _no_texts(self) -> Packed:
+        """Embeddings of a process without a share; its gradient, empty too, takes part in what all exchange."""
+        model: Any = self.model
+        values = torch.zeros(0, model.get_embedding_dimension(), device=next(model.parameters()).device)
+        return Packed(values.requires_grad_(torch.is_grad_enabled()), torch.zeros(0, dtype=torch.int64))
 
     def _cached_loss(
         self, sides: tuple[Texts, Texts], chunks: list[list[list[int]]], head: Callable[[Packed, Packed], Tensor]
@@ -147,7 +159,7 @@ class _CachedLoss(nn.Module, ABC):
         inputs = [leaf.values for leaf in leaves]
         if self.log_temperature.requires_grad:
             inputs.append(self.log_temperature)
-        gradients = torch.autograd.grad(loss, inputs)
+        gradients = torch.autograd.grad(loss, inputs, materialize_grads=True)
         lengths = [leaf.lengths for leaf in leaves]
         result = loss.detach().requires_grad_()
         result.register_hook(partial(self._second_pass, sides, chunks, states, lengths, gradients))
@@ -199,10 +211,14 @@ class ContrastiveLoss(_CachedLoss):
         identities, start = gather_rows(torch.stack([documents.identities(), torch.cat([asked, not_asked])], 1))
         positives = torch.arange(start, start + len(queries), device=asked.device)
         excluded = false_negatives(asked, positives, *identities.unbind(1))
+        weight = _weight(len(queries))
 
         def loss(query_embeddings: Packed, document_embeddings: Packed) -> Tensor:
             scores = packed_scores(query_embeddings, gather_documents(document_embeddings))
-            return contrastive_loss(self._normalised(scores, query_embeddings), self.temperature, positives, excluded)
+            if not len(queries):
+                return scores.sum()
+            scores = self._normalised(scores, query_embeddings)
+            return weight * contrastive_loss(scores, self.temperature, positives, excluded)
 
         return loss
 
@@ -217,17 +233,24 @@ class DistillationLoss(_CachedLoss):
         """Candidates stand column by column; MaxSim wants them query by query."""
         if labels is None:
             raise ValueError("distillation needs the teacher's scores as labels, (queries, n_ways)")
-        n_ways = len(documents) // len(queries)
+        n_ways = labels.shape[1]
+        weight = _weight(len(queries))
 
         def loss(query_embeddings: Packed, document_embeddings: Packed) -> Tensor:
-            by_query = torch.arange(len(documents)).view(n_ways, -1).T.flatten()
+            by_query = torch.arange(len(documents)).view(n_ways, len(queries)).T.flatten()
             candidates = reorder(document_embeddings, by_query)
             scores = packed_candidate_scores(query_embeddings, candidates, n_ways)
-            return distillation_loss(
-                self._normalised(scores, query_embeddings), labels, self.temperature, self.teacher_temperature
-            )
+            if not len(queries):
+                return scores.sum()
+            scores = self._normalised(scores, query_embeddings)
+            return weight * distillation_loss(scores, labels, self.temperature, self.teacher_temperature)
 
         return loss
+
+
+def _weight(queries: int) -> float:
+    """Of a process's mean over its own queries, so that the processes' mean is the mean over all queries."""
+    return queries * world_size() / max(1.0, sums(queries)[0])
 
 
 def false_negatives(queries: Tensor, positives: Tensor, documents: Tensor, asked: Tensor) -> Tensor | None:

@@ -320,11 +320,11 @@ class Phase(_Part):
     checkpoint_every: Int = Field(200, ge=1)
     """Steps between checkpoints from which a killed run continues."""
     keep_checkpoints: Int = Field(2, ge=1)
-    """How many of them are kept, the newest ones."""
+    """How many of them are kept, the newest ones; the best by `evaluate_every` stays beside them."""
     evaluate_every: Int | None = Field(None, ge=1)
-    """Steps between evaluations on small collections while training (see `validation`); none by default."""
+    """Steps between evaluations on small collections (see `validation`); the last step is one of them."""
     select: Literal["last", "best"] = "last"
-    """The checkpoint a phase ends with: its last, or the best of those evaluated, by mean nDCG@10."""
+    """Which checkpoint the phase ends with: its last, or the best by `evaluate_every`, by mean nDCG@10."""
     seed: Seed | None = None
     """Overrides the recipe's for this phase: another order of the data."""
 

@@ -1,14 +1,18 @@
 """Atomic files, fingerprints and folders: everything this program writes goes through here."""
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from colbert_zero.errors import ColbertZeroError
 
 
 def to_json(value: Any) -> str:
@@ -82,6 +86,32 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         _sync_folder(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Hold a folder: no second run writes there meanwhile. What a killed one left half-written is deleted first.
+
+    The lock goes with the process, however that ends.
+
+    Raises:
+        ColbertZeroError: Another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ColbertZeroError(
+                f"{folder}: another run ({file.read().strip()}) is writing there; wait for it, or choose another --out"
+            ) from None
+        file.truncate(0)
+        file.write(f"pid {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        for leftover in folder.glob("**/.*.tmp"):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        yield
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 from importlib.metadata import version
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import pyarrow.compute as pc
 import torch
@@ -24,13 +24,16 @@ from colbert_zero.evaluation import PerQuery, Run, measure, rank, rank_bm25, wri
 from colbert_zero.model import Alignment, check_architecture, load_model, train_tokenizer, write_scratch
 from colbert_zero.negatives import mine
 from colbert_zero.order import Order
-from colbert_zero.phase import PhaseRun, order_of, steps_of, too_large, train_phase
+from colbert_zero.phase import order_of, steps_of, too_large, train_phase
+from colbert_zero.processes import agree, is_main, main_first, share, wait, world_size
 from colbert_zero.records import atomic_folder, fingerprint, read_json, write_json
 from colbert_zero.significance import compare, holm
 from colbert_zero.sources import Part, Source, open_source, prepare_source, source_id
 from colbert_zero.teacher import describe, fuse, score
 from colbert_zero.tracking import check_reporters, reporting
+from colbert_zero.trainer import PhaseRun
 
+T = TypeVar("T")
 RECORD_VERSION = 1
 """Part of every fingerprint: raised when a change of the code makes older phases incomparable."""
 DEPTH = 100
@@ -76,22 +79,22 @@ class Study:
     # ---- What there is to do: fingerprints, before anything is trained
 
     def prepare(self, chains: list[tuple[str, ...]]) -> None:
-        """Check the architecture, read the sources these chains need, and load the collections."""
+        """Check the architecture, read the sources these chains need, and load the collections.
+
+        A tokenizer trained from scratch reads all texts of the recipe, whatever phases are trained now.
+        """
         check_reporters(self.recipe.reporters)
+        names = {name for chain in chains for phase in chain for name in self.recipe.phases[phase].sources}
         if self.recipe.model.architecture:
             check_architecture(self.recipe.model.architecture)
-        names = {name for chain in chains for phase in chain for name in self.recipe.phases[phase].sources}
+            names |= {name for phase in self.recipe.phases.values() for name in phase.sources}
         names |= {spec.source for spec in self.recipe.collections.values() if isinstance(spec, recipes.HeldOut)}
+        for phase in dict.fromkeys(name for chain in chains for name in chain):
+            share(self.recipe.phases[phase].global_batch_size, f"phases.{phase}.global_batch_size")
         roots = {self._root(name) for name in names}
         for name in (name for name in self.recipe.sources if name in roots):
-            with self.show.bar(f"data: {name}", 0) as advance:
-                self.sources[name] = prepare_source(
-                    name,
-                    self.recipe,
-                    self.data,
-                    self.cache,
-                    lambda done, total, a=advance: a(done, {"total": total}),  # type: ignore[misc]
-                )
+            make = partial(prepare_source, name, self.recipe, self.data, self.cache)
+            self.sources[name] = self._make(f"data: {name}", make)
         for name, spec in self.recipe.collections.items():
             self.collections[name] = self._collection(name, spec)
         if any(self.recipe.phases[phase].evaluate_every for chain in chains for phase in chain):
@@ -100,9 +103,15 @@ class Study:
     def prepare_validation(self) -> list[Collection]:
         """The small collections that training is judged on, chosen at first use."""
         if not self.validation:
+            choose = validation.validation_collections
             folder = self.folder / "validation"
-            self.validation = validation.validation_collections(self.recipe, self.collections, folder, self.show.say)
+            self.validation = main_first(lambda: choose(self.recipe, self.collections, folder, self.show.say))
         return self.validation
+
+    def _make(self, title: str, make: Callable[[Callable[[int, int], None]], T]) -> T:
+        """What `make` makes of a function that reports progress, under a progress bar; made by the main process."""
+        with self.show.bar(title, 0) as advance:
+            return main_first(lambda: make(lambda done, total: advance(done, {"total": total})))
 
     def _collection(self, name: str, spec: Any) -> Collection:
         if isinstance(spec, recipes.HeldOut):
@@ -156,7 +165,7 @@ class Study:
 
     def is_done(self, chain: tuple[str, ...]) -> bool:
         """Whether a phase is trained; its folder appears only whole."""
-        return (self.phase_folder(chain) / "phase.json").is_file()
+        return bool(agree((self.phase_folder(chain) / "phase.json").is_file()))
 
     def alignment(self, spec: recipes.Phase) -> Alignment:
         """Prompts, markers and lengths of a phase."""
@@ -171,26 +180,22 @@ class Study:
         if name not in self.sources:
             spec, identity = self.recipe.sources[name], self.source_id(name)
             folder = self.data / f"{name}-{identity}"
-            if (folder / "source.json").is_file():
+            if agree((folder / "source.json").is_file()):
                 self.sources[name] = open_source(name, folder)
-            elif isinstance(spec, recipes.Mined):
-                with self.show.bar(f"hard negatives: {name}", 0) as advance:
-                    report = lambda done, total: advance(done, {"total": total})  # noqa: E731
-                    self.sources[name] = mine(name, spec, self.source(spec.of), identity, self.data, report)
-            else:
-                assert isinstance(spec, recipes.Scored)
-                self.sources[name] = self._score(name, spec, identity)
+                return self.sources[name]
+            assert isinstance(spec, recipes.Mined | recipes.Scored)
+            of, model = self.source(spec.of), None
+            if isinstance(spec, recipes.Mined):
+                make = partial(mine, name, spec, of, identity, self.data)
+                self.sources[name] = self._make(f"hard negatives: {name}", make)
+                return self.sources[name]
+            teacher = self.recipe.teachers[spec.teacher]
+            if teacher.pipeline and teacher.pipeline_weight:
+                self.train(tuple(teacher.pipeline))
+                model = load_model(self.phase_folder(tuple(teacher.pipeline)) / "model") if is_main() else None
+            make = partial(score, name, spec, teacher, of, model, identity, self.data)
+            self.sources[name] = self._make(f"teacher scores: {name}", make)
         return self.sources[name]
-
-    def _score(self, name: str, spec: recipes.Scored, identity: str) -> Source:
-        teacher, model = self.recipe.teachers[spec.teacher], None
-        if teacher.pipeline and teacher.pipeline_weight:
-            self.train(tuple(teacher.pipeline))
-            model = load_model(self.phase_folder(tuple(teacher.pipeline)) / "model")
-        source = self.source(spec.of)
-        with self.show.bar(f"teacher scores: {name}", 0) as advance:
-            report = lambda done, total: advance(done, {"total": total})  # noqa: E731
-            return score(name, spec, teacher, source, model, identity, self.data, report)
 
     def start(self) -> tuple[str, dict[str, Any]]:
         """The model before any phase (folder or Hub id) and options for loading it; made now if it is from scratch."""
@@ -200,24 +205,28 @@ class Study:
             options = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
             return (str(base) if base.is_dir() else model.base), {k: v for k, v in options.items() if v}
         folder = self.folder / "phases" / f"start-{self.start_id()}"
-        if not folder.is_dir():
-            self.show.say("training the tokenizer and writing random weights")
-            roots = dict.fromkeys(self._root(name) for phase in self.recipe.phases.values() for name in phase.sources)
-            texts = (
-                text
-                for name in roots
-                for part in self.source(name).parts.values()
-                for row in range(0, len(part), 1000)
-                for column in _text_columns(part.read(range(row, min(row + 1000, len(part)))))
-                for text in column
-            )
-            markers = [self.recipe.markers.query, self.recipe.markers.document]
-            longest = max(sum(self.recipe.lengths(phase)) for phase in self.recipe.phases.values()) + 64
-            tokenizer = train_tokenizer(texts, model.vocabulary, markers, longest)
-            with atomic_folder(folder) as temporary:
-                assert model.architecture is not None
-                write_scratch(temporary, model.architecture, tokenizer, self.recipe.seed)
+        main_first(lambda: None if folder.is_dir() else self._write_start(folder))
         return str(folder), {}
+
+    def _write_start(self, folder: Path) -> None:
+        """A tokenizer trained on the recipe's sources, and an encoder with random weights."""
+        model = self.recipe.model
+        assert model.architecture is not None
+        self.show.say("training the tokenizer and writing random weights")
+        roots = dict.fromkeys(self._root(name) for phase in self.recipe.phases.values() for name in phase.sources)
+        texts = (
+            text
+            for name in roots
+            for part in self.source(name).parts.values()
+            for row in range(0, len(part), 1000)
+            for column in _text_columns(part.read(range(row, min(row + 1000, len(part)))))
+            for text in column
+        )
+        markers = [self.recipe.markers.query, self.recipe.markers.document]
+        longest = max(sum(self.recipe.lengths(phase)) for phase in self.recipe.phases.values()) + 64
+        tokenizer = train_tokenizer(texts, model.vocabulary, markers, longest)
+        with atomic_folder(folder) as temporary:
+            write_scratch(temporary, model.architecture, tokenizer, self.recipe.seed)
 
     def parts(self, spec: recipes.Phase) -> dict[str, Part]:
         """All parts of a phase's sources, checked for what the phase needs of them."""
@@ -253,14 +262,15 @@ class Study:
             steps,
             self.recipe.model.dim,
             options,
-            tuple(self.recipe.reporters),
         )
         validate = partial(validation.validate, collections=self.prepare_validation()) if spec.evaluate_every else None
+        reporters = tuple(self.recipe.reporters)
         with (
             self.show.bar(" → ".join(chain), steps) as advance,
-            reporting(self.recipe.reporters, self.folder, folder.name, self.recipe.name),
+            reporting(reporters, self.folder, folder.name, self.recipe.name),
         ):
-            return train_phase(run, parts, folder, lambda log: advance(log["step"], log), validate=validate)
+            report = lambda log: advance(log["step"], log)  # noqa: E731
+            return train_phase(run, parts, folder, report, validate, self.show.say, reporters)
 
     def plan(self, chains: list[tuple[str, ...]]) -> list[list[str]]:
         """A row a phase, for the user: name, what it trains, its start, data, steps, texts, tokens, if done."""
@@ -318,11 +328,13 @@ class Study:
             key = fingerprint(RECORD_VERSION, identity, collection.fingerprint, DEPTH)
             path = self.folder / "per_query" / f"{system}.{name}.json"
             known = read_json(index) if index.is_file() else {}
-            if known.get(f"{system}.{name}") != key or not path.is_file():
+            if not agree(known.get(f"{system}.{name}") == key and path.is_file()):
                 run = make_run(collection)
-                write_run(self.folder / "runs" / f"{system}.{name}.trec", run, system)
-                write_json(path, measure(run, collection.qrels)[1])
-                write_json(index, known | {f"{system}.{name}": key})
+                if is_main():
+                    write_run(self.folder / "runs" / f"{system}.{name}.trec", run, system)
+                    write_json(path, measure(run, collection.qrels)[1])
+                    write_json(index, known | {f"{system}.{name}": key})
+                wait()
             scores[name] = _means(read_json(path))
         return scores
 
@@ -439,10 +451,11 @@ def run_study(study: Study, only: list[str] | None, command: str) -> dict[str, A
     nodes = graph(recipe, chains)
     if not study.collections:
         study.prepare(nodes)
-    write_json(study.folder / "recipe.json", recipe.model_dump())
-    write_json(study.folder / "environment.json", environment(command))
+    if is_main():
+        write_json(study.folder / "recipe.json", recipe.model_dump())
+        write_json(study.folder / "environment.json", environment(command))
     systems = _Systems(study)
-    systems.add("bm25", "baseline", (), None, lambda: study.evaluate("bm25", "bm25", lambda c: rank_bm25(c, DEPTH)))
+    systems.add("bm25", "baseline", (), None, lambda: study.evaluate("bm25", "bm25", lambda c: _bm25(c, DEPTH)))
     for chain in nodes:
         study.train(chain)
         owner = next((name for name, c in chains.items() if c[: len(chain)] == chain), None)
@@ -454,8 +467,7 @@ def run_study(study: Study, only: list[str] | None, command: str) -> dict[str, A
     for name, chain in chains.items():
         if name not in systems.records:
             systems.add_phase(name, "pipeline", chain, name)
-    write_json(study.folder / "teachers.json", _teachers(study, chains))
-    write_json(study.folder / "data.json", _data(study))
+    teachers = _teachers(study, chains)
     results = {
         "schema": 1, "recipe": recipe.name,
         "collections": {
@@ -464,8 +476,16 @@ def run_study(study: Study, only: list[str] | None, command: str) -> dict[str, A
         "systems": systems.records,
         "comparisons": _comparisons(study, list(chains)),
     }  # fmt: skip
-    write_json(study.folder / "results.json", results)
+    if is_main():
+        write_json(study.folder / "teachers.json", teachers)
+        write_json(study.folder / "data.json", _data(study))
+        write_json(study.folder / "results.json", results)
     return results
+
+
+def _bm25(collection: Collection, depth: int) -> Run:
+    """BM25's run, made by the main process alone."""
+    return rank_bm25(collection, depth) if is_main() else {}
 
 
 class _Systems:
@@ -527,7 +547,7 @@ def _teachers(study: Study, chains: dict[str, tuple[str, ...]]) -> dict[str, Any
         parts += [{"name": "BM25", "weight": teacher.bm25_weight}] if teacher.bm25_weight else []
 
         def fused(collection: Collection, teacher: recipes.Teacher = teacher, chain: tuple[str, ...] = chain) -> Run:
-            runs = [(teacher.bm25_weight, rank_bm25(collection, _FUSION_DEPTH))] if teacher.bm25_weight else []
+            runs = [(teacher.bm25_weight, _bm25(collection, _FUSION_DEPTH))] if teacher.bm25_weight else []
             if chain:
                 runs.append((teacher.pipeline_weight, study.rank(chain, collection, _FUSION_DEPTH)))
             return fuse(runs, DEPTH)
@@ -578,7 +598,7 @@ def environment(command: str) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or ["cpu"],
-        "processes": 1,
+        "processes": world_size(),
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
     }

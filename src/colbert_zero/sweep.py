@@ -2,8 +2,8 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,31 +116,32 @@ def _refuse(mistakes: dict[str, None]) -> None:
 # ---- Training what is missing
 
 
-def run_sweep(sweep: Sweep, make_study: Callable[[recipes.Recipe], "Study"], command: str) -> dict[str, Any]:
+def run_sweep(sweep: Sweep, study: "Study", command: str) -> dict[str, Any]:
     """Train and score every point that is not finished yet; returns sweep.json's content (docs/records.md).
 
     Args:
         sweep: The grid.
-        make_study: Gives each point's study; all in one folder, so that shared beginnings are trained once.
+        study: Of the recipe; each point's is in the same folder, so that shared beginnings are trained once.
         command: What the user typed.
 
     Raises:
         ColbertZeroError: Points cannot be trained or compared; told before anything is trained.
     """
+    from colbert_zero.processes import gather_objects, is_main
     from colbert_zero.study import chain_to, environment
 
     chains = [chain_to(recipe, sweep.phase) for _, recipe in sweep.points]
-    studies = _prepare(sweep, chains, make_study)
+    studies = _prepare(sweep, chains, study)
     ids = [study.run_id(chain) for study, chain in zip(studies, chains, strict=True)]
     judged_on = [fingerprint([[c.name, c.fingerprint] for c in study.validation]) for study in studies]
     _check_points(sweep, ids, judged_on)
-    show, folder, collections = studies[0].show, studies[0].folder, studies[0].validation
+    show, folder, collections = study.show, study.folder, studies[0].validation
     record: dict[str, Any] = {
         "schema": 1, "name": sweep.recipe.name, "phase": sweep.phase, "chain": list(chains[0]), "grid": sweep.grid,
         "collections": {c.name: {"documents": c.documents_count, "queries": len(c.qrels)} for c in collections},
         "recipe": sweep.recipe.model_dump(), "environment": environment(command), "best": None, "points": [],
     }  # fmt: skip
-    earlier = _earlier(folder)
+    earlier = gather_objects(_earlier(folder))[0]  # what the main process sees, for all
     for number, (values, _) in enumerate(sweep.points):
         point = f"point {number + 1} of {len(ids)}: {label(values, sweep.phase)}"
         row = earlier.pop((ids[number], judged_on[number]), None)
@@ -151,36 +152,43 @@ def run_sweep(sweep: Sweep, make_study: Callable[[recipes.Recipe], "Study"], com
         show.say(f"{point}: {outcome(row)}")
         scored = [p for p in record["points"] if p["score"] is not None]
         record["best"] = max(scored, key=lambda p: p["score"])["id"] if scored else None
-        write_json(folder / "sweep.json", record | {"earlier": list(earlier.values())})
-    if plot := draw(record):
+        if is_main():
+            write_json(folder / "sweep.json", record | {"earlier": list(earlier.values())})
+    if is_main() and (plot := draw(record)):
         with atomic_file(folder / "sweep.png", "wb") as file:
             file.write(plot.png)
     return record
 
 
-def _prepare(
-    sweep: Sweep, chains: list[tuple[str, ...]], make_study: Callable[[recipes.Recipe], "Study"]
-) -> list["Study"]:
+def _prepare(sweep: Sweep, chains: list[tuple[str, ...]], base: "Study") -> list["Study"]:
     """Each point's study with its data; points with the same data share them, and each phase's data must suffice."""
+    from colbert_zero.model import check_architecture
     from colbert_zero.study import graph
 
     studies: list[Study] = []
     shared: dict[str, Study] = {}
     mistakes: dict[str, None] = {}
+    for _, recipe in sweep.points:
+        try:
+            check_architecture(recipe.model.architecture or {"model_type": "bert"})
+        except ColbertZeroError as error:
+            mistakes[str(error)] = None
+    _refuse(mistakes)
     for (_, recipe), chain in zip(sweep.points, chains, strict=True):
-        study, nodes = make_study(recipe), graph(recipe, {sweep.phase: chain})
+        study = replace(base, recipe=recipe, sources={}, collections={}, validation=[])
+        nodes = graph(recipe, {sweep.phase: chain})
         data = fingerprint(
             recipe.model_dump(include={"seed", "model", "sources", "collections", "validation", "teachers"}),
             [recipe.phases[phase].sources for node in nodes for phase in node],
         )
+        if data in shared:
+            study.sources, study.collections = dict(shared[data].sources), shared[data].collections
+            study.validation = shared[data].validation
+        else:
+            study.prepare(nodes)
+            study.prepare_validation()
+            shared[data] = study
         try:
-            if data in shared:
-                study.sources, study.collections = dict(shared[data].sources), shared[data].collections
-                study.validation = shared[data].validation
-            else:
-                study.prepare(nodes)
-                study.prepare_validation()
-                shared[data] = study
             study.plan(nodes)
         except ColbertZeroError as error:
             mistakes[str(error)] = None
@@ -211,6 +219,7 @@ def _check_points(sweep: Sweep, ids: list[str], judged_on: list[str]) -> None:
 def _train(study: "Study", chain: tuple[str, ...]) -> dict[str, Any]:
     """A point's figures, or why there are none."""
     from colbert_zero.model import load_model
+    from colbert_zero.processes import world_size
     from colbert_zero.validation import validate
 
     row: dict[str, Any] = dict.fromkeys(("score", "scores", "steps", "device_seconds", "final_loss", "error"))
@@ -223,6 +232,8 @@ def _train(study: "Study", chain: tuple[str, ...]) -> dict[str, Any]:
         with study.show.bar(f"evaluating {chain[-1]}", documents) as advance:
             scores = validate(model, study.validation, lambda done: advance(done, {}))
     except ColbertZeroError as error:
+        if world_size() > 1 and not isinstance(error, Diverged):
+            raise  # perhaps in this process only, and the others still wait for it in this point
         return row | {"error": str(error), "diverged": isinstance(error, Diverged)}
     return row | {"score": math.fsum(scores.values()) / len(scores), "scores": scores}
 
