@@ -21,7 +21,7 @@ JARGON = (
     "Field",
     "pydantic",
     "Traceback",
-    "validat",
+    "validation error",
 )
 
 
@@ -213,6 +213,13 @@ BROKEN: list[tuple[str, Any, str]] = [
     ("phases.distillation.prompts", {}, "prompts: '' and '', but its start 'contrastive' is trained with 'q: ' and ''"),
     ("pipelines.bm25", ["contrastive"], "pipelines.bm25: the name of the lexical baseline; choose another"),
     ("pipelines.dense", ["dense", "contrastive"], "pipelines.dense: the name of the dense phase alone"),
+    ("phases.dense.select", "best", "phases.dense.select: best needs `evaluate_every`, the steps between evaluations"),
+    ("phases.dense.select", "first", 'phases.dense.select: should be one of last, best, found "first"'),
+    ("phases.dense.evaluate_every", 0, "phases.dense.evaluate_every: should be at least 1, found 0"),
+    ("phases.dense.keep_checkpoints", 0, "phases.dense.keep_checkpoints: should be at least 1, found 0"),
+    ("validation.documents", 0, "validation.documents: should be at least 1, found 0"),
+    ("validation.querys", 3, "validation.querys: unknown key, did you mean queries?"),
+    ("reporters", ["tensorbord"], 'reporters[0]: should be one of tensorboard, wandb, found "tensorbord", did you'),
     ("teachers.blend.pipeline", ["distillation"], "one of its phases learns from this very teacher"),
 ]
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.records import write_json
-from colbert_zero.report import Study, choice, compare, duration, findings, fraction, headline, write_report
+from colbert_zero.report import Study, _loss_plot, choice, compare, duration, findings, fraction, headline, write_report
 
 COLLECTIONS = {"scifact": (5183, 300), "nfcorpus": (3633, 323), "fiqa": (57638, 648)}
 # name: (kind, pipeline, after, representation, phase ids, scores), scores from the paper's table.
@@ -276,6 +276,19 @@ def test_a_cheaper_pipeline_that_keeps_up_is_advised_over_a_higher_score(tmp_pat
     study = study_of(tmp_path, results)
     assert headline(study).startswith("To pre-train in part: take supervised-kd; full scores highest but is not")
     assert "With 2.5 min of device time take kd-only; from 31 min" in dict(findings(study))["By budget"]
+
+
+def test_scores_while_training_stand_beside_the_losses_of_the_phases_that_have_them(tmp_path):
+    write_records(tmp_path, result_record(["full"]))
+    plain = _loss_plot(Study(tmp_path))
+    record = phase_record("u3")
+    means = [0.31, 0.52, 0.48]
+    record["validation"] = [{"step": 100 * (i + 1), "scores": {"a": m}, "mean": m} for i, m in enumerate(means)]
+    write_json(tmp_path / "phases" / "unsupervised-u3" / "phase.json", record)
+    judged = _loss_plot(Study(tmp_path))
+    assert "nDCG@10" not in plain.shows
+    assert "nDCG@10 × 100 on the validation collections: unsupervised: 31.00 to 48.00, at best 52.00." in judged.shows
+    assert judged.svg.count("axes_") > plain.svg.count("axes_")
 
 
 def test_losses_on_one_collection_and_gains_on_another_are_both_told(tmp_path):

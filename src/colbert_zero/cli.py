@@ -191,6 +191,40 @@ def train(
 
 
 @app.command()
+def sweep(
+    recipe: RecipeArgument,
+    grid: Annotated[list[str], typer.Option(metavar="KEY=V1,V2,…", help="A key and its values; several make a grid.")],
+    phase: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What to train, as for `train`; else the phase the keys name.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Train it for so many steps, not the recipe's.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write; out/NAME-sweep by default.")] = None,
+    overrides: SetOption = None,
+) -> None:
+    """Train one phase at every point of a grid, and compare nDCG@10 on small collections.
+
+    Finished points are never repeated, whatever grid they were part of.
+
+    Examples:
+
+      colbert-zero sweep quickstart --grid phases.unsupervised.learning_rate=1e-3,2e-3,4e-3 --steps 30
+      colbert-zero sweep my.yaml --grid phases.kd.learning_rate=1e-6,1e-5 --grid phases.kd.temperature=0.5,1
+      colbert-zero sweep my.yaml --grid model.dim=48,96,128 --phase full@unsupervised
+    """
+    from colbert_zero.sweep import plan_sweep, run_sweep
+    from colbert_zero.sweep_report import best_overrides, sweep_table
+
+    planned = plan_sweep(recipe, grid, phase, steps, overrides or [])
+    folder = out or Path("out") / f"{planned.recipe.name}-sweep"
+    with _study(planned.recipe, folder) as study:
+        record = run_sweep(planned, study, " ".join(["colbert-zero", *sys.argv[1:]]))
+    console.print()
+    console.print(sweep_table(record))
+    if record["best"]:
+        console.print(f"\nBest: {best_overrides(record)}\nPlot: {folder / 'sweep.png'}", markup=False, soft_wrap=True)
+
+
+@app.command()
 def evaluate(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="A checkpoint: folder or Hub id, dense or multi-vector; or `bm25`.")

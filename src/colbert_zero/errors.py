@@ -8,6 +8,10 @@ class ColbertZeroError(Exception):
     """
 
 
+class Diverged(ColbertZeroError):
+    """Training came to a loss that is not finite; the same training would come to it again."""
+
+
 class ProcessLost(Exception):
     """Another process of this training has died or failed; the message names it. Exit code 1."""
 

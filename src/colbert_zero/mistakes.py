@@ -144,6 +144,8 @@ def contradictions(data: dict[str, Any]) -> list[str]:
             wrong.append(f"phases.{name}: give `steps` or `epochs`, not both")
         if phase.get("objective") == "distillation" and phase.get("negatives"):
             wrong.append(f"phases.{name}.negatives: distillation uses all candidates of a query; leave it out")
+        if phase.get("select") == "best" and not _given(phase, "evaluate_every"):
+            wrong.append(f"phases.{name}.select: best needs `evaluate_every`, the steps between evaluations; add it")
     return wrong
 
 

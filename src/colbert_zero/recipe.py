@@ -330,11 +330,23 @@ class Phase(_Part):
     keep_checkpoints: Int = Field(2, ge=1)
     """How many of them are kept, the newest ones; the best by `evaluate_every` stays beside them."""
     evaluate_every: Int | None = Field(None, ge=1)
-    """Steps between evaluations while training."""
+    """Steps between evaluations on small collections (see `validation`); the last step is one of them."""
     select: Literal["last", "best"] = "last"
-    """Which checkpoint the phase ends with: its last, or the best by `evaluate_every`."""
+    """Which checkpoint the phase ends with: its last, or the best by `evaluate_every`, by mean nDCG@10."""
     seed: Seed | None = None
     """Overrides the recipe's for this phase: another order of the data."""
+
+
+class Validation(_Part):
+    """The small collections of `evaluate_every` and of sweeps: NanoBEIR, or a sample of the recipe's own collections.
+    With the sample, `select: best` and a sweep choose by queries that the report then tests on; prefer NanoBEIR."""
+
+    nanobeir: bool = True
+    """Use NanoBEIR (13 English sets of 50 queries) from the Hub where it can be reached; otherwise the sample."""
+    documents: Annotated[Int, Field(ge=1)] = 2000
+    """The sample: documents per collection; all that are judged for its queries, then others, by a hash."""
+    queries: Annotated[Int, Field(ge=1)] = 100
+    """The sample: queries per collection, by a hash."""
 
 
 class Recipe(_Part):
@@ -366,6 +378,10 @@ class Recipe(_Part):
     """Training phases by name."""
     pipelines: dict[Name, Annotated[list[str], Field(min_length=1)]] = Field(min_length=1)
     """Lists of phases, each starting from the one before; a shared beginning is trained once."""
+    validation: Validation = Validation()
+    """The small collections that training and sweeps are judged on."""
+    reporters: list[Literal["tensorboard", "wandb"]] = Field(default_factory=list)
+    """Where each step's figures go besides the records: TensorBoard files, Weights & Biases; nowhere by default."""
 
     def lengths(self, phase: Phase) -> tuple[int, int]:
         """Query and document tokens of a phase."""
@@ -396,6 +412,21 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
     for override in overrides:
         _override(data, override)
     return check_recipe(data, str(path))
+
+
+def read_values(text: str) -> list[Any]:
+    """The values between a text's commas, each YAML: `1e-4,3e-4`, `[pairs],[pairs, hard]`.
+
+    Raises:
+        ColbertZeroError: They are not valid YAML, or there is none.
+    """
+    try:
+        values = yaml.load(f"[{text}]", _Loader)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, ValueError, RecursionError):
+        values = None
+    if not isinstance(values, list) or not values:
+        raise ColbertZeroError(f"{text or 'nothing'} is no list of values; write V1,V2,… and put text in quotes")
+    return values
 
 
 def check_recipe(data: dict[str, Any], where: str = "recipe") -> Recipe:
@@ -500,6 +531,8 @@ def _keys(path: list[Any], kind: str | None) -> Iterable[str]:
             model = Phase
         case ["teachers", _]:
             model = Teacher
+        case ["validation"]:
+            model = Validation
         case ["sources" | "collections", _]:
             models = get_args(get_args(Source if path[0] == "sources" else CollectionSpec)[0])
             model = next(m for m in models if kind in get_args(m.model_fields["kind"].annotation))

@@ -655,7 +655,7 @@ MARKERS = ["o", "s", "D", "^", "v", "P", "X"]
 INK, MUTED, RULE = "#1b1e23", "#5c636d", "#d8dbe0"
 
 
-def _plot(name: str, title: str, shows: str, size: tuple[float, float], draw: Callable[[Any], None]) -> Plot:
+def make_plot(name: str, title: str, shows: str, size: tuple[float, float], draw: Callable[[Any], None]) -> Plot:
     """Let `draw` fill a figure of this size in inches, and keep it as SVG and PNG."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -779,7 +779,7 @@ def _quality_plot(study: Study) -> Plot | None:
         axes.set_xlabel(f"device time from zero, {unit_name}{' (log scale)' if logarithmic else ''}")
         axes.set_ylabel(f"{MEASURE} × 100" + (", mean" if len(study.collections) > 1 else ""))
         if logarithmic:
-            _log_axis(axes)
+            log_axis(axes)
         axes.margins(x=0.12, y=0.12)
         for name in study.baselines("lexical"):
             level = 100 * study.means[name]
@@ -802,10 +802,10 @@ def _quality_plot(study: Study) -> Plot | None:
     )
     if study.baselines("lexical"):
         shows += " The dashed line needs no training."
-    return _plot("quality", "Quality against cost", shows, (8.6, 4.7), draw)
+    return make_plot("quality", "Quality against cost", shows, (8.6, 4.7), draw)
 
 
-def _log_axis(axes: Any) -> None:
+def log_axis(axes: Any) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     axes.set_xscale("log")
@@ -849,7 +849,7 @@ def _cost_plot(study: Study) -> Plot | None:
     ]
     rows = len(pipelines) + (len(steps) + 3) // 4
     shows = "Device time of each pipeline from zero, by phase: " + "; ".join(parts) + "."
-    return _plot("cost", "Where the device time goes", shows, (8.6, 0.9 + 0.46 * rows), draw)
+    return make_plot("cost", "Where the device time goes", shows, (8.6, 0.9 + 0.46 * rows), draw)
 
 
 def _smooth(values: list[float]) -> list[float]:
@@ -857,6 +857,16 @@ def _smooth(values: list[float]) -> list[float]:
     reach = max(1, len(values) // 40)
     windows = [values[max(0, i - reach) : i + reach + 1] for i in range(len(values))]
     return [sum(window) / len(window) for window in windows]
+
+
+def _draw_validation(axes: Any, curve: list[Record]) -> None:
+    """Mean scores on the small collections, on an axis of their own."""
+    right = axes.twinx()
+    steps, means = [point["step"] for point in curve], [100 * point["mean"] for point in curve]
+    right.plot(steps, means, "o-", color=COLOURS[1], markersize=3.5, linewidth=1.2)
+    right.tick_params(labelsize=8.5, labelcolor=COLOURS[1], length=0)
+    right.locator_params(axis="y", nbins=4)
+    right.grid(visible=False)
 
 
 def _loss_plot(study: Study) -> Plot | None:
@@ -890,6 +900,8 @@ def _loss_plot(study: Study) -> Plot | None:
             )
             axes.tick_params(labelsize=8.5)
             axes.locator_params(nbins=4)
+            if phase.get("validation"):
+                _draw_validation(axes, phase["validation"])
         figure.supxlabel("step", fontsize=9, color=MUTED)
         figure.supylabel("loss", fontsize=9, color=MUTED)
 
@@ -899,7 +911,15 @@ def _loss_plot(study: Study) -> Plot | None:
     }
     ends = [f"{chain}: {first:.3g} to {last:.3g}" for chain, (first, last) in first_last.items()]
     shows = f"Training loss by step, every value faint and their moving mean on top: {'; '.join(ends)}."
-    return _plot("losses", "Loss of each phase", shows, (8.6, 0.5 + 2.1 * rows), draw)
+    judged = {_chain(phase): phase["validation"] for phase in phases if phase.get("validation")}
+    if judged:
+        scores = [
+            f"{chain}: {points(curve[0]['mean'])} to {points(curve[-1]['mean'])}, "
+            f"at best {points(max(point['mean'] for point in curve))}"
+            for chain, curve in judged.items()
+        ]
+        shows += f" Dots, right: mean {MEASURE} × 100 on the validation collections: {'; '.join(scores)}."
+    return make_plot("losses", "Loss of each phase", shows, (8.6, 0.5 + 2.1 * rows), draw)
 
 
 # The page

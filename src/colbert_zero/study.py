@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from colbert_zero import recipe as recipes
+from colbert_zero import validation
 from colbert_zero.collection import Collection, load_beir, load_hub
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.evaluation import PerQuery, Run, measure, rank, rank_bm25, write_run
@@ -28,6 +29,7 @@ from colbert_zero.records import atomic_folder, fingerprint, read_json, write_js
 from colbert_zero.significance import compare, holm
 from colbert_zero.sources import Part, Source, open_source, prepare_source, source_id
 from colbert_zero.teacher import describe, fuse, score
+from colbert_zero.tracking import check_reporters, reporting
 from colbert_zero.trainer import PhaseRun
 
 T = TypeVar("T")
@@ -68,6 +70,7 @@ class Study:
     cache: Path
     sources: dict[str, Source] = field(default_factory=dict)
     collections: dict[str, Collection] = field(default_factory=dict)
+    validation: list[Collection] = field(default_factory=list)
 
     @property
     def data(self) -> Path:
@@ -81,6 +84,7 @@ class Study:
 
         A tokenizer trained from scratch reads all texts of the recipe, whatever phases are trained now.
         """
+        check_reporters(self.recipe.reporters)
         names = {name for chain in chains for phase in chain for name in self.recipe.phases[phase].sources}
         if self.recipe.model.architecture:
             check_architecture(self.recipe.model.architecture)
@@ -94,6 +98,16 @@ class Study:
             self.sources[name] = self._make(f"data: {name}", make)
         for name, spec in self.recipe.collections.items():
             self.collections[name] = self._collection(name, spec)
+        if any(self.recipe.phases[phase].evaluate_every for chain in chains for phase in chain):
+            self.prepare_validation()
+
+    def prepare_validation(self) -> list[Collection]:
+        """The small collections that training is judged on, chosen at first use."""
+        if not self.validation:
+            choose = validation.validation_collections
+            folder = self.folder / "validation"
+            self.validation = main_first(lambda: choose(self.recipe, self.collections, folder, self.show.say))
+        return self.validation
 
     def _make(self, title: str, make: Callable[[Callable[[int, int], None]], T]) -> T:
         """What `make` makes of a function that reports progress, under a progress bar; made by the main process."""
@@ -138,7 +152,10 @@ class Study:
         """Fingerprint of all that makes the last phase of a chain: its entry, data, prompts, and its parent's."""
         spec = self.recipe.phases[chain[-1]]
         parent = self.run_id(chain[:-1]) if len(chain) > 1 else self.start_id()
-        made_of = spec.model_dump(exclude={"checkpoint_every", "keep_checkpoints"})
+        made_of = spec.model_dump(exclude={"checkpoint_every", "keep_checkpoints", "evaluate_every", "select"})
+        if spec.select == "best":
+            judged_on = [[c.name, c.fingerprint] for c in self.prepare_validation()]
+            made_of |= {"select": "best", "evaluate_every": spec.evaluate_every, "validation": judged_on}
         sources = [[name, self.source_id(name)] for name in spec.sources]
         alignment = vars(self.alignment(spec))
         return fingerprint(RECORD_VERSION, made_of, alignment, self.recipe.model.dim, self.recipe.seed, sources, parent)
@@ -248,8 +265,14 @@ class Study:
             self.recipe.model.dim,
             options,
         )
-        with self.show.bar(" → ".join(chain), steps) as advance:
-            return train_phase(run, parts, folder, lambda log: advance(log["step"], log), say=self.show.say)
+        validate = partial(validation.validate, collections=self.prepare_validation()) if spec.evaluate_every else None
+        reporters = tuple(self.recipe.reporters)
+        with (
+            self.show.bar(" → ".join(chain), steps) as advance,
+            reporting(reporters, self.folder, folder.name, self.recipe.name),
+        ):
+            report = lambda log: advance(log["step"], log)  # noqa: E731
+            return train_phase(run, parts, folder, report, validate, self.show.say, reporters)
 
     def plan(self, chains: list[tuple[str, ...]]) -> list[list[str]]:
         """A row a phase, for the user: name, what it trains, its start, data, steps, texts, tokens, if done."""

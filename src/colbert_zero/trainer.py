@@ -36,7 +36,7 @@ from colbert_zero.checkpoint import (
     save_checkpoint,
 )
 from colbert_zero.distributed import average_gradients, gather_rows, sums
-from colbert_zero.errors import ColbertZeroError
+from colbert_zero.errors import Diverged
 from colbert_zero.losses import ContrastiveLoss, DistillationLoss
 from colbert_zero.model import Alignment, Model
 from colbert_zero.processes import is_main, rank, stop_requested, world_size
@@ -110,7 +110,7 @@ class _PhaseTrainer:
         """Loss and gradients of the global batch; texts and tokens are counted on the way.
 
         Raises:
-            ColbertZeroError: The loss is not finite.
+            Diverged: The loss is not finite.
         """
         masks = [value for key, value in inputs.items() if key.endswith("_attention_mask")]
         texts, tokens = sum(len(mask) for mask in masks), sum(int(mask.sum()) for mask in masks)
@@ -123,10 +123,10 @@ class _PhaseTrainer:
             raise self._not_finite(total)
         return own if world_size() == 1 else own.new_tensor(total / world_size())
 
-    def _not_finite(self: Any, loss: float) -> ColbertZeroError:
+    def _not_finite(self: Any, loss: float) -> Diverged:
         good, _ = last_checkpoint(self.work, self.run.id)
         source, _ = self.batches.order.source(self.state.global_step)
-        return ColbertZeroError(
+        return Diverged(
             f"phases.{self.run.name}: the loss is {loss} at step {self.state.global_step + 1} of "
             f"{self.run.steps}, in a batch of {source}. The last good checkpoint is {good or self.run.start}; "
             "lower the learning rate or raise the temperature"
