@@ -65,7 +65,8 @@ class Ours:
 
     def train(self, stop_at: int) -> dict[str, float]:
         """Train, or go on, until a step is done; its seconds from the call and from the beginning of training."""
-        from colbert_zero.phase import PhaseRun, train_phase
+        from colbert_zero.phase import train_phase
+        from colbert_zero.trainer import PhaseRun
 
         run = PhaseRun(
             name="benchmark",
@@ -108,6 +109,7 @@ class Ours:
         schedule = read_json(checkpoint / "schedule.json")
         schedule["schedule"] |= {"last_epoch": step, "_step_count": step + 1}
         write_json(checkpoint / "schedule.json", schedule)
+        write_json(checkpoint / "run.json", {**read_json(checkpoint / "run.json"), "step": step})
         files = [file for file in checkpoint.iterdir() if file.name != "checksums.json"]
         write_json(checkpoint / "checksums.json", {file.name: file_fingerprint(file) for file in files})
 
