@@ -32,7 +32,7 @@ types: install
 	$(BIN)/mypy
 
 benchmark: install
-	for script in maxsim distillation training_step evaluation gpu; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	for script in maxsim distillation training_step evaluation resume data gpu; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 clean:
 	rm -rf $(VENV) out .pytest_cache .hypothesis .mypy_cache .ruff_cache

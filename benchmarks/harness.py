@@ -40,28 +40,34 @@ def calibrate() -> float:
     return min(times)
 
 
-def _status(field: str) -> int:
+def status(field: str) -> int:
     """Bytes of a field of /proc/self/status."""
     found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found, field
     return int(found.group(1)) * 1024
 
 
-def measure(step: Callable[[], Any], repeats: int = 5) -> dict[str, float]:
+def measure(step: Callable[[], Any], repeats: int = 5, settle: Callable[[], Any] = lambda: None) -> dict[str, float]:
     """Peak memory of one step, then the least disturbed time of `repeats` more.
+
+    Args:
+        step: What is measured.
+        repeats: Undisturbed times wanted.
+        settle: Done before each timed step, outside its time.
 
     Returns:
         seconds (median), calibration_seconds (best), disturbed (steps thrown away), peak_bytes.
     """
     calibrate()
     gc.collect()
-    before = _status("VmRSS")
+    before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     step()
-    peak = _status("VmHWM") - before
+    peak = status("VmHWM") - before
     runs = []
     for _ in range(4 * repeats):
         start_calibration = calibrate()
+        settle()
         start = time.perf_counter()
         step()
         seconds = time.perf_counter() - start

@@ -31,7 +31,7 @@ def command(monkeypatch, capsys):
 def test_every_command_is_in_the_help_and_teaches_by_example(command):
     code, out, _ = command("--help")
     assert code == 0
-    for name in ("run", "train", "sweep", "evaluate", "report", "recipes", "schema"):
+    for name in ("run", "train", "sweep", "data", "evaluate", "report", "recipes", "schema"):
         assert name in out
         if name not in ("recipes", "schema"):
             assert f"colbert-zero {name}" in command(name, "--help")[1]

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 
 from colbert_zero.model import Model
@@ -118,8 +119,14 @@ def columns(rows: dict[str, list[Any]], negatives: int) -> list[tuple[str, list[
 
 
 def _tokenizer(model: Model) -> Callable[[list[str], str], dict[str, torch.Tensor]]:
+    transformer: Any = model[0]
+    # As lists, since transformers takes as long to turn them into tensors as the tokenizer took to make them. Query
+    # expansion, and checks of generative models, want tensors before that.
+    plain = transformer.transformer_task == "feature-extraction" and transformer.query_expansion is None
+    options: dict[str, Any] = {"processing_kwargs": {"common": {"return_tensors": None}}} if plain else {}
+
     def tokenize(texts: list[str], task: str) -> dict[str, torch.Tensor]:
-        features = model.preprocess(texts, prompt=model.prompts.get(task), task=task)
-        return {key: features[key] for key in ("input_ids", "attention_mask")}
+        features = model.preprocess(texts, prompt=model.prompts.get(task), task=task, **options)
+        return {key: torch.from_numpy(np.asarray(features[key], np.int64)) for key in ("input_ids", "attention_mask")}
 
     return tokenize

@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -91,17 +91,23 @@ class RichShow:
             self.say(f"  {name}: {done:,.0f} in {time.monotonic() - started:.1f} s  {figures}")
 
 
+def _study_in(recipe: recipes.Recipe, out: Path | None) -> Any:
+    """The study in its folder."""
+    from colbert_zero.study import Study
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "colbert-zero" / "docstrings"
+    return Study(recipe, out or Path("out") / recipe.name, RichShow(), cache)
+
+
 @contextmanager
 def _study(recipe: recipes.Recipe, out: Path | None) -> Iterator[Any]:
     """The study in its folder, which is this run's alone meanwhile; started by a launcher, together with the others."""
     from colbert_zero.records import writing
-    from colbert_zero.study import Study
 
     processes = _start_processes()
-    folder = out or Path("out") / recipe.name
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "colbert-zero" / "docstrings"
-    with writing(folder) if processes.is_main() else nullcontext():
-        yield Study(recipe, folder, RichShow(), cache)
+    study = _study_in(recipe, out)
+    with writing(study.folder) if processes.is_main() else nullcontext():
+        yield study
     processes.leave()
 
 
@@ -272,6 +278,33 @@ def evaluate(
     if json_file and processes.is_main():
         write_json(json_file, {**counts, "scores": scores, "per_query": per_query})
     processes.leave()
+
+
+@app.command()
+def data(
+    recipe: RecipeArgument,
+    phase: Annotated[str, typer.Option(metavar="NAME", help="The phase, also as PIPELINE@PHASE.")],
+    step: Annotated[int, typer.Option(metavar="N", help="The optimiser step, from 1, as in the phase's record.")],
+    out: OutOption = None,
+    overrides: SetOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print every row as one JSON object.")] = False,
+) -> None:
+    """Show which rows a step of a phase sees: source and part, row numbers, texts.
+
+    Needs no training and no checkpoint, since the order of the data is a function of the recipe; also works while the
+    phase is being trained.
+
+    Examples:
+
+      colbert-zero data quickstart --phase unsupervised --step 12
+      colbert-zero data quickstart --phase full@distillation --step 3 --json | jq .rows
+    """
+    checked = recipes.load_recipe(recipe, overrides or [])
+    from colbert_zero.inspection import describe, step_rows
+
+    with redirect_stdout(sys.stderr):  # progress; standard output is for the rows
+        seen = step_rows(_study_in(checked, out), phase, step)
+    sys.stdout.write((json.dumps(seen, ensure_ascii=False) if as_json else describe(seen)) + "\n")
 
 
 @app.command()

@@ -92,14 +92,18 @@ class Study:
         names |= {spec.source for spec in self.recipe.collections.values() if isinstance(spec, recipes.HeldOut)}
         for phase in dict.fromkeys(name for chain in chains for name in chain):
             share(self.recipe.phases[phase].global_batch_size, f"phases.{phase}.global_batch_size")
-        roots = {self._root(name) for name in names}
-        for name in (name for name in self.recipe.sources if name in roots):
-            make = partial(prepare_source, name, self.recipe, self.data, self.cache)
-            self.sources[name] = self._make(f"data: {name}", make)
+        self.prepare_sources(names)
         for name, spec in self.recipe.collections.items():
             self.collections[name] = self._collection(name, spec)
         if any(self.recipe.phases[phase].evaluate_every for chain in chains for phase in chain):
             self.prepare_validation()
+
+    def prepare_sources(self, names: set[str]) -> None:
+        """Read the files, data sets or docstrings that these sources are made of."""
+        roots = {self._root(name) for name in names}
+        for name in (name for name in self.recipe.sources if name in roots):
+            make = partial(prepare_source, name, self.recipe, self.data, self.cache)
+            self.sources[name] = self._make(f"data: {name}", make)
 
     def prepare_validation(self) -> list[Collection]:
         """The small collections that training is judged on, chosen at first use."""
@@ -136,6 +140,10 @@ class Study:
             run = self.run_id(tuple(teacher.pipeline)) if teacher.pipeline else None
             return fingerprint(RECORD_VERSION, spec.model_dump(), teacher.model_dump(), self.source_id(spec.of), run)
         return self.sources[name].id if name in self.sources else source_id(name, self.recipe, self.data)
+
+    def is_made(self, name: str) -> bool:
+        """Whether a source is prepared, mined or scored already."""
+        return (self.data / f"{name}-{self.source_id(name)}" / "source.json").is_file()
 
     def start_id(self) -> str:
         """Fingerprint of the model before any phase."""

@@ -1,0 +1,216 @@
+"""Time to the first step of a resumed phase, against transformers' trainer: python benchmarks/resume.py [--quick]
+
+One epoch of the 10^7 pairs of data.py in batches of 128, resumed after its first step (0 %), in the middle (50 %) and
+near its end (99 %). The encoder is tiny, so that the first step takes milliseconds. Ours is `train_phase`; the peer is
+sentence-transformers' trainer, which is transformers', on the same Arrow files as a DatasetDict with its default
+samplers, resuming as it does by default: it draws and drops the batches that were trained before. Both have the same
+model, batch size and loss (ours), and one process.
+
+The checkpoints are each trainer's own, saved after one step. To stand for a later step, they get what training until
+there would have left in them besides other weights: the step, the epoch, the schedule's step, and the log with an entry
+for each logged step: every one for us, every 500th for the peer, whose default that is.
+
+Two times end with the first step's optimiser step: from the call on, which loads the model and the checkpoint, and from
+when training begins, which is the way to the batch and the step itself. Imports, opening the Arrow files and a first
+short phase, which loads what is loaded once, come before both.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from data import alignment, source_of, their_trainer, write_encoder
+from harness import calibrate, in_turn, report
+
+BATCH, DIM, WARM_ROWS, LOGGED = 128, 16, 10**5, 500
+PERCENT = [0, 50, 99]
+
+
+class FirstStep(BaseException):
+    """Ends training after its first step; no error, so that nothing handles it."""
+
+
+def steps_of(rows: int) -> int:
+    """Steps of one epoch, a batch from one part."""
+    from colbert_zero.sources import open_source
+
+    return sum(len(part) // BATCH for part in open_source("rows", source_of(rows)).parts.values())
+
+
+def at_step(state: dict[str, Any], step: int, steps: int, every: int) -> dict[str, Any]:
+    """A trainer's state after step 1 as it would be after `step` of them, with a log entry every so many steps."""
+    [entry] = state["log_history"]
+    log = [{**entry, "step": s, "epoch": s / steps} for s in range(every, step + 1, every)]
+    return {**state, "global_step": step, "epoch": step / steps, "log_history": log}
+
+
+class Ours:
+    """`train_phase`, as a recipe's phase calls it."""
+
+    def __init__(self, start: str, rows: int, folder: Path):
+        from colbert_zero.recipe import Phase
+        from colbert_zero.sources import open_source
+
+        spec = {"representation": "multi-vector", "objective": "contrastive", "sources": ["rows"]}
+        self.spec = Phase(**spec, global_batch_size=BATCH, learning_rate=1e-4, checkpoint_every=1)
+        self.start, self.folder, self.steps = start, folder / f"ours-{rows}", steps_of(rows)
+        self.parts, self.before = open_source("rows", source_of(rows)).parts, 0.0
+
+    def train(self, stop_at: int) -> dict[str, float]:
+        """Train, or go on, until a step is done; its seconds from the call and from the beginning of training."""
+        from colbert_zero.phase import train_phase
+        from colbert_zero.trainer import PhaseRun
+
+        run = PhaseRun(
+            name="benchmark",
+            id="0",
+            chain=("benchmark",),
+            parent=None,
+            start=self.start,
+            spec=self.spec,
+            alignment=alignment(),
+            seed=1,
+            steps=self.steps,
+            dim=DIM,
+            options={},
+        )
+        times = {}
+
+        def progress(log: dict[str, Any]) -> None:
+            if log["step"] == stop_at:
+                times["seconds"] = time.perf_counter() - called
+                times["training_seconds"] = log["elapsed_seconds"] - self.before
+                raise FirstStep
+
+        called = time.perf_counter()
+        try:
+            train_phase(run, self.parts, self.folder, progress)
+        except FirstStep:
+            return times
+        raise SystemExit("training ended before its first step")
+
+    def prepare(self, step: int) -> None:
+        """A checkpoint after `step` steps."""
+        from colbert_zero.records import file_fingerprint, read_json, write_json
+
+        self.train(stop_at=2)
+        work = self.folder.with_name(self.folder.name + ".unfinished")
+        checkpoint = (work / "step-1").rename(work / f"step-{step}")
+        state = at_step(read_json(checkpoint / "trainer_state.json"), step, self.steps, every=1)
+        self.before = state["log_history"][-1]["elapsed_seconds"]
+        (checkpoint / "trainer_state.json").write_text(json.dumps(state, indent=2, sort_keys=True))
+        schedule = read_json(checkpoint / "schedule.json")
+        schedule["schedule"] |= {"last_epoch": step, "_step_count": step + 1}
+        write_json(checkpoint / "schedule.json", schedule)
+        write_json(checkpoint / "run.json", {**read_json(checkpoint / "run.json"), "step": step})
+        files = [file for file in checkpoint.iterdir() if file.name != "checksums.json"]
+        write_json(checkpoint / "checksums.json", {file.name: file_fingerprint(file) for file in files})
+
+
+class Theirs:
+    """sentence-transformers' trainer."""
+
+    def __init__(self, start: str, rows: int, folder: Path):
+        self.start, self.rows, self.output, self.steps = start, rows, folder / f"theirs-{rows}", steps_of(rows)
+        self.checkpoint: Path | None = None
+
+    def train(self, stop_at: int, save: bool = False) -> dict[str, float]:
+        """Train, or go on, until a step is done; its seconds from the call and from the beginning of training."""
+        from transformers import TrainerCallback
+
+        from colbert_zero.losses import ContrastiveLoss
+        from colbert_zero.model import assemble
+
+        times: dict[str, float] = {}
+
+        class Clock(TrainerCallback):
+            def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+                times["begun"] = time.perf_counter()
+
+            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                if state.global_step == stop_at:
+                    times["ended"] = time.perf_counter()
+                    if not save:
+                        raise FirstStep
+                    control.should_training_stop = control.should_log = control.should_save = True
+
+        called = time.perf_counter()
+        model = assemble(self.start, "multi-vector", alignment(), DIM, 1, "benchmark")
+        arguments = {"max_steps": self.steps, "logging_steps": LOGGED, "save_steps": 10**9, "learning_rate": 1e-4}
+        trainer = their_trainer(model, self.rows, BATCH, str(self.output), ContrastiveLoss(model), **arguments)
+        trainer.add_callback(Clock())
+        try:
+            trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
+        except FirstStep:
+            assert trainer.state.global_step == stop_at
+        return {"seconds": times["ended"] - called, "training_seconds": times["ended"] - times["begun"]}
+
+    def prepare(self, step: int) -> None:
+        """A checkpoint after `step` steps."""
+        import torch
+
+        self.train(stop_at=1, save=True)
+        self.checkpoint = (self.output / "checkpoint-1").rename(self.output / f"checkpoint-{step}")
+        path = self.checkpoint / "trainer_state.json"
+        path.write_text(json.dumps(at_step(json.loads(path.read_text()), step, self.steps, LOGGED), indent=2))
+        schedule = torch.load(self.checkpoint / "scheduler.pt", weights_only=True)
+        torch.save({**schedule, "last_epoch": step, "_step_count": step + 1}, self.checkpoint / "scheduler.pt")
+
+
+CONTENDERS: dict[str, Callable[..., Any]] = {"ours": Ours, "sentence-transformers": Theirs}
+
+
+def child(contender: str, path: str, rows: int, step: int) -> dict[str, Any]:
+    """One contender's measurement, in this process."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    with tempfile.TemporaryDirectory() as folder:
+        # A short phase of fewer rows first: what is loaded once is no part of the times.
+        CONTENDERS[contender](path, WARM_ROWS, Path(folder)).train(stop_at=2)
+        phase = CONTENDERS[contender](path, rows, Path(folder))
+        phase.prepare(step)
+        before = calibrate()
+        times = phase.train(stop_at=step + 1)
+        return {**times, "calibration_seconds": max(before, calibrate())}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="10^6 rows, one round")
+    parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        print(json.dumps(child(**arguments.child)))
+        return
+    sizes, rounds = ([10**6], 1) if arguments.quick else ([10**6, 10**7], 3)
+    print(f"{3 * len(sizes)} cases, on two cores about {2 if arguments.quick else 15} minutes", file=sys.stderr)
+    source_of(WARM_ROWS)
+    rows, records = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_encoder(Path(folder))
+        for size in sizes:
+            source_of(size)
+            for percent in PERCENT:
+                step = max(1, steps_of(size) * percent // 100)
+                case = {"path": path, "rows": size, "step": step}
+                [(_, runs)] = in_turn(__file__, list(CONTENDERS), [case], rounds)
+                records.append({"rows": size, "percent": percent, "step": step, "runs": runs})
+                for contender, found in runs.items():
+                    line: list[Any] = [size, f"{percent} %", step, contender]
+                    for key in ("seconds", "training_seconds"):
+                        pairs = zip(found, runs["ours"], strict=True)
+                        line.append(1e3 * statistics.median(run[key] for run in found))
+                        line.append(statistics.median(run[key] / ours[key] for run, ours in pairs))
+                    rows.append(line)
+    columns = ["rows", "at", "step", "contender", "ms from the call", "× time", "ms from training's begin", "× time"]
+    report("resume", columns, rows, records)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""A batch holds what the model itself makes of its rows."""
+
+import pytest
+import torch
+from datasets import Dataset
+
+from colbert_zero.batches import Batches
+from colbert_zero.model import Alignment, assemble
+from colbert_zero.order import Order
+from colbert_zero.sources import ArrowPart
+
+
+@pytest.mark.parametrize("expansion", [None, {"strategy": "fixed", "attend": True, "length": 20}])
+def test_a_batch_has_the_token_ids_that_the_model_makes_of_its_rows(backbone, expansion):
+    alignment = Alignment("search_query: ", "search_document: ", "[Q]", "[D]", 20, 24)
+    model = assemble(str(backbone), "multi-vector", alignment, 8, seed=0, phase="test")
+    model[0].query_expansion = expansion
+    rows = [{"query": f"lift of wing {n}", "document": "drag " * n, "negatives": [f"heat {n}", "x"]} for n in range(9)]
+    parts = {"s/p": ArrowPart("s/p", Dataset.from_list(rows), None)}
+    batches = Batches(parts, Order({"s/p": 9}, 4, seed=0), model, steps=2, negatives=1)
+    batch, drawn = batches[1], [rows[n] for n in batches.order.batch(1)[1]]
+    columns = {
+        "query": [row["query"] for row in drawn],
+        "document": [row["document"] for row in drawn],
+        "negative_0": [row["negatives"][0] for row in drawn],
+    }
+    assert {key.removesuffix("_task") for key in batch if key.endswith("_task")} == set(columns)
+    for column, texts in columns.items():
+        task = "query" if column == "query" else "document"
+        expected = model.preprocess(texts, prompt=model.prompts[task], task=task)
+        for key in ("input_ids", "attention_mask"):
+            assert batch[f"{column}_{key}"].dtype == torch.int64
+            assert torch.equal(batch[f"{column}_{key}"], expected[key])
