@@ -182,14 +182,14 @@ def test_a_full_disk_stops_training_with_the_checkpoint_before_whole_and_room_le
 def test_sigterm_saves_the_step_it_came_in_and_the_same_command_ends_bit_identical(tmp_path):
     for name in ("whole", "stopped"):
         (tmp_path / name).mkdir()
-        write_recipe(tmp_path / name, steps=500, checkpoint_every=3)
+        write_recipe(tmp_path / name, steps=120, checkpoint_every=3)
     stopped = tmp_path / "stopped"
     process = subprocess.Popen(TRAIN, cwd=stopped, env=environment(), stdout=subprocess.PIPE, text=True)
     wait_for(lambda: process.poll() is not None or newest_step(stopped) >= 3)
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 0, said
-    step = int(re.search(r"after step (\d+) of 500, which is saved in .* The same command goes on", said)[1])
+    step = int(re.search(r"after step (\d+) of 120, which is saved in .* The same command goes on", said)[1])
     assert step == newest_step(stopped)
     ends = []
     for folder in (tmp_path / "whole", stopped):

@@ -80,6 +80,13 @@ def launch(world, *command):
     return [sys.executable, *launcher, *command]
 
 
+def succeed(command, folder, **variables):
+    """Run a command that must succeed; returns what it printed."""
+    done = subprocess.run(command, cwd=folder, env=environment(**variables), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 @contextmanager
 def two_in_training(folder):
     """Two processes in a long training, which no launcher would end; yielded when it has begun."""
@@ -134,18 +141,15 @@ def alone(tmp_path_factory):
     """The study as one process makes it."""
     folder = tmp_path_factory.mktemp("alone")
     write_recipe(folder)
-    command = launch(1, "-m", "colbert_zero", "run", "recipe.yaml", "--out", "out")
-    subprocess.run(command, cwd=folder, env=environment(), check=True, capture_output=True)
+    succeed(launch(1, "-m", "colbert_zero", "run", "recipe.yaml", "--out", "out"), folder)
     return folder
 
 
 @pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)], ids=["two", "three"])
 def test_several_processes_train_and_evaluate_as_one_does(alone, tmp_path, world):
     write_recipe(tmp_path)
-    command = launch(world, "-m", "colbert_zero", "run", "recipe.yaml", "--out", "out")
-    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Report: out/report.html") == 1
+    said = succeed(launch(world, "-m", "colbert_zero", "run", "recipe.yaml", "--out", "out"), tmp_path)
+    assert said.count("Report: out/report.html") == 1
     assert_same_training(alone / "out", tmp_path / "out", ["unsupervised", "supervised", "distillation"])
     found, expected = (read_json(folder / "out" / "results.json")["systems"] for folder in (tmp_path, alone))
     assert list(found) == list(expected)
@@ -232,9 +236,7 @@ def test_training_killed_at_ten_moments_and_resumed_by_one_or_three_sees_the_sam
     def log(name, attempt):
         return {"BATCH_LOG": tmp_path / name / f"batches-{attempt}"}
 
-    subprocess.run(
-        launch(1, *command), cwd=tmp_path / "whole", env=environment(**log("whole", 0)), check=True, capture_output=True
-    )
+    succeed(launch(1, *command), tmp_path / "whole", **log("whole", 0))
     killed = tmp_path / "killed"
     steps_before = 0
     for attempt in range(10):
@@ -253,9 +255,7 @@ def test_training_killed_at_ten_moments_and_resumed_by_one_or_three_sees_the_sam
         process.wait()
         steps_before = newest_step(killed)
     assert 30 < steps_before < 600
-    subprocess.run(
-        launch(3, *command), cwd=killed, env=environment(**log("killed", 10)), check=True, capture_output=True
-    )
+    succeed(launch(3, *command), killed, **log("killed", 10))
     for name, attempts in (("whole", 1), ("killed", 11)):
         seen[name] = [global_batches(tmp_path / name, attempt) for attempt in range(attempts)]
     [expected] = seen["whole"]
