@@ -303,8 +303,9 @@ def test_long_rows_of_a_parquet_file_come_few_at_a_time(tmp_path: Path, monkeypa
 
 
 @pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("way", ["a path", "a link"])
-def test_a_hub_folder_cannot_reach_files_outside_it(tmp_path: Path, way: str) -> None:
+def test_a_hub_folder_cannot_reach_files_outside_it(tmp_path: Path, way: str, streaming: bool) -> None:
     folder = Path(hub_folder(tmp_path / "hub", {"first": PAIRS[:4]}))
     secret = parquet(tmp_path / "secret.parquet", PAIRS[:2])
     if way == "a path":
@@ -313,7 +314,7 @@ def test_a_hub_folder_cannot_reach_files_outside_it(tmp_path: Path, way: str) ->
     else:
         (folder / "first.parquet").unlink()
         (folder / "first.parquet").symlink_to(secret)
-    told = refusal(tmp_path, {"kind": "hub", "path": str(folder)})
+    told = refusal(tmp_path, {"kind": "hub", "path": str(folder), "streaming": streaming})
     assert "(first): its README or a link leads to " in told
     assert told.endswith("outside the folder; copy the file there")
 

@@ -17,6 +17,7 @@ from colbert_zero.processes import rank, world_size
 from colbert_zero.records import atomic_folder, file_fingerprint, read_json, write_json
 
 _STATE = "trainer_state.json"
+_FILES = ("weights.safetensors", "optimizer.safetensors", "random.safetensors", "schedule.json", "run.json", _STATE)
 
 
 def checkpoint_path(work: Path, step: int) -> Path:
@@ -62,7 +63,7 @@ def save_checkpoint(
             save_file(random, temporary / "random.safetensors")
             state.save_to_json(str(temporary / _STATE))
             write_json(temporary / "run.json", run)
-            write_json(temporary / "checksums.json", {f.name: file_fingerprint(f) for f in temporary.iterdir()})
+            write_json(temporary / "checksums.json", {name: file_fingerprint(temporary / name) for name in _FILES})
     except (OSError, SafetensorError) as error:
         before = last_checkpoint(folder.parent, run["id"])[0]
         raise ColbertZeroError(
@@ -116,22 +117,22 @@ def damage(folder: Path, run_id: str) -> str | None:
     """What is wrong with a checkpoint; None where every file is there with the bytes that were written."""
     try:
         checksums = read_json(folder / "checksums.json")
-        for name, digest in checksums.items():
-            if file_fingerprint(folder / name) != digest:
+        for name in _FILES:
+            if file_fingerprint(folder / name) != checksums.get(name):
                 return f"{name} is not what was written"
         if load_run(folder)["id"] != run_id:
             return "it belongs to another training"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         return f"it cannot be read ({error})"
     return None
 
 
 def checkpoints(work: Path) -> list[Path]:
     """A phase's checkpoints, the newest first, whole or not."""
-    numbered = [(int(path.name.removeprefix("step-")), path) for path in work.glob("step-*") if path.is_dir()]
-    return [path for _, path in sorted(numbered, reverse=True)]
+    found = [path for path in work.glob("step-*") if path.name.removeprefix("step-").isdecimal() and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
 
 
 def last_checkpoint(work: Path, run_id: str) -> tuple[Path | None, dict[Path, str]]:

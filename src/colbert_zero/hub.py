@@ -53,13 +53,18 @@ def load(path: str, config: str, split: str | None, revision: str | None, told: 
     with _said(told, mend):
         options: dict[str, Any] = {"revision": revision}
         if os.path.isdir(path):
-            _check_inside(path, config)
+            check_inside(path, config)
             # The library tells a local file by its time alone, so the copy it keeps may be of another.
             options = {"download_mode": "force_redownload", "verification_mode": "no_checks"}
         return load_dataset(path, config, split=split, **options)
 
 
-def _check_inside(path: str, config: str) -> None:
+def check_inside(path: str, config: str) -> None:
+    """Refuse a local folder whose README or links lead to files outside it.
+
+    Raises:
+        ColbertZeroError: Names the file.
+    """
     from datasets import load_dataset_builder
 
     for files in (load_dataset_builder(path, config).config.data_files or {}).values():

@@ -5,6 +5,7 @@ The usable rows of a part are numbered as they come and cut into blocks of conse
 """
 
 import glob
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from datasets import DatasetBuilder, IterableDataset, get_dataset_config_names, 
 
 from colbert_zero import recipe as recipes
 from colbert_zero.errors import ColbertZeroError
+from colbert_zero.hub import check_inside
 from colbert_zero.rows import SCORED_TEXTS, BadRow, check_row, hub_path, input_files, part_names
 
 SHUFFLE_BUFFER = 65_536
@@ -259,7 +261,7 @@ def _builders(
             or _told(name, spec, spec.path, partial(get_dataset_config_names, path, revision=revision))
         )
         return [
-            (config, f"{spec.path} ({config})", partial(load_dataset_builder, path, config, revision=revision))
+            (config, f"{spec.path} ({config})", partial(_hub_builder, path, config, revision))
             for config in dict.fromkeys(configs)
         ]
     files = input_files(name, "path", spec.path)
@@ -267,6 +269,12 @@ def _builders(
         (part, str(file), partial(load_dataset_builder, "parquet", data_files=[glob.escape(str(file))]))
         for part, file in zip(known or part_names(files), files, strict=True)
     ]
+
+
+def _hub_builder(path: str, config: str, revision: str | None) -> DatasetBuilder:
+    if os.path.isdir(path):
+        check_inside(path, config)
+    return load_dataset_builder(path, config, revision=revision)
 
 
 def _open(spec: Any, make_builder: Callable[[], DatasetBuilder]) -> IterableDataset:
