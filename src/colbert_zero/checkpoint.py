@@ -102,9 +102,9 @@ def load_random_states(folder: Path) -> bool:
     random = load_file(folder / "random.safetensors")
     if len(random["cpu"]) != world_size():
         return False
-    torch.set_rng_state(random["cpu"][rank()])
+    torch.set_rng_state(random["cpu"][rank()].clone())  # a row of a table is not aligned as it wants
     if "cuda" in random and torch.cuda.is_available():
-        torch.cuda.set_rng_state(random["cuda"][rank()])
+        torch.cuda.set_rng_state(random["cuda"][rank()].clone())
     return True
 
 
