@@ -15,7 +15,8 @@ import yaml
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.recipe import check_recipe, load_recipe
 from colbert_zero.records import read_json
-from colbert_zero.study import Study, chain_to, graph, run_study
+from colbert_zero.results import run_study
+from colbert_zero.study import Study, chain_to, graph
 
 TOPICS = (
     "wing lift drag flow body heat panel flutter",
@@ -146,8 +147,8 @@ def test_running_again_trains_and_ranks_nothing_and_gives_the_same_results(finis
     def refuse(*args, **kwargs):
         raise AssertionError("recomputed")
 
-    for name in ("train_phase", "rank", "rank_bm25", "mine", "score"):
-        monkeypatch.setattr(f"colbert_zero.study.{name}", refuse)
+    for name in ("study.train_phase", "study.rank", "results.rank_bm25", "study.mine", "study.score"):
+        monkeypatch.setattr(f"colbert_zero.{name}", refuse)
     assert run_study(study(folder, data(folder)), None, "test") == results
 
 

@@ -153,7 +153,8 @@ def run(
     checked = recipes.load_recipe(recipe, overrides or [])
     # Slow to import, so after the recipe's mistakes are told.
     from colbert_zero.report import write_report
-    from colbert_zero.study import chains_of, graph, run_study
+    from colbert_zero.results import run_study
+    from colbert_zero.study import chains_of, graph
 
     chosen = [name.strip() for name in only.split(",") if name.strip()] if only else None
     nodes = graph(checked, chains_of(checked, chosen))

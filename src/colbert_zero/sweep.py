@@ -128,7 +128,8 @@ def run_sweep(sweep: Sweep, study: "Study", command: str) -> dict[str, Any]:
         ColbertZeroError: Points cannot be trained or compared; told before anything is trained.
     """
     from colbert_zero.processes import gather_objects, is_main
-    from colbert_zero.study import chain_to, environment
+    from colbert_zero.results import environment
+    from colbert_zero.study import chain_to
 
     chains = [chain_to(recipe, sweep.phase) for _, recipe in sweep.points]
     studies = _prepare(sweep, chains, study)

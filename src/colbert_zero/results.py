@@ -1,0 +1,191 @@
+"""A study's results: everything trained and evaluated, compared, counted and written down (docs/records.md)."""
+
+import os
+import platform
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from colbert_zero import recipe as recipes
+from colbert_zero.collection import Collection
+from colbert_zero.evaluation import Run, rank_bm25
+from colbert_zero.processes import is_main, world_size
+from colbert_zero.records import fingerprint, read_json, write_json
+from colbert_zero.significance import compare, holm
+from colbert_zero.study import DEPTH, Study, chains_of, graph
+from colbert_zero.teacher import describe, fuse
+
+_FUSION_DEPTH = 1000
+
+
+def run_study(study: Study, only: list[str] | None, command: str) -> dict[str, Any]:
+    """Train and evaluate everything a recipe's pipelines need that is not there yet; returns results.json's content."""
+    recipe = study.recipe
+    chains = chains_of(recipe, only)
+    nodes = graph(recipe, chains)
+    if not study.collections:
+        study.prepare(nodes)
+    if is_main():
+        write_json(study.folder / "recipe.json", recipe.model_dump())
+        write_json(study.folder / "environment.json", environment(command))
+    systems = _Systems(study)
+    systems.add("bm25", "baseline", (), None, lambda: study.evaluate("bm25", "bm25", lambda c: _bm25(c, DEPTH)))
+    for chain in nodes:
+        study.train(chain)
+        owner = next((name for name, c in chains.items() if c[: len(chain)] == chain), None)
+        if recipe.phases[chain[-1]].representation == "dense":
+            systems.add_phase("+".join(chain), "baseline", chain, None)
+        elif owner is not None:
+            systems.add_phase(owner if chains[owner] == chain else f"{owner}@{chain[-1]}", "pipeline", chain, owner)
+    # A dense pipeline, or a second one with the same phases, is a system under its own name too.
+    for name, chain in chains.items():
+        if name not in systems.records:
+            systems.add_phase(name, "pipeline", chain, name)
+    teachers = _teachers(study, chains)
+    results = {
+        "schema": 1, "recipe": recipe.name,
+        "collections": {
+            name: {"documents": c.documents_count, "queries": len(c.qrels)} for name, c in study.collections.items()
+        },
+        "systems": systems.records,
+        "comparisons": _comparisons(study, list(chains)),
+    }  # fmt: skip
+    if is_main():
+        write_json(study.folder / "teachers.json", teachers)
+        write_json(study.folder / "data.json", _data(study))
+        write_json(study.folder / "results.json", results)
+    return results
+
+
+def _bm25(collection: Collection, depth: int) -> Run:
+    """BM25's run, made by the main process alone."""
+    return rank_bm25(collection, depth) if is_main() else {}
+
+
+class _Systems:
+    """The systems of results.json, evaluated as they come."""
+
+    def __init__(self, study: Study):
+        self.study = study
+        self.records: dict[str, Any] = {}
+
+    def add_phase(self, name: str, kind: str, chain: tuple[str, ...], pipeline: str | None) -> None:
+        """Evaluate a trained phase's model as a system."""
+        self.add(name, kind, chain, pipeline, partial(self.study.evaluate_phase, name, chain))
+
+    def add(
+        self, name: str, kind: str, chain: tuple[str, ...], pipeline: str | None, evaluate: Callable[[], Any]
+    ) -> None:
+        """Evaluate a system and keep its record."""
+        phases = [self.study.train(chain[: n + 1]) for n in range(len(chain))]
+        self.records[name] = {
+            "kind": kind,
+            "pipeline": pipeline,
+            "after": chain[-1] if pipeline is not None and name != pipeline else None,
+            "representation": phases[-1]["representation"] if phases else "lexical",
+            "phases": [
+                {key: phase[key] for key in ("name", "id", "device_seconds", "texts", "tokens")} for phase in phases
+            ],
+            "device_seconds": round(sum(phase["device_seconds"] for phase in phases), 3),
+            "scores": evaluate(),
+        }
+        scores = [s["nDCG@10"] for s in self.records[name]["scores"].values()]
+        self.study.show.say(f"{name}: nDCG@10 {sum(scores) / len(scores):.4f}")
+
+
+def _comparisons(study: Study, pipelines: list[str]) -> list[dict[str, Any]]:
+    """Every two pipelines on every collection; Holm's correction over all of one measure's comparisons."""
+    rows = []
+    for name in study.collections:
+        per_query = {p: read_json(study.folder / "per_query" / f"{p}.{name}.json") for p in pipelines}
+        for comparison in compare(per_query, combinations(pipelines, 2), "nDCG@10", seed=study.recipe.seed):
+            rows.append({"collection": name, **comparison})
+    if rows:
+        for row, adjusted in zip(rows, holm([row["p_value"] for row in rows]), strict=True):
+            row["p_value_holm"] = adjusted
+    return rows
+
+
+def _teachers(study: Study, chains: dict[str, tuple[str, ...]]) -> dict[str, Any]:
+    """Each teacher that was used: what it is, how good, what it cost."""
+    used: dict[str, list[str]] = {}
+    for name, source in study.sources.items():
+        if source.record["kind"] == "scored":
+            used.setdefault(source.record["teacher"], []).append(name)
+    records = {}
+    for name, sources in used.items():
+        teacher = study.recipe.teachers[name]
+        chain = tuple(teacher.pipeline)
+        phases = [study.train(chain[: n + 1]) for n in range(len(chain))]
+        parts = [{"name": " → ".join(chain), "weight": teacher.pipeline_weight}] if chain else []
+        parts += [{"name": "BM25", "weight": teacher.bm25_weight}] if teacher.bm25_weight else []
+
+        def fused(collection: Collection, teacher: recipes.Teacher = teacher, chain: tuple[str, ...] = chain) -> Run:
+            runs = [(teacher.bm25_weight, _bm25(collection, _FUSION_DEPTH))] if teacher.bm25_weight else []
+            if chain:
+                runs.append((teacher.pipeline_weight, study.rank(chain, collection, _FUSION_DEPTH)))
+            return fuse(runs, DEPTH)
+
+        identity = fingerprint(teacher.model_dump(), study.run_id(chain) if chain else None)
+        shared = [name for name, c in chains.items() if c[: len(chain)] == chain and chain]
+        records[name] = {
+            "description": describe(teacher),
+            "parts": parts,
+            "device_seconds": round(sum(phase["device_seconds"] for phase in phases), 3),
+            "scoring_seconds": round(sum(study.sources[source].record["seconds"] for source in sources), 3),
+            "shared_with": shared,
+            "scores": study.evaluate(f"teacher-{name}", identity, fused),
+            "queries": sum(study.sources[source].record["rows"] for source in sources),
+            "n_ways": study.sources[sources[0]].record["n_ways"],
+        }
+    return records
+
+
+def _data(study: Study) -> dict[str, Any]:
+    return {
+        "sources": {
+            name: {k: v for k, v in source.record.items() if k != "id"} for name, source in study.sources.items()
+        },
+        "collections": {
+            name: {
+                "documents": collection.documents_count,
+                "queries": len(collection.qrels),
+                "judgements": sum(len(grades) for grades in collection.qrels.values()),
+                "from": study.recipe.collections[name].model_dump(),
+            }
+            for name, collection in study.collections.items()
+        },
+    }
+
+
+def environment(command: str) -> dict[str, Any]:
+    """environment.json: what ran where."""
+    processor = next(
+        (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), ""
+    )
+    return {
+        "colbert_zero": version("colbert-zero"),
+        "python": platform.python_version(),
+        **{name.replace("-", "_"): version(name) for name in ("torch", "transformers", "sentence-transformers")},
+        "platform": platform.platform(),
+        "processor": processor or platform.processor(),
+        "cores": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or ["cpu"],
+        "processes": world_size(),
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+    }
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
