@@ -24,9 +24,10 @@ from colbert_zero.processes import share
 from colbert_zero.records import read_json
 from test_study import data, write_rows
 
+STEPS = 240
 # Writes, for every batch that is read: its step, the reader's rank, and which rows of which part.
 LOGGING = """
-import json, os, sys
+import json, os, sys, time
 from colbert_zero import batches, cli, sources
 
 read_now = []
@@ -37,6 +38,7 @@ def logged_read(part, rows):
     return read(part, rows)
 
 def logged_get(self, step):
+    time.sleep(0.05)  # so that a step takes long enough to be killed in
     read_now.clear()
     batch = get(self, step)
     [[part, rows]] = read_now
@@ -224,7 +226,8 @@ def test_a_ranking_shared_out_among_processes_is_the_ranking_of_one(tiny_multi_v
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_training_killed_at_ten_moments_and_resumed_by_one_or_three_sees_the_same_batches(tmp_path):
-    phase = {"steps": 600, "checkpoint_every": 7, "learning_rate": 3e-4}
+    # Few enough steps that rounding, which differs between one, two and three processes, turns no maximum over.
+    phase = {"steps": STEPS, "checkpoint_every": 4, "learning_rate": 1e-4}
     seen, moments = {}, random.Random(4)
     for name in ("whole", "killed"):
         folder = tmp_path / name
@@ -245,7 +248,7 @@ def test_training_killed_at_ten_moments_and_resumed_by_one_or_three_sees_the_sam
             launch(world, *command), cwd=killed, env=environment(**log("killed", attempt)),
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        goal = steps_before + moments.randrange(3, 60)
+        goal = steps_before + moments.randrange(2, 10)
         wait_for(lambda goal=goal, process=process: process.poll() is not None or newest_step(killed) >= goal, 240)
         time.sleep(moments.random() / 5)
         assert process.poll() is None
@@ -254,12 +257,12 @@ def test_training_killed_at_ten_moments_and_resumed_by_one_or_three_sees_the_sam
             victim.kill()
         process.wait()
         steps_before = newest_step(killed)
-    assert 30 < steps_before < 600
+    assert 20 < steps_before < STEPS
     succeed(launch(3, *command), killed, **log("killed", 10))
     for name, attempts in (("whole", 1), ("killed", 11)):
         seen[name] = [global_batches(tmp_path / name, attempt) for attempt in range(attempts)]
     [expected] = seen["whole"]
-    assert set(expected) == set(range(600))
+    assert set(expected) == set(range(STEPS))
     for attempt in seen["killed"]:
         assert all(batch == expected[step] for step, batch in attempt.items())
     # Together the attempts leave out no step, and none begins at the beginning again.
