@@ -118,9 +118,11 @@ def our_batches(model: Any, rows: int, batch: int) -> Any:
     return Batches(parts, order, model, order.batches_per_epoch, negatives=0)
 
 
-def their_trainer(model: Any, rows: int, batch: int, output: str, loss: Any = None, **arguments: Any) -> Any:
-    """sentence-transformers' trainer on the same rows, at its defaults where none are given."""
-    from datasets import DatasetDict
+def their_trainer(
+    model: Any, rows: int, batch: int, output: str, loss: Any = None, streamed: bool = False, **arguments: Any
+) -> Any:
+    """sentence-transformers' trainer on the same rows, at its defaults where none are given; streamed, all as one."""
+    from datasets import DatasetDict, concatenate_datasets
     from sentence_transformers import MultiVectorEncoderTrainer, MultiVectorEncoderTrainingArguments
 
     from colbert_zero.sources import open_source
@@ -138,7 +140,8 @@ def their_trainer(model: Any, rows: int, batch: int, output: str, loss: Any = No
         seed=1,
         **arguments,
     )
-    return MultiVectorEncoderTrainer(model=model, args=chosen, train_dataset=DatasetDict(tables), loss=loss)
+    data: Any = concatenate_datasets(list(tables.values())).to_iterable_dataset() if streamed else DatasetDict(tables)
+    return MultiVectorEncoderTrainer(model=model, args=chosen, train_dataset=data, loss=loss)
 
 
 def check_same_ids(batches: Any, trainer: Any) -> None:
