@@ -3,7 +3,7 @@
 One epoch of the 10^7 pairs of data.py in batches of 128, resumed after its first step (0 %), in the middle (50 %) and
 near its end (99 %). The encoder is tiny, so that the first step takes milliseconds. Ours is `train_phase`; the peer is
 sentence-transformers' trainer, which is transformers', on the same Arrow files as a DatasetDict with its default
-samplers, resuming as it does by default: its sampler draws and drops the numbers of the rows trained before. An iterable
+samplers, resuming as it does by default: the sampler draws and drops the numbers of rows trained before. An iterable
 data set, as streaming needs, has no such sampler: there it reads and tokenises them; that is measured with 10^5 rows.
 All have the same model, batch size and loss (ours), and one process.
 
