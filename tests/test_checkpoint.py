@@ -42,14 +42,14 @@ class StoppingAt(Silent):
         return nullcontext(advance)
 
 
-def unfinished(folder, **phase):
-    """A study with a phase broken off after step 7 of 9, its last checkpoints at 4 and 6."""
+def unfinished(folder, crash=7, **phase):
+    """A study with a phase broken off after a step of 9; by default its last checkpoints are at 4 and 6."""
     write_rows(folder / "pairs.jsonl")
     recipe = data(folder)
     recipe["phases"]["unsupervised"] |= {"checkpoint_every": 2, "steps": 9, **phase}
     broken = study(folder, recipe)
     broken.prepare([("unsupervised",)])
-    broken.show = StoppingAt(7)
+    broken.show = StoppingAt(crash)
     with pytest.raises(Stop):
         broken.train(("unsupervised",))
     return broken, broken.phase_folder(("unsupervised",)).with_suffix(".unfinished")
@@ -121,6 +121,17 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(tmp_path, undis
     assert all(f"step-6 is damaged ({FAULTS[fault]}" in text and "going on from step-4" in text for text in said)
     assert (broken.phase_folder(("unsupervised",)) / "model" / "model.safetensors").read_bytes() == undisturbed
     assert not work.exists()
+
+
+def test_the_log_of_a_long_phase_is_thinned_and_its_checkpoints_know_what_was_spent(tmp_path, undisturbed, monkeypatch):
+    monkeypatch.setattr("colbert_zero.trainer._LOGGED", 3)
+    broken, _ = unfinished(tmp_path, crash=6, checkpoint_every=4)
+    broken.show = Silent()
+    record = broken.train(("unsupervised",))
+    assert [entry["step"] for entry in record["losses"]] == [3, 4, 6, 8, 9]
+    assert record["texts"] == 9 * 16 * 2
+    assert record["sources"]["pairs/pairs"]["batches"] == 9
+    assert (broken.phase_folder(("unsupervised",)) / "model" / "model.safetensors").read_bytes() == undisturbed
 
 
 def test_without_a_whole_checkpoint_training_begins_again_and_says_so(tmp_path, undisturbed):

@@ -84,6 +84,13 @@ def test_a_batch_comes_from_one_source_and_sources_come_in_proportion() -> None:
     assert order.dropped == {"a": 7, "b": 0, "small": 3, "c": 0}
 
 
+@given(st.integers(0, 90))
+def test_batches_of_each_source_are_counted_without_looking_at_each(steps: int) -> None:
+    order = Order(ROWS, 8, seed=3)
+    expected = Counter(order.source(step)[0] for step in range(steps))
+    assert order.drawn(steps) == {name: expected[name] for name in ROWS}
+
+
 def test_alpha_draws_small_sources_more_often() -> None:
     rows = {"large": 16_000, "middle": 4000, "small": 250}
     order = Order(rows, 10, seed=0, alpha=0.5)

@@ -8,7 +8,7 @@ permuted within their block alone; to know which of its batches is next, 8 bytes
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -116,6 +116,21 @@ class Order:
             return name, self._batches_before(name, step)
         return name, epoch * drawn + slot - int(self._ends[index]) + drawn
 
+    def drawn(self, steps: int) -> dict[str, int]:
+        """How many of the first `steps` batches come from each source."""
+        epochs, rest = divmod(steps, self.batches_per_epoch)
+        counts = epochs * self._drawn
+        for _, sources in self._sources(epochs, rest):
+            counts = counts + np.bincount(sources, minlength=len(self.names))
+        return dict.fromkeys(self.rows, 0) | dict(zip(self.names, counts.tolist(), strict=True))
+
+    def _sources(self, epoch: int, batches: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Numbers of an epoch's first batches, some at a time, and the numbers of their sources."""
+        for start in range(0, batches, _SLOTS):
+            slots = np.arange(start, min(start + _SLOTS, batches))
+            drawn = permute(slots, self.batches_per_epoch, self.seed, epoch)
+            yield slots, np.searchsorted(self._ends, drawn, side="right")
+
     def block(self, name: str, step: int) -> int:
         """Block of a streamed source that its first batch from `step` on lies in."""
         size = self.global_batch_size
@@ -134,10 +149,7 @@ class Order:
     def _streamed_slots(self, epoch: int) -> dict[str, np.ndarray]:
         """Slots of an epoch, counted from its start, that each streamed source has."""
         found: dict[str, list[np.ndarray]] = {name: [] for name in self.names if name in self.blocks}
-        for start in range(0, self.batches_per_epoch, _SLOTS):
-            slots = np.arange(start, min(start + _SLOTS, self.batches_per_epoch))
-            drawn = permute(slots, self.batches_per_epoch, self.seed, epoch)
-            sources = np.searchsorted(self._ends, drawn, side="right")
+        for slots, sources in self._sources(epoch, self.batches_per_epoch):
             for name, parts in found.items():
                 parts.append(slots[sources == self.names.index(name)])
         return {name: np.concatenate(parts) for name, parts in found.items()}

@@ -2,7 +2,6 @@
 
 import resource
 import shutil
-from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -141,7 +140,7 @@ def _record(run: PhaseRun, model: Model, batches: Batches, log: list[dict[str, A
     embedded = embeddings.get_input_embeddings().weight.numel()
     parameters = sum(p.numel() for p in model.parameters())
     last, best = steps[-1], best_validation(log)
-    counts, left_out = Counter(entry["source"] for entry in steps), batches.dropped()
+    drawn, left_out = batches.order.drawn(run.steps), batches.dropped()
     cached = _is_cached(spec, last)
     rates = 8 if cached else 6
     alignment, multi_vector = run.alignment, spec.representation == "multi-vector"
@@ -168,7 +167,7 @@ def _record(run: PhaseRun, model: Model, batches: Batches, log: list[dict[str, A
         "sources": {
             name: {
                 "rows": rows,
-                "batches": counts[name],
+                "batches": drawn[name],
                 "dropped_rows": batches.order.dropped[name],
                 "left_out": left_out.get(name, {}),
             }

@@ -44,6 +44,8 @@ from colbert_zero.processes import is_main, rank, stop_requested, world_size
 Progress = Callable[[dict[str, Any]], None]
 Validate = Callable[[Model], dict[str, float]]
 _SPENT = ("elapsed_seconds", "waited_seconds", "texts", "tokens")
+_LOGGED = 10_000
+"""Most entries of a phase's log: a checkpoint of a long phase would otherwise be mostly log, and slow to read."""
 
 
 @dataclass(frozen=True)
@@ -229,6 +231,8 @@ class _Hooks(TrainerCallback):
             control.should_log = True  # what the measure's own log has switched off
         if self.trainer.stopping:
             control.should_save = control.should_training_stop = True
+        # The last entry says what was spent until then, so a checkpoint needs one of its own step.
+        control.should_log |= control.should_save or state.global_step == self.trainer.run.steps
 
 
 def make_trainer(
@@ -265,7 +269,7 @@ def make_trainer(
         max_grad_norm=spec.max_gradient_norm,
         bf16=spec.precision == "bfloat16",
         seed=run.seed,
-        logging_steps=1,
+        logging_steps=math.ceil(run.steps / _LOGGED),
         logging_nan_inf_filter=False,
         save_strategy="steps",
         save_steps=spec.checkpoint_every,
