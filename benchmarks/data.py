@@ -31,11 +31,12 @@ from typing import Any
 
 import numpy as np
 
-from harness import RESULTS, calibrate, in_turn, measure, report, status
+from harness import RESULTS, calibrate, in_turn, report, status
 
 CONTENDERS = ["ours", "sentence-transformers", "sentence-transformers, 2 workers"]
 PARTS, WORDS, VOCABULARY, QUERY_TOKENS, DOCUMENT_TOKENS = 8, 3000, 2000, 32, 64
 WRITTEN_ROWS, ARROW_ROWS = 50_000, 1000
+MADE_AHEAD, PAUSE_SECONDS = 4, 2.0
 MEMORY_BATCHES, SAMPLE_SECONDS = 300, 0.005
 PLAN_ROWS, PLAN_SOURCES, PLAN_BATCH, PLAN_STEPS = 10**8, 29, 16_384, 10**6
 ENCODER = {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -168,17 +169,25 @@ def loader_of(contender: str, model: Any, rows: int, batch: int, output: str) ->
 def rate(
     contender: str, model: Any, output: str, rows: int, batch: int, timed_rows: int, repeats: int
 ) -> dict[str, Any]:
-    """Time of the batches that hold `timed_rows` rows, once the loader runs evenly."""
+    """Rows a second once the loader runs evenly, a median."""
     check_same_ids(our_batches(model, rows, batch), their_trainer(model, rows, batch, output))
     loader, count = loader_of(contender, model, rows, batch, output), timed_rows // batch
 
-    def draw(batches: int) -> None:
+    def draw(batches: int) -> float:
+        start = time.perf_counter()
         drawn = list(itertools.islice(loader, batches))
         assert len(drawn) == batches, "the epoch is too short"
+        return time.perf_counter() - start
 
-    # While the calibration runs, up to 4 batches are made ahead; they are drawn before the clock starts.
-    found = measure(lambda: draw(count), repeats, settle=lambda: draw(6))
-    return {**found, "rows_per_second": count * batch / found["seconds"]}
+    draw(count)
+    rates, calibrations = [], []
+    for _ in range(repeats):
+        # Until what is made ahead is made, the machine is not free; it is drawn before the clock starts.
+        time.sleep(PAUSE_SECONDS)
+        calibrations.append(calibrate())
+        draw(MADE_AHEAD + 2)
+        rates.append(count * batch / draw(count))
+    return {"rows_per_second": statistics.median(rates), "calibration_seconds": min(calibrations)}
 
 
 @contextmanager

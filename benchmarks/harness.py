@@ -47,13 +47,8 @@ def status(field: str) -> int:
     return int(found.group(1)) * 1024
 
 
-def measure(step: Callable[[], Any], repeats: int = 5, settle: Callable[[], Any] = lambda: None) -> dict[str, float]:
+def measure(step: Callable[[], Any], repeats: int = 5) -> dict[str, float]:
     """Peak memory of one step, then the least disturbed time of `repeats` more.
-
-    Args:
-        step: What is measured.
-        repeats: Undisturbed times wanted.
-        settle: Done before each timed step, outside its time.
 
     Returns:
         seconds (median), calibration_seconds (best), disturbed (steps thrown away), peak_bytes.
@@ -67,7 +62,6 @@ def measure(step: Callable[[], Any], repeats: int = 5, settle: Callable[[], Any]
     runs = []
     for _ in range(4 * repeats):
         start_calibration = calibrate()
-        settle()
         start = time.perf_counter()
         step()
         seconds = time.perf_counter() - start
