@@ -74,9 +74,9 @@ def child(contender: str, path: str, documents: int, repeats: int, **_: Any) -> 
     return {**measure(lambda: scores.append(evaluate(model)), repeats), MEASURE: scores[0]}
 
 
-def cases_of(quick: bool) -> list[dict[str, Any]]:
+def cases_of(quick: bool, rounds: int) -> list[dict[str, Any]]:
     """Both encoders on the smallest corpus, several rounds; the small one on larger corpora, once."""
-    smallest, rounds = (QUERIES, 1) if quick else (1000, 3)
+    smallest, rounds = (QUERIES, 1) if quick else (1000, rounds)
     both, us = ["ours", "sentence-transformers"], ["ours"]
     cases = [("small", 1, both, rounds), ("MiniLM-sized", 1, both, rounds), ("small", 4, both, 1), ("small", 16, us, 1)]
     keys = ("encoder", "documents", "contenders", "rounds", "repeats")
@@ -86,12 +86,13 @@ def cases_of(quick: bool) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a fifth of the documents, one round")
+    parser.add_argument("--rounds", type=int, default=3, help="on the smallest corpus")
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         print(json.dumps(child(**arguments.child)))
         return
-    cases = cases_of(arguments.quick)
+    cases = cases_of(arguments.quick, arguments.rounds)
     print(f"{len(cases)} cases, on two cores about {2 if arguments.quick else 9} minutes", file=sys.stderr)
     rows, records = [], []
     with tempfile.TemporaryDirectory() as folder:

@@ -9,7 +9,7 @@ All have the same model, batch size and loss (ours), and one process.
 
 The checkpoints are each trainer's own, saved after one step. To stand for a later step, they get what training until
 there would have left in them besides other weights: the step, the epoch, the schedule's step, and the log with an entry
-for each logged step: every one for us, every 500th for the peer, whose default that is.
+for each logged step: at most 10,000 of them for us, every 500th for the peer, whose default that is.
 
 Two times: from the call, which loads the model and the checkpoint, to the first step's optimiser step; and that part of
 it in which training waited for its first batch, read and tokenised. Imports, opening the Arrow files and a first short
@@ -18,6 +18,7 @@ phase, which loads what is loaded once, come before both. Tensors are so small t
 
 import argparse
 import json
+import math
 import os
 import statistics
 import sys
@@ -100,11 +101,13 @@ class Ours:
     def prepare(self, step: int) -> None:
         """A checkpoint after `step` steps."""
         from colbert_zero.records import file_fingerprint, read_json, write_json
+        from colbert_zero.trainer import LOG_ENTRIES
 
         self.train(stop_at=2)
         work = self.folder.with_name(self.folder.name + ".unfinished")
         checkpoint = (work / "step-1").rename(work / f"step-{step}")
-        state = at_step(read_json(checkpoint / "trainer_state.json"), step, self.steps, every=1)
+        every = math.ceil(self.steps / LOG_ENTRIES)
+        state = at_step(read_json(checkpoint / "trainer_state.json"), step, self.steps, every)
         self.waited = state["log_history"][-1]["waited_seconds"]
         (checkpoint / "trainer_state.json").write_text(json.dumps(state, indent=2, sort_keys=True))
         schedule = read_json(checkpoint / "schedule.json")
@@ -202,6 +205,7 @@ def child(contender: str, path: str, rows: int, step: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="10^6 rows, one round")
+    parser.add_argument("--rows", type=int, nargs="+", help="only these sizes")
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -209,6 +213,7 @@ def main() -> None:
         return
     # The streamed peer reads and tokenises what it skips, so only the smallest size can be waited for.
     sizes = [WARM_ROWS, 10**6] if arguments.quick else [WARM_ROWS, 10**6, 10**7]
+    sizes = arguments.rows or sizes
     print(f"{3 * len(sizes)} cases, on two cores about {5 if arguments.quick else 20} minutes", file=sys.stderr)
     source_of(WARM_ROWS)
     rows, records = [], []

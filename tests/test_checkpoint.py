@@ -124,7 +124,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(tmp_path, undis
 
 
 def test_the_log_of_a_long_phase_is_thinned_and_its_checkpoints_know_what_was_spent(tmp_path, undisturbed, monkeypatch):
-    monkeypatch.setattr("colbert_zero.trainer._LOGGED", 3)
+    monkeypatch.setattr("colbert_zero.trainer.LOG_ENTRIES", 3)
     broken, _ = unfinished(tmp_path, crash=6, checkpoint_every=4)
     broken.show = Silent()
     record = broken.train(("unsupervised",))

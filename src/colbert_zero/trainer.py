@@ -44,7 +44,7 @@ from colbert_zero.processes import is_main, rank, stop_requested, world_size
 Progress = Callable[[dict[str, Any]], None]
 Validate = Callable[[Model], dict[str, float]]
 _SPENT = ("elapsed_seconds", "waited_seconds", "texts", "tokens")
-_LOGGED = 10_000
+LOG_ENTRIES = 10_000
 """Most entries of a phase's log: a checkpoint of a long phase would otherwise be mostly log, and slow to read."""
 
 
@@ -269,7 +269,7 @@ def make_trainer(
         max_grad_norm=spec.max_gradient_norm,
         bf16=spec.precision == "bfloat16",
         seed=run.seed,
-        logging_steps=math.ceil(run.steps / _LOGGED),
+        logging_steps=math.ceil(run.steps / LOG_ENTRIES),
         logging_nan_inf_filter=False,
         save_strategy="steps",
         save_steps=spec.checkpoint_every,
