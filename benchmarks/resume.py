@@ -46,10 +46,11 @@ def steps_of(rows: int) -> int:
     return sum(len(part) // BATCH for part in open_source("rows", source_of(rows)).parts.values())
 
 
-def at_step(state: dict[str, Any], step: int, steps: int, every: int) -> dict[str, Any]:
-    """A trainer's state after step 1 as it would be after `step` of them, with a log entry every so many steps."""
+def at_step(state: dict[str, Any], step: int, steps: int, every: int, own: bool) -> dict[str, Any]:
+    """A trainer's state after step 1 as it would be after `step`, with a log entry every so many steps and its own."""
     [entry] = state["log_history"]
-    log = [{**entry, "step": s, "epoch": s / steps} for s in range(every, step + 1, every)]
+    logged = [*range(every, step, every), *([step] if own else [])]
+    log = [{**entry, "step": s, "epoch": s / steps} for s in logged]
     return {**state, "global_step": step, "epoch": step / steps, "log_history": log}
 
 
@@ -107,7 +108,7 @@ class Ours:
         work = self.folder.with_name(self.folder.name + ".unfinished")
         checkpoint = (work / "step-1").rename(work / f"step-{step}")
         every = math.ceil(self.steps / LOG_ENTRIES)
-        state = at_step(read_json(checkpoint / "trainer_state.json"), step, self.steps, every)
+        state = at_step(read_json(checkpoint / "trainer_state.json"), step, self.steps, every, own=True)
         self.waited = state["log_history"][-1]["waited_seconds"]
         (checkpoint / "trainer_state.json").write_text(json.dumps(state, indent=2, sort_keys=True))
         schedule = read_json(checkpoint / "schedule.json")
@@ -170,7 +171,9 @@ class Theirs:
         self.train(stop_at=1, save=True)
         self.checkpoint = (self.output / "checkpoint-1").rename(self.output / f"checkpoint-{step}")
         path = self.checkpoint / "trainer_state.json"
-        path.write_text(json.dumps(at_step(json.loads(path.read_text()), step, self.steps, LOGGED), indent=2))
+        path.write_text(
+            json.dumps(at_step(json.loads(path.read_text()), step, self.steps, LOGGED, own=False), indent=2)
+        )
         schedule = torch.load(self.checkpoint / "scheduler.pt", weights_only=True)
         torch.save({**schedule, "last_epoch": step, "_step_count": step + 1}, self.checkpoint / "scheduler.pt")
 
