@@ -277,9 +277,9 @@ def child(contender: str, kind: str, **case: Any) -> dict[str, Any]:
         return {"rate": rate, "memory": memory}[kind](contender, model, output, **case)
 
 
-def cases_of(quick: bool) -> list[tuple[list[str], int, dict[str, Any]]]:
+def cases_of(quick: bool, rounds: int) -> list[tuple[list[str], int, dict[str, Any]]]:
     """Contenders, rounds and case of every measurement."""
-    most, rounds, timed_rows, repeats = (10**5, 1, 8192, 1) if quick else (10**6, 3, 40_960, 3)
+    most, rounds, timed_rows, repeats = (10**5, 1, 8192, 1) if quick else (10**6, rounds, 40_960, 3)
     rates = [{"kind": "rate", "rows": most, "batch": b, "timed_rows": timed_rows, "repeats": repeats}
              for b in (128, 2048)]  # fmt: skip
     sizes = [10**5, 10**6] if quick else [10**5, 10**6, 10**7]
@@ -316,12 +316,13 @@ def lines(case: dict[str, Any], runs: dict[str, list[dict[str, Any]]]) -> Iterat
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="10^5 and 10^6 rows, one round")
+    parser.add_argument("--rounds", type=int, default=3, help="of the rates")
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         print(json.dumps(child(**arguments.child)))
         return
-    cases = cases_of(arguments.quick)
+    cases = cases_of(arguments.quick, arguments.rounds)
     print(f"{len(cases)} cases, on two cores about {2 if arguments.quick else 12} minutes", file=sys.stderr)
     rows, records = [], []
     with tempfile.TemporaryDirectory() as folder:
