@@ -151,13 +151,15 @@ def expected_minutes(cases: list[dict[str, Any]]) -> float:
     return seconds / 60
 
 
-def cases_of(encoders: list[str], batches: list[int], quick: bool, full: bool) -> list[dict[str, Any]]:
+def cases_of(
+    encoders: list[str], batches: list[int], most_rounds: int, quick: bool, full: bool
+) -> list[dict[str, Any]]:
     """The largest batch takes minutes a step, so it is measured once, and with the larger encoder only on request."""
     cases = []
     for encoder, batch, cached in itertools.product(encoders, batches, (False, True)):
         wanted = (cached or batch == 128) and (encoder == "small" or batch < 2048 or full)
         if wanted and not (quick and (encoder != "small" or batch > 512)):
-            rounds, repeats = (3, 2) if batch == 128 and not quick else (1, 1)
+            rounds, repeats = (most_rounds, 2) if batch == 128 and not quick else (1, 1)
             cases.append({"encoder": encoder, "batch": batch, "cached": cached, "rounds": rounds, "repeats": repeats})
     return cases
 
@@ -167,13 +169,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the small encoder, 128 and 512 queries, one round")
     parser.add_argument("--full", action="store_true", help="also 2048 queries with the larger encoder")
     parser.add_argument("--encoders", nargs="+", default=list(ENCODERS), choices=ENCODERS)
+    parser.add_argument("--rounds", type=int, default=3, help="of the smallest batch; the others have one")
     parser.add_argument("--batches", type=int, nargs="+", default=[128, 512, 2048], help="queries a step")
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         print(json.dumps(child(**arguments.child)))
         return
-    cases = cases_of(arguments.encoders, arguments.batches, arguments.quick, arguments.full)
+    cases = cases_of(arguments.encoders, arguments.batches, arguments.rounds, arguments.quick, arguments.full)
     print(f"{len(cases)} cases, expected to take {expected_minutes(cases):.0f} minutes", file=sys.stderr)
     rows, records = [], []
     with tempfile.TemporaryDirectory() as folder:
