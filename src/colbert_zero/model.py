@@ -8,6 +8,7 @@ beside it in colbert_zero.json.
 import difflib
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -128,12 +129,10 @@ def read_alignment(folder: str | Path) -> dict[str, Any] | None:
     path = Path(folder) / _META
     if not path.is_file():
         return None
-    try:
+    with suppress(ValueError, TypeError, KeyError, RecursionError):
         known = read_json(path)
         if all(isinstance(known[f"{task}_prompt"], str) for task in ("query", "document")):
             return known
-    except (ValueError, TypeError, KeyError, RecursionError):
-        pass
     raise ColbertZeroError(f"{path}: not what this program writes; delete it, and the model counts as another's")
 
 

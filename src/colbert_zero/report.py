@@ -806,6 +806,7 @@ def _quality_plot(study: Study) -> Plot | None:
 
 
 def log_axis(axes: Any) -> None:
+    """A logarithmic x axis with plain numbers at 1, 2 and 5 times powers of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     axes.set_xscale("log")
