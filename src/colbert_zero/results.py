@@ -132,7 +132,7 @@ def _teachers(study: Study, chains: dict[str, tuple[str, ...]]) -> dict[str, Any
                 runs.append((teacher.pipeline_weight, study.rank(chain, collection, _FUSION_DEPTH)))
             return fuse(runs, DEPTH)
 
-        identity = fingerprint(teacher.model_dump(), study.run_id(chain) if chain else None)
+        identity = fingerprint(teacher.asked(), study.run_id(chain) if chain else None)
         shared = [name for name, c in chains.items() if c[: len(chain)] == chain and chain]
         records[name] = {
             "description": describe(teacher),

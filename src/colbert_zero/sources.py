@@ -201,7 +201,7 @@ def source_id(name: str, recipe: recipes.Recipe, data: Path) -> str:
         ColbertZeroError: An input does not exist or cannot be reached.
     """
     spec = recipe.sources[name]
-    held_out = {c: s.model_dump() for c, s in recipe.collections.items()
+    held_out = {c: s.asked() for c, s in recipe.collections.items()
                 if isinstance(s, recipes.HeldOut) and s.source == name}  # fmt: skip
     inputs: Any
     if isinstance(spec, recipes.Docstrings):
@@ -212,17 +212,21 @@ def source_id(name: str, recipe: recipes.Recipe, data: Path) -> str:
         assert isinstance(spec, recipes.Jsonl | recipes.Parquet)
         keys = ["path"] if spec.path else ["train", "queries", "documents"]
         files = {key: input_files(name, key, getattr(spec, key)) for key in keys}
-        inputs = {key: _fingerprints(found, found[0].parent, data) for key, found in files.items()}
+        inputs = {key: file_fingerprints(found, found[0].parent, data) for key, found in files.items()}
     # Where the data lie is not what they are: a folder that moved is not prepared again.
     places = {"path"} if isinstance(spec, recipes.Hub) else {"path", "train", "queries", "documents"}
     if not is_streamed(spec):
         places |= {"streaming", "shuffle_buffer"}
-    entry = spec.model_dump(exclude=places)
+    entry = spec.asked(exclude=places)
     return fingerprint(_VERSION, entry, inputs, held_out, recipe.seed if held_out else 0)
 
 
-def _fingerprints(files: list[Path], folder: Path, data: Path) -> list[list[str]]:
-    """Each file's name and fingerprint; a file is read again only when its size or time changed."""
+def file_fingerprints(files: list[Path], folder: Path, data: Path) -> list[list[str]]:
+    """Each file's name in a folder and fingerprint; a file is read again only when its size or time changed.
+
+    Raises:
+        ColbertZeroError: A file cannot be read.
+    """
     cache = data / "fingerprints.json"
     known, result, changed = _known(cache), [], False
     for file in files:
@@ -238,6 +242,13 @@ def _fingerprints(files: list[Path], folder: Path, data: Path) -> list[list[str]
     return result
 
 
+def folder_fingerprints(folder: Path, data: Path) -> list[list[str]]:
+    """Name and fingerprint of every file in a folder that is not hidden."""
+    inside = (f for f in folder.rglob("*") if f.is_file())
+    files = sorted(f for f in inside if not any(p.startswith(".") for p in f.relative_to(folder).parts))
+    return file_fingerprints(files, folder, data)
+
+
 def _known(cache: Path) -> dict[str, Any]:
     """The fingerprints written down; a cache that is damaged is made anew."""
     try:
@@ -250,9 +261,7 @@ def _known(cache: Path) -> dict[str, Any]:
 def _hub_fingerprint(name: str, spec: recipes.Hub, data: Path) -> Any:
     folder = Path(hub_path(spec))
     if folder.is_dir():
-        inside = (f for f in folder.rglob("*") if f.is_file())
-        files = sorted(f for f in inside if not any(p.startswith(".") for p in f.relative_to(folder).parts))
-        return _fingerprints(files, folder, data)
+        return folder_fingerprints(folder, data)
     if spec.revision and len(spec.revision) == 40:
         return spec.revision
     try:

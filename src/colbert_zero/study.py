@@ -19,7 +19,7 @@ from colbert_zero.order import Order
 from colbert_zero.phase import order_of, steps_of, too_large, train_phase
 from colbert_zero.processes import agree, is_main, main_first, share, wait
 from colbert_zero.records import atomic_folder, fingerprint, read_json, write_json
-from colbert_zero.sources import Part, Source, open_source, prepare_source, source_id
+from colbert_zero.sources import Part, Source, folder_fingerprints, open_source, prepare_source, source_id
 from colbert_zero.teacher import score
 from colbert_zero.tracking import check_reporters, reporting
 from colbert_zero.trainer import PhaseRun
@@ -124,11 +124,11 @@ class Study:
         """Fingerprint of a source, whether it is made yet or not."""
         spec = self.recipe.sources[name]
         if isinstance(spec, recipes.Mined):
-            return fingerprint(RECORD_VERSION, spec.model_dump(), self.source_id(spec.of))
+            return fingerprint(RECORD_VERSION, spec.asked(), self.source_id(spec.of))
         if isinstance(spec, recipes.Scored):
             teacher = self.recipe.teachers[spec.teacher]
             run = self.run_id(tuple(teacher.pipeline)) if teacher.pipeline else None
-            return fingerprint(RECORD_VERSION, spec.model_dump(), teacher.model_dump(), self.source_id(spec.of), run)
+            return fingerprint(RECORD_VERSION, spec.asked(), teacher.asked(), self.source_id(spec.of), run)
         return self.sources[name].id if name in self.sources else source_id(name, self.recipe, self.data)
 
     def is_made(self, name: str) -> bool:
@@ -138,19 +138,22 @@ class Study:
     def start_id(self) -> str:
         """Fingerprint of the model before any phase."""
         model = self.recipe.model
-        if model.architecture is None:
-            return fingerprint(RECORD_VERSION, model.model_dump())
+        if model.base is not None:
+            folder = Path(model.base).expanduser()
+            if not folder.is_dir():
+                return fingerprint(RECORD_VERSION, model.asked())
+            # What is in it, not where it lies: another model put in its place is another start.
+            files = folder_fingerprints(folder, self.data)
+            return fingerprint(RECORD_VERSION, model.asked(exclude={"base"}), files)
         roots = sorted({self._root(name) for phase in self.recipe.phases.values() for name in phase.sources})
         texts = [self.source_id(name) for name in roots]
-        return fingerprint(
-            RECORD_VERSION, model.model_dump(), self.recipe.markers.model_dump(), self.recipe.seed, texts
-        )
+        return fingerprint(RECORD_VERSION, model.asked(), self.recipe.markers.asked(), self.recipe.seed, texts)
 
     def run_id(self, chain: tuple[str, ...]) -> str:
         """Fingerprint of all that makes the last phase of a chain: its entry, data, prompts, and its parent's."""
         spec = self.recipe.phases[chain[-1]]
         parent = self.run_id(chain[:-1]) if len(chain) > 1 else self.start_id()
-        made_of = spec.model_dump(exclude={"checkpoint_every", "keep_checkpoints", "evaluate_every", "select"})
+        made_of = spec.asked(exclude={"checkpoint_every", "keep_checkpoints", "evaluate_every", "select"})
         if spec.select == "best":
             judged_on = [[c.name, c.fingerprint] for c in self.prepare_validation()]
             made_of |= {"select": "best", "evaluate_every": spec.evaluate_every, "validation": judged_on}

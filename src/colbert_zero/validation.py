@@ -41,7 +41,7 @@ def validation_collections(
         say: Told what is used and why.
     """
     contents = {name: collection.fingerprint for name, collection in collections.items()}
-    sample = folder / f"sample-{fingerprint(_VERSION, recipe.validation.model_dump(), contents)}"
+    sample = folder / f"sample-{fingerprint(_VERSION, recipe.validation.asked(), contents)}"
     nanobeir = folder / "nanobeir"
     kept = [sample, nanobeir] if recipe.validation.nanobeir else [sample]
     chosen = next((path for path in kept if (path / _RECORD).is_file()), None)
