@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.significance import bootstrap_interval, compare, holm, paired_randomisation
+from colbert_zero.significance import (
+    bootstrap_interval,
+    bootstrap_means,
+    compare,
+    holm,
+    paired_randomisation,
+    percentile_interval,
+    stratified_randomisation,
+)
 
 scores = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=10)
 
@@ -97,23 +105,123 @@ def test_the_bootstrap_interval_agrees_with_scipy():
     assert low < np.mean(a - b) < high
 
 
-def test_compare_pairs_the_queries_by_id_and_corrects_over_the_pairs():
+strata = st.lists(st.lists(st.integers(-6, 6), min_size=1, max_size=5), min_size=1, max_size=3).filter(
+    lambda lists: sum(map(len, lists)) <= 10
+)
+
+
+def exact_stratified_p_value(lists):
+    """Every pattern of signs of every query, each collection's mean weighing the same."""
+
+    def statistic(lists):
+        return sum(sum(differences) / len(differences) for differences in lists) / len(lists)
+
+    extreme = total = 0
+    for signs in itertools.product((-1, 1), repeat=sum(map(len, lists))):
+        rest = iter(signs)
+        flipped = [[next(rest) * difference for difference in differences] for differences in lists]
+        extreme += abs(statistic(flipped)) >= abs(statistic(lists)) - 1e-9
+        total += 1
+    return extreme / total
+
+
+@settings(deadline=None, max_examples=60)
+@given(strata)
+def test_the_test_on_the_mean_is_exact_over_all_patterns_where_few_queries_differ(lists):
+    arrays = [np.array(differences) / 7 for differences in lists]
+    assert stratified_randomisation(arrays) == pytest.approx(exact_stratified_p_value(lists))
+
+
+def test_the_sampled_test_on_the_mean_agrees_with_every_pattern():
+    generator = np.random.default_rng(3)
+    lists = [list(generator.normal(0.5, 1, 4)), list(generator.normal(0.5, 1, 9))]
+    exact = exact_stratified_p_value(lists)
+    assert 0.02 < exact < 0.6
+    # Standard error of a share of 40,000 draws: 0.0025 at most.
+    assert stratified_randomisation([np.array(d) for d in lists], rounds=40_000, seed=1) == pytest.approx(
+        exact, abs=0.01
+    )
+
+
+def test_a_large_collection_weighs_no_more_than_a_small_one():
+    small, large = np.full(8, -1.0), np.full(800, 1.0)
+    # Of equal size in the mean, so nothing speaks for either; pooled queries would speak for the large one.
+    assert stratified_randomisation([small, large], rounds=999) > 0.9
+    assert paired_randomisation(np.concatenate([small, large]), np.zeros(808), rounds=999) == 0.001
+
+
+def test_with_one_collection_the_test_on_the_mean_is_the_ordinary_one():
+    generator = np.random.default_rng(8)
+    a, b = generator.random((2, 40))
+    assert stratified_randomisation([a - b], rounds=500, seed=4) == paired_randomisation(a, b, rounds=500, seed=4)
+    interval = percentile_interval(bootstrap_means([a - b], rounds=500, seed=4).mean(axis=0))
+    assert interval == bootstrap_interval(a, b, rounds=500, seed=4)
+
+
+def test_true_null_hypotheses_on_the_mean_are_rejected_at_the_nominal_rate():
+    generator = np.random.default_rng(0)
+    p_values = [
+        stratified_randomisation([generator.normal(size=10), generator.normal(0, 3, size=30)], rounds=199, seed=i)
+        for i in range(400)
+    ]
+    assert np.mean(np.array(p_values) <= 0.05) == pytest.approx(0.05, abs=0.03)
+
+
+def test_the_bootstrap_draws_queries_within_collections(monkeypatch):
+    strata = [np.array([0.0, 1.0, 5.0]), np.array([2.0, -1.0])]
+    generator = np.random.default_rng(6)
+    expected = []
+    for differences in strata:
+        rounds = []
+        for _ in range(50):
+            drawn = [differences[i] for i in generator.integers(0, len(differences), len(differences))]
+            rounds.append(sum(drawn) / len(drawn))
+        expected.append(rounds)
+    assert bootstrap_means(strata, rounds=50, seed=6) == pytest.approx(np.array(expected))
+    # The same draws, a block of a few rounds at a time.
+    monkeypatch.setattr("colbert_zero.significance.BLOCK_ELEMENTS", 7)
+    assert bootstrap_means(strata, rounds=50, seed=6) == pytest.approx(np.array(expected))
+
+
+def test_compare_pairs_the_queries_by_id_and_corrects_means_and_details_apart():
     generator = np.random.default_rng(2)
     base = {f"q{i}": float(s) for i, s in enumerate(generator.random(30))}
-    per_query = {
+    scores = {
         "base": {q: {"nDCG@10": s} for q, s in base.items()},
         "better": {q: {"nDCG@10": base[q] + 0.1} for q in reversed(base)},
         "same": {q: {"nDCG@10": s} for q, s in base.items()},
     }
-    better, same = compare(per_query, [("better", "base"), ("same", "base")], "nDCG@10", rounds=999)
+    few = {system: {q: values[q] for q in list(base)[:15]} for system, values in scores.items()}
+    pairs = [("better", "base"), ("same", "base")]
+    rows = compare({"one": scores, "two": few}, pairs, "nDCG@10", rounds=999)
+    assert [(row["a"], row["collection"]) for row in rows] == [
+        ("better", None), ("same", None), ("better", "one"), ("better", "two"), ("same", "one"), ("same", "two"),
+    ]  # fmt: skip
+    better, same, one = rows[:3]
     assert better["difference"] == pytest.approx(0.1)
     assert better["interval"] == pytest.approx([0.1, 0.1])
-    assert (better["p_value"], better["p_value_holm"]) == (0.001, 0.002)
-    assert (same["difference"], same["p_value"], same["p_value_holm"], same["queries"]) == (0, 1, 1, 30)
+    assert (better["p_value"], better["p_value_holm"], better["queries"]) == (0.001, 0.002, 45)
+    assert (same["difference"], same["p_value"], same["p_value_holm"]) == (0, 1, 1)
+    assert (one["p_value"], one["p_value_holm"], one["queries"]) == (0.001, 0.004, 30)
+
+
+def test_a_difference_on_one_of_seven_collections_is_none_of_the_mean():
+    generator = np.random.default_rng(4)
+    per_query = {}
+    for i in range(7):
+        half = generator.normal(0, 0.3, 30)
+        noise = np.concatenate([half, -half]) + (0.13 if i == 0 else 0.0)
+        per_query[f"c{i}"] = {
+            "a": {f"q{j}": {"nDCG@10": float(d)} for j, d in enumerate(noise)},
+            "b": {f"q{j}": {"nDCG@10": 0.0} for j in range(60)},
+        }
+    mean, *details = compare(per_query, [("a", "b")], "nDCG@10", rounds=4999)
+    assert details[0]["p_value_holm"] < 0.05
+    assert mean["p_value_holm"] > 0.05
 
 
 def test_compare_names_what_is_missing():
-    per_query = {"a": {"q1": {"RR@10": 1.0}}, "b": {"q2": {"RR@10": 1.0}}, "empty": {}}
+    per_query = {"c": {"a": {"q1": {"RR@10": 1.0}}, "b": {"q2": {"RR@10": 1.0}}, "empty": {}}}
     with pytest.raises(ColbertZeroError, match="a and b differ in 2 queries"):
         compare(per_query, [("a", "b")], "RR@10")
     with pytest.raises(ColbertZeroError, match="no system 'c', only 'a', 'b'"):

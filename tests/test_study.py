@@ -19,7 +19,7 @@ from colbert_zero import recipe as recipes
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.recipe import check_recipe, load_recipe
 from colbert_zero.records import read_json
-from colbert_zero.results import run_study
+from colbert_zero.results import families, run_study
 from colbert_zero.study import Study, chain_to, graph
 
 TOPICS = (
@@ -115,11 +115,51 @@ def test_every_pipeline_checkpoint_and_baseline_is_scored_and_recorded(finished)
         assert (folder / "out" / "runs" / f"{name}.held-out.trec").is_file()
         assert len(read_json(folder / "out" / "per_query" / f"{name}.held-out.json")) == 20
     assert results["collections"] == {"held-out": {"documents": 30, "queries": 20}}
-    assert [(c["a"], c["b"]) for c in results["comparisons"]] == [("kd-only", "full")]
+    pairs = [(c["family"], c["a"], c["b"]) for c in results["comparisons"] if c["collection"] is None]
+    assert pairs == [
+        ("pipelines", "kd-only", "full"),
+        ("pipelines", "kd-only", "bm25"),
+        ("pipelines", "full", "bm25"),
+        ("pipelines", "kd-only", "dense"),
+        ("pipelines", "full", "dense"),
+        ("checkpoints", "full", "full@unsupervised"),
+        ("checkpoints", "full", "full@supervised"),
+    ]
+    assert [c["collection"] for c in results["comparisons"]].count("held-out") == len(pairs)
     assert read_json(folder / "out" / "results.json") == json.loads(json.dumps(results))
     teacher = read_json(folder / "out" / "teachers.json")["blend"]
     assert teacher["n_ways"] == 4
     assert teacher["queries"] == 64
+
+
+def system(kind, representation, phases, score):
+    return {
+        "kind": kind,
+        "representation": representation,
+        "phases": [{"id": phase} for phase in phases],
+        "scores": {"c": {"nDCG@10": score}},
+    }
+
+
+def test_a_shared_checkpoint_is_tested_against_every_pipeline_it_is_part_of_and_each_pair_once():
+    systems = {
+        "bm25": system("baseline", "lexical", [], 0.3),
+        "weak": system("baseline", "dense", ["d"], 0.2),
+        "strong": system("baseline", "dense", ["e"], 0.4),
+        "one@u": system("pipeline", "multi-vector", ["u"], 0.5),
+        "one": system("pipeline", "multi-vector", ["u", "k"], 0.5),
+        "two": system("pipeline", "multi-vector", ["u", "s"], 0.5),
+        "short": system("pipeline", "multi-vector", ["u"], 0.5),
+        "from-dense": system("pipeline", "multi-vector", ["d", "t"], 0.5),
+    }
+    found = families(systems, ["one", "two", "from-dense"])
+    assert found["checkpoints"] == [("one", "short"), ("two", "short")]
+    assert ("one", "strong") in found["pipelines"]
+    assert not [pair for pair in found["pipelines"] if "weak" in pair]
+    # Where the checkpoint is a finished pipeline, its pairs are in the first family already.
+    found = families(systems, ["one", "two", "short"])
+    assert found["checkpoints"] == []
+    assert {("one", "two"), ("one", "short"), ("two", "short")} < set(found["pipelines"])
 
 
 def test_a_phase_record_accounts_for_every_text_and_token(finished):

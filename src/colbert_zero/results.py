@@ -17,7 +17,7 @@ from colbert_zero.collection import Collection
 from colbert_zero.evaluation import Run, rank_bm25
 from colbert_zero.processes import is_main, world_size
 from colbert_zero.records import fingerprint, read_json, write_json
-from colbert_zero.significance import compare, holm
+from colbert_zero.significance import compare
 from colbert_zero.study import DEPTH, Study, chains_of, graph
 from colbert_zero.teacher import describe, fuse
 
@@ -54,7 +54,7 @@ def run_study(study: Study, only: list[str] | None, command: str) -> dict[str, A
             name: {"documents": c.documents_count, "queries": len(c.qrels)} for name, c in study.collections.items()
         },
         "systems": systems.records,
-        "comparisons": _comparisons(study, list(chains)),
+        "comparisons": _comparisons(study, systems.records, list(chains)),
     }  # fmt: skip
     if is_main():
         write_json(study.folder / "teachers.json", teachers)
@@ -95,20 +95,49 @@ class _Systems:
             "device_seconds": round(sum(phase["device_seconds"] for phase in phases), 3),
             "scores": evaluate(),
         }
-        scores = [s["nDCG@10"] for s in self.records[name]["scores"].values()]
-        self.study.show.say(f"{name}: nDCG@10 {sum(scores) / len(scores):.4f}")
+        self.study.show.say(f"{name}: nDCG@10 {mean_score(self.records[name]):.4f}")
 
 
-def _comparisons(study: Study, pipelines: list[str]) -> list[dict[str, Any]]:
-    """Every two pipelines on every collection; Holm's correction over all of one measure's comparisons."""
+def families(systems: dict[str, Any], pipelines: list[str]) -> dict[str, list[tuple[str, str]]]:
+    """The pairs of systems that a study tests, in two families; each is corrected for its own number of tests.
+
+    `pipelines`: every two finished pipelines, and each against BM25 and the dense baseline with the highest mean.
+    `checkpoints`: each finished pipeline against every multi-vector checkpoint on its way, whosever name that has; one
+    that is a finished pipeline itself is in the first family already.
+    """
+    dense = [n for n, s in systems.items() if s["kind"] == "baseline" and s["representation"] == "dense"]
+    dense = [max(dense, key=lambda name: mean_score(systems[name]))] if dense else []
+    pairs = list(combinations(pipelines, 2))
+    last = {name: system["phases"][-1]["id"] if system["phases"] else None for name, system in systems.items()}
+    pairs += [(p, other) for other in ("bm25", *dense) for p in pipelines if last[p] != last[other]]
+    # A checkpoint with two names goes by the later one, a pipeline's own.
+    named = {last[name]: name for name, system in systems.items() if system["representation"] == "multi-vector"}
+    on_the_way = [
+        (p, named[phase["id"]]) for p in pipelines for phase in systems[p]["phases"][:-1] if phase["id"] in named
+    ]
+    known = {frozenset(pair) for pair in pairs}
+    return {"pipelines": pairs, "checkpoints": [pair for pair in on_the_way if frozenset(pair) not in known]}
+
+
+def mean_score(system: dict[str, Any]) -> float:
+    """A system's mean nDCG@10 over collections, each with the same weight."""
+    scores = [scores["nDCG@10"] for scores in system["scores"].values()]
+    return sum(scores) / len(scores)
+
+
+def _comparisons(study: Study, systems: dict[str, Any], pipelines: list[str]) -> list[dict[str, Any]]:
+    """The tests of both families, on the mean over collections and on each."""
     rows = []
-    for name in study.collections:
-        per_query = {p: read_json(study.folder / "per_query" / f"{p}.{name}.json") for p in pipelines}
-        for comparison in compare(per_query, combinations(pipelines, 2), "nDCG@10", seed=study.recipe.seed):
-            rows.append({"collection": name, **comparison})
-    if rows:
-        for row, adjusted in zip(rows, holm([row["p_value"] for row in rows]), strict=True):
-            row["p_value_holm"] = adjusted
+    for family, pairs in families(systems, pipelines).items():
+        per_query = {
+            collection: {
+                system: read_json(study.folder / "per_query" / f"{system}.{collection}.json")
+                for system in dict.fromkeys(name for pair in pairs for name in pair)
+            }
+            for collection in study.collections
+        }
+        tested = compare(per_query, pairs, "nDCG@10", seed=study.recipe.seed)
+        rows += [{"family": family, **row} for row in tested]
     return rows
 
 
