@@ -144,12 +144,15 @@ class Source:
         return next(iter(self.tables.values())).documents
 
 
-def open_source(name: str, folder: Path) -> Source:
-    """A prepared source from its folder.
+def open_source(name: str, folder: Path, spec: recipes.Source | None = None) -> Source:
+    """A prepared source from its folder; a streamed one from its entry and what was looked up of it.
 
     Raises:
         ColbertZeroError: A file of it was damaged since it was written.
     """
+    if is_streamed(spec):
+        record = read_json(folder / "source.json")
+        return Source(name, record["id"], folder, record, streamed_parts(name, spec, record))
     if damaged := damaged_file(folder):
         raise ColbertZeroError(
             f"{folder / damaged}: not as it was written; delete the folder {folder}, and it is prepared again"
@@ -279,8 +282,8 @@ def _hub_fingerprint(name: str, spec: recipes.Hub, data: Path) -> Any:
 
 def prepare_source(
     name: str, recipe: recipes.Recipe, data: Path, docstring_cache: Path, progress: Progress | None
-) -> Source:
-    """Read, check and keep a file, Hub or docstring source; what is prepared already is only opened.
+) -> Path:
+    """Read, check and keep a file, Hub or docstring source in the folder that is returned, if it is not there yet.
 
     The record counts every row read: rows + dropped + held_out. Rows after `limit` are not read; reasons that begin
     with `file:`, `queries:` or `documents:` count files, and rows of the three-table form's text tables.
@@ -290,10 +293,10 @@ def prepare_source(
     """
     identity = source_id(name, recipe, data)
     folder = data / f"{name}-{identity}"
-    if is_streamed(recipe.sources[name]):
-        return _streamed(name, recipe.sources[name], identity, data)
     if (folder / "source.json").is_file():
-        return open_source(name, folder)
+        return folder
+    if is_streamed(recipe.sources[name]):
+        return _look_up(name, recipe.sources[name], identity, data)
     spec, started, dropped = recipe.sources[name], time.monotonic(), Counter[str]()
     with atomic_folder(folder) as temporary:
         if isinstance(spec, recipes.Docstrings):
@@ -317,26 +320,24 @@ def prepare_source(
             raise ColbertZeroError(
                 f"sources.{name}: a file changed while it was read; leave the files as they are and start the run again"
             )
-    return open_source(name, folder)
+    return folder
 
 
-def _streamed(name: str, spec: Any, identity: str, data: Path) -> Source:
+def _look_up(name: str, spec: Any, identity: str, data: Path) -> Path:
     """A source of which nothing is copied: only what its parts are is looked up, once, and kept."""
     folder, started = data / f"{name}-{identity}", time.monotonic()
-    if not (folder / "source.json").is_file():
-        if isinstance(spec, recipes.Hub) and isinstance(commit := _hub_fingerprint(name, spec, data), str):
-            spec = spec.model_copy(update={"revision": commit})  # a branch may move while training streams it
-        found = look_up(name, spec)
-        record = {
-            "id": identity, "kind": spec.kind, "parts": {part: rows for part, (rows, _) in found.items()},
-            "rows": sum(rows for rows, _ in found.values()), "dropped": {}, "held_out": 0,
-            "streamed": {part: first for part, (_, first) in found.items()},
-            "revision": getattr(spec, "revision", None), "seconds": round(time.monotonic() - started, 3),
-        }  # fmt: skip
-        with atomic_folder(folder) as temporary:
-            write_json(temporary / "source.json", record)
-    record = read_json(folder / "source.json")
-    return Source(name, identity, folder, record, streamed_parts(name, spec, record))
+    if isinstance(spec, recipes.Hub) and isinstance(commit := _hub_fingerprint(name, spec, data), str):
+        spec = spec.model_copy(update={"revision": commit})  # a branch may move while training streams it
+    found = look_up(name, spec)
+    record = {
+        "id": identity, "kind": spec.kind, "parts": {part: rows for part, (rows, _) in found.items()},
+        "rows": sum(rows for rows, _ in found.values()), "dropped": {}, "held_out": 0,
+        "streamed": {part: first for part, (_, first) in found.items()},
+        "revision": getattr(spec, "revision", None), "seconds": round(time.monotonic() - started, 3),
+    }  # fmt: skip
+    with atomic_folder(folder) as temporary:
+        write_json(temporary / "source.json", record)
+    return folder
 
 
 def _has_files(spec: Any) -> bool:

@@ -17,7 +17,7 @@ from colbert_zero.model import Alignment, check_architecture, load_model, train_
 from colbert_zero.negatives import mine
 from colbert_zero.order import Order
 from colbert_zero.phase import order_of, steps_of, too_large, train_phase
-from colbert_zero.processes import agree, is_main, main_first, share, wait
+from colbert_zero.processes import agree, appears, is_main, made_by_main, share, stop_if_asked, wait
 from colbert_zero.records import atomic_folder, fingerprint, read_json, write_json
 from colbert_zero.sources import Part, Source, folder_fingerprints, open_source, prepare_source, source_id
 from colbert_zero.teacher import score
@@ -93,20 +93,26 @@ class Study:
         roots = {self._root(name) for name in names}
         for name in (name for name in self.recipe.sources if name in roots):
             make = partial(prepare_source, name, self.recipe, self.data, self.cache)
-            self.sources[name] = self._make(f"data: {name}", make)
+            self.sources[name] = self._make(f"data: {name}", name, make)
 
     def prepare_validation(self) -> list[Collection]:
         """The small collections that training is judged on, chosen at first use."""
         if not self.validation:
-            choose = validation.validation_collections
-            folder = self.folder / "validation"
-            self.validation = main_first(lambda: choose(self.recipe, self.collections, folder, self.show.say))
+            choose = partial(
+                validation.choose, self.recipe, self.collections, self.folder / "validation", self.show.say
+            )
+            self.validation = made_by_main(choose, validation.chosen)
         return self.validation
 
-    def _make(self, title: str, make: Callable[[Callable[[int, int], None]], T]) -> T:
-        """What `make` makes of a function that reports progress, under a progress bar; made by the main process."""
+    def _make(self, title: str, name: str, make: Callable[[Callable[[int, int], None]], Path]) -> Source:
+        """A source that the main process makes under a progress bar, in the folder that `make` returns."""
         with self.show.bar(title, 0) as advance:
-            return main_first(lambda: make(lambda done, total: advance(done, {"total": total})))
+
+            def report(done: int, total: int) -> None:
+                stop_if_asked()
+                advance(done, {"total": total})
+
+            return made_by_main(lambda: make(report), partial(open_source, name, spec=self.recipe.sources[name]))
 
     def _collection(self, name: str, spec: Any) -> Collection:
         if isinstance(spec, recipes.HeldOut):
@@ -183,20 +189,21 @@ class Study:
             spec, identity = self.recipe.sources[name], self.source_id(name)
             folder = self.data / f"{name}-{identity}"
             if agree((folder / "source.json").is_file()):
-                self.sources[name] = open_source(name, folder)
+                appears(folder / "source.json")
+                self.sources[name] = open_source(name, folder, spec)
                 return self.sources[name]
             assert isinstance(spec, recipes.Mined | recipes.Scored)
             of, model = self.source(spec.of), None
             if isinstance(spec, recipes.Mined):
                 make = partial(mine, name, spec, of, identity, self.data)
-                self.sources[name] = self._make(f"hard negatives: {name}", make)
+                self.sources[name] = self._make(f"hard negatives: {name}", name, make)
                 return self.sources[name]
             teacher = self.recipe.teachers[spec.teacher]
             if teacher.pipeline and teacher.pipeline_weight:
                 self.train(tuple(teacher.pipeline))
                 model = load_model(self.phase_folder(tuple(teacher.pipeline)) / "model") if is_main() else None
             make = partial(score, name, spec, teacher, of, model, identity, self.data)
-            self.sources[name] = self._make(f"teacher scores: {name}", make)
+            self.sources[name] = self._make(f"teacher scores: {name}", name, make)
         return self.sources[name]
 
     def start(self) -> tuple[str, dict[str, Any]]:
@@ -207,10 +214,10 @@ class Study:
             options = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
             return (str(base) if base.is_dir() else model.base), {k: v for k, v in options.items() if v}
         folder = self.folder / "phases" / f"start-{self.start_id()}"
-        main_first(lambda: None if folder.is_dir() else self._write_start(folder))
+        made_by_main(lambda: folder if folder.is_dir() else self._write_start(folder), lambda _: None)
         return str(folder), {}
 
-    def _write_start(self, folder: Path) -> None:
+    def _write_start(self, folder: Path) -> Path:
         """A tokenizer trained on the recipe's sources, and an encoder with random weights."""
         model = self.recipe.model
         assert model.architecture is not None
@@ -229,6 +236,7 @@ class Study:
         tokenizer = train_tokenizer(texts, model.vocabulary, markers, longest)
         with atomic_folder(folder) as temporary:
             write_scratch(temporary, model.architecture, tokenizer, self.recipe.seed)
+        return folder
 
     def parts(self, spec: recipes.Phase) -> dict[str, Part]:
         """All parts of a phase's sources, as it reads them."""
@@ -238,11 +246,13 @@ class Study:
     def train(self, chain: tuple[str, ...]) -> dict[str, Any]:
         """The record of a chain's last phase, trained now if it is not yet."""
         folder = self.phase_folder(chain)
+        stop_if_asked()
         if self.is_done(chain):
             return read_json(folder / "phase.json")
         if len(chain) > 1:
             self.train(chain[:-1])
             start, options = str(self.phase_folder(chain[:-1]) / "model"), dict[str, Any]()
+            appears(Path(start))
             parent = self.run_id(chain[:-1])
         else:
             (start, options), parent = self.start(), None
@@ -328,6 +338,7 @@ class Study:
         index = self.folder / "runs" / "index.json"
         scores = {}
         for name, collection in self.collections.items():
+            stop_if_asked()
             key = fingerprint(RECORD_VERSION, identity, collection.fingerprint, DEPTH)
             path = self.folder / "per_query" / f"{system}.{name}.json"
             known = read_json(index) if index.is_file() else {}
