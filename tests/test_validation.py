@@ -34,6 +34,10 @@ class Hub:
         return type("Info", (), {"sha": "a" * 40})
 
 
+def collections_of(*what):
+    return chosen(choose(*what))
+
+
 @pytest.fixture
 def hub(monkeypatch, collection):
     """A Hub with NanoBEIR, not reachable at first."""
@@ -70,10 +74,6 @@ def collections(draw):
 
 @settings(deadline=None, max_examples=60)
 @given(collections(), st.integers(1, 30), st.integers(1, 8), st.randoms())
-def collections_of(*what):
-    return chosen(choose(*what))
-
-
 def test_a_sample_has_what_its_queries_need_and_is_the_same_in_any_order(parts, documents, queries, shuffler):
     texts, asked, qrels = parts
     order = list(texts)
