@@ -189,7 +189,10 @@ def test_running_again_trains_and_ranks_nothing_and_gives_the_same_results(finis
 
     for name in ("study.train_phase", "study.rank", "results.rank_bm25", "study.mine", "study.score"):
         monkeypatch.setattr(f"colbert_zero.{name}", refuse)
+    records = [folder / "out" / name for name in ("teachers.json", "data.json")]
+    before = [record.read_bytes() for record in records]
     assert run_study(study(folder, data(folder)), None, "test") == results
+    assert [record.read_bytes() for record in records] == before
 
 
 def test_changing_a_number_reruns_exactly_what_depends_on_it(finished):
