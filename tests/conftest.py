@@ -1,5 +1,6 @@
 """A 20-document collection and tiny seeded encoders, shared by all tests."""
 
+import string
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from sentence_transformers import MultiVectorEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 from sentence_transformers.sentence_transformer.modules import Pooling
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from colbert_zero.collection import Collection
@@ -63,14 +64,20 @@ def collection() -> Collection:
 
 @pytest.fixture(scope="session")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a seeded two-layer BERT and a WordPiece tokenizer trained on the collection."""
+    """Folder of a seeded two-layer BERT and a WordPiece tokenizer of the collection's words.
+
+    The vocabulary is written out, because training one numbers its pieces in the order of a randomly seeded hash map:
+    the weights that a token gets, and with them which maxima of MaxSim nearly tie, would differ from run to run.
+    """
     folder = tmp_path_factory.mktemp("backbone")
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    normalizer, words = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[Q]", "[D]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=600, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator([*DOCUMENTS.values(), *QUERIES.values(), *PROMPTS.values()], trainer)
+    texts = [normalizer.normalize_str(text) for text in [*DOCUMENTS.values(), *QUERIES.values(), *PROMPTS.values()]]
+    known = sorted({word for text in texts for word, _ in words.pre_tokenize_str(text)} | set(string.ascii_lowercase))
+    pieces = [*special, *known, *(f"##{letter}" for letter in string.ascii_lowercase)]
+    tokenizer = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, words
+    tokenizer.add_special_tokens(special)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")],

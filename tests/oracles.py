@@ -17,6 +17,22 @@ def maxsim_matrix(queries: list[Tensor], documents: list[Tensor]) -> Tensor:
     return torch.stack([torch.stack([(q.double() @ d.double().T).amax(1).sum() for d in documents]) for q in queries])
 
 
+def distillation(student: Tensor, teacher: Tensor, temperature: float, scaling: str) -> Tensor:
+    """KL divergence from teacher to student over one query's candidates, both (n_ways,), in float64.
+
+    The teacher's scores are min-max normalised, the student's too with that scaling; a query that has no preference on
+    either side then says nothing.
+    """
+    s, t = student.double(), teacher.double()
+    t_span, s_span = (float((x.max() - x.min()).detach()) for x in (t, s))
+    if scaling == "min-max":
+        if t_span == 0 or s_span < 1e-6:
+            return 0 * s.sum()
+        s = (s - s.amin()) / (s.amax() - s.amin())
+    target = ((t - t.min()) / (t_span or 1) / temperature).softmax(0)
+    return (target * (target.log() - (s / temperature).log_softmax(0))).sum()
+
+
 def ndcg(ranking: Sequence[str], grades: dict[str, int], cutoff: int = 10) -> float:
     """nDCG with linear gains and a log2 discount, as trec_eval defines it."""
 

@@ -21,7 +21,7 @@ from colbert_zero.losses import (
     distillation_loss,
     false_negatives,
 )
-from oracles import maxsim_matrix
+from oracles import distillation, maxsim_matrix
 
 WORDS = [
     "lift",
@@ -170,20 +170,17 @@ def test_dropout_is_replayed_so_that_the_cached_gradient_fits_its_embeddings(mod
     assert (loss - moved).item() == pytest.approx((step * found.norm() ** 2).item(), rel=0.05)
 
 
-def test_distillation_gradients_equal_the_plain_computation(model):
+@pytest.mark.parametrize("scaling", ["min-max", "raw"])
+def test_distillation_gradients_equal_the_plain_computation(model, scaling):
     features = batch(model, queries=4, columns=5)
     teacher = torch.rand(4, 5, generator=torch.Generator().manual_seed(0)) * 20
     queries = oracle_embeddings(model, features[0])
     documents = [oracle_embeddings(model, f) for f in features[1:]]
     rows = [maxsim_matrix([queries[i]], [d[i] for d in documents])[0] for i in range(4)]
-    normalised = (teacher - teacher.amin(1, keepdim=True)) / (
-        teacher.amax(1, keepdim=True) - teacher.amin(1, keepdim=True)
-    )
-    target = (normalised.double() / 0.5).softmax(1)
-    expected_loss = (target * (target.log() - (torch.stack(rows) / 0.5).log_softmax(1))).sum(1).mean()
+    expected_loss = torch.stack([distillation(*row, 0.5, scaling) for row in zip(rows, teacher, strict=True)]).mean()
     expected = gradients(model, expected_loss)
     for tokens in (50, 100_000):
-        loss = DistillationLoss(model, 0.5, mini_batch_tokens=tokens)(features, teacher)
+        loss = DistillationLoss(model, 0.5, mini_batch_tokens=tokens, student_scores=scaling)(features, teacher)
         assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-4)
         assert_same_gradient(gradients(model, loss), expected)
 
@@ -315,6 +312,59 @@ def test_distillation_is_zero_for_a_student_that_agrees_and_ignores_the_teachers
     worse = distillation_loss(student.flip(1), teacher, 1.0)
     assert worse.item() > 0.05
     assert worse.item() == pytest.approx(distillation_loss(student.flip(1), teacher * 7 - 3, 1.0).item(), rel=1e-5)
+
+
+NO_PREFERENCE = {
+    "one candidate": ([[3.0]], [[7.0]]),
+    "equal student scores": ([[2.0, 2.0, 2.0]], [[1.0, 2.0, 3.0]]),
+    "student scores equal but for rounding": ([[2.0, 2.0 + 5e-7, 2.0]], [[1.0, 2.0, 3.0]]),
+    "equal teacher scores": ([[1.0, 2.0, 3.0]], [[5.0, 5.0, 5.0]]),
+}
+
+
+@pytest.mark.parametrize(("student", "teacher"), NO_PREFERENCE.values(), ids=NO_PREFERENCE)
+def test_a_query_without_a_preference_on_either_side_gives_no_gradient(student, teacher):
+    scores = torch.tensor(student, requires_grad=True)
+    loss = distillation_loss(scores, torch.tensor(teacher), 0.5)
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(scores.grad, torch.zeros_like(scores))
+
+
+def test_a_query_without_a_preference_counts_in_the_mean_and_leaves_the_others_alone():
+    student = torch.tensor([[1.0, 2.0, 4.0], [3.0, 3.0, 3.0]], requires_grad=True)
+    teacher = torch.tensor([[0.0, 9.0, 5.0], [1.0, 2.0, 3.0]])
+    loss = distillation_loss(student, teacher, 0.5)
+    loss.backward()
+    alone = student.detach()[:1].requires_grad_()
+    expected = distillation_loss(alone, teacher[:1], 0.5) / 2
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert torch.allclose(student.grad, torch.cat([alone.grad, torch.zeros(1, 3)]), rtol=1e-5)
+
+
+@given(
+    st.lists(st.lists(st.floats(-30, 30, width=32), min_size=2, max_size=6), min_size=1, max_size=5),
+    st.integers(0, 2**31),
+    st.sampled_from([0.1, 0.25, 1.0]),
+    st.sampled_from(["min-max", "raw"]),
+)
+@settings(deadline=None)
+def test_distillation_is_the_plain_formula_also_with_ties(rows, seed, temperature, scaling):
+    ways = min(len(row) for row in rows)
+    student = torch.tensor([row[:ways] for row in rows])
+    teacher = torch.rand(student.shape, generator=torch.Generator().manual_seed(seed)).round(decimals=1)
+    found, plain = student.clone().requires_grad_(), student.double().requires_grad_()
+    loss = distillation_loss(found, teacher, temperature, scaling=scaling)
+    expected = torch.stack(
+        [distillation(s, t, temperature, scaling) for s, t in zip(plain, teacher, strict=True)]
+    ).mean()
+    loss.backward()
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-3, abs=1e-5)
+    # A gradient of the scaled scores is divided by their span.
+    spans = (student.amax(1) - student.amin(1)).clamp(1e-6, 1)[:, None]
+    assert torch.allclose(found.grad * spans, plain.grad.float() * spans, rtol=1e-3, atol=1e-4)
 
 
 def test_distillation_refuses_other_shapes_by_name():

@@ -29,7 +29,7 @@ def make_source(folder: Path, parts: dict[str, list[tuple[str, str]]]) -> Source
 
 def mined(tmp_path: Path, source: Source, name: str = "hard", **settings: Any) -> Source:
     spec = Mined.model_validate({"kind": "mined", "of": "pairs", **settings})
-    return mine(name, spec, source, "id", tmp_path / "data", None)
+    return open_source(name, mine(name, spec, source, "id", tmp_path / "data", None))
 
 
 def rows_of(source: Source) -> list[tuple[str, str, list[str]]]:

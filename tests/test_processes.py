@@ -18,11 +18,12 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from colbert_zero.errors import ColbertZeroError
-from colbert_zero.evaluation import rank
-from colbert_zero.processes import share
+from colbert_zero import processes
+from colbert_zero.errors import ColbertZeroError, Stopped
+from colbert_zero.evaluation import rank, rank_bm25
+from colbert_zero.processes import appears, share
 from colbert_zero.records import read_json
-from test_study import data, write_rows
+from test_study import data, study, write_rows
 
 STEPS = 240
 # Writes, for every batch that is read: its step, the reader's rank, and which rows of which part.
@@ -291,3 +292,62 @@ def global_batches(folder: Path, attempt: int):
             assert len({part for part, _ in parts.values()}) == 1
             whole[step] = parts[0][0], rows
     return whole
+
+
+# Writes what it is asked to make, and who made it; the second process would make something else.
+MAKING = """
+import os, sys, time
+from pathlib import Path
+from colbert_zero import processes
+
+processes.start()
+folder = Path("made")
+
+def make():
+    folder.mkdir()
+    (folder / "by").write_text(os.environ["RANK"])
+    return folder
+
+seen = processes.made_by_main(make, lambda where: (where / "by").read_text())
+Path(f"seen-{os.environ['RANK']}").write_text(seen)
+processes.leave()
+"""
+
+
+def test_what_the_main_process_makes_no_other_makes_again(tmp_path):
+    (tmp_path / "making.py").write_text(MAKING)
+    succeed(launch(2, "making.py"), tmp_path)
+    assert [(tmp_path / f"seen-{rank}").read_text() for rank in (0, 1)] == ["0", "0"]
+
+
+def test_a_disk_that_is_not_shared_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("colbert_zero.processes.LAG_SECONDS", 0.1)
+    with pytest.raises(ColbertZeroError, match=r"nowhere: made by the main process.*on a disk that all machines share"):
+        appears(tmp_path / "nowhere")
+
+
+@pytest.fixture
+def asked_to_stop():
+    """As if the exception of SIGTERM had been swallowed: the wish is there, and nothing was raised."""
+    processes._stop.set()
+    yield
+    processes._stop.clear()
+
+
+def test_a_swallowed_sigterm_ends_ranking_mining_preparing_and_the_way_to_the_next_phase(
+    asked_to_stop, tiny_multi_vector, collection, tmp_path
+):
+    write_rows(tmp_path / "pairs.jsonl")
+    stopped = pytest.raises(Stopped, match="stopped by SIGTERM")
+    with stopped:
+        rank(tiny_multi_vector, collection)
+    with stopped:
+        rank_bm25(collection)
+    one = study(tmp_path, data(tmp_path))
+    with stopped:
+        one.train(("unsupervised",))
+    with stopped:
+        one._make("title", "pairs", lambda report: report(0, 1))
+    one.collections = {"tiny": collection}
+    with stopped:
+        one.evaluate("bm25", "bm25", lambda collection: pytest.fail("ranked"))

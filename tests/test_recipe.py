@@ -179,6 +179,14 @@ BROKEN: list[tuple[str, Any, str]] = [
     ("model.base", "bert", "model: give exactly one of `base` (a Hub id or folder) and `architecture`"),
     ("model.architecture", {"layers": 2}, "model.architecture: needs `model_type`"),
     ("phases.distillation.negatives", 2, "phases.distillation.negatives: distillation uses all candidates"),
+    ("phases.dense.student_scores", "raw", "phases.dense.student_scores: only distillation scales the student's"),
+    (
+        "phases.distillation.length_normalised",
+        True,
+        "phases.distillation.length_normalised: scales each query's scores, and so does `student_scores: min-max`; "
+        "leave it out, or set `student_scores: raw`",
+    ),
+    ("phases.distillation.student_scores", "minmax", 'should be one of min-max, raw, found "minmax", did you mean min'),
     ("sources.pairs.train", "t.jsonl", "sources.pairs: give either `path`, or all three of `train`"),
     (
         "sources.new",

@@ -46,7 +46,7 @@ def recipe(spec: dict[str, Any], **held_out: Any) -> Recipe:
 
 
 def prepare(tmp_path: Path, spec: dict[str, Any], **held_out: Any) -> Source:
-    return prepare_source("s", recipe(spec, **held_out), tmp_path / "data", tmp_path / "cache", None)
+    return open_source("s", prepare_source("s", recipe(spec, **held_out), tmp_path / "data", tmp_path / "cache", None))
 
 
 def refusal(tmp_path: Path, spec: dict[str, Any], **held_out: Any) -> str:
@@ -448,7 +448,8 @@ def test_the_choice_depends_on_texts_and_seed_and_not_on_the_order_of_rows(tmp_p
     def chosen(name: str, rows: list[Any], seed: int = 1) -> set[str]:
         made = recipe({"kind": "jsonl", "path": jsonl(tmp_path / name, rows)}, documents=12)
         made = check_recipe({**made.model_dump(), "seed": seed})
-        return set(held_out_texts(prepare_source("s", made, tmp_path / "data", tmp_path, None))[0].values())
+        made_of = prepare_source("s", made, tmp_path / "data", tmp_path, None)
+        return set(held_out_texts(open_source("s", made_of))[0].values())
 
     first = chosen("a.jsonl", PAIRS)
     assert chosen("b.jsonl", PAIRS[::-1]) == first

@@ -24,7 +24,7 @@ from colbert_zero.phase import order_of
 from colbert_zero.recipe import Recipe, check_recipe
 from colbert_zero.records import read_json
 from colbert_zero.rows import Part
-from colbert_zero.sources import Source, prepare_source, source_id
+from colbert_zero.sources import Source, open_source, prepare_source, source_id
 from colbert_zero.streams import READ_AGAIN
 from colbert_zero.study import Study, check_columns
 
@@ -57,7 +57,8 @@ def recipe(spec: dict[str, Any], **phase: Any) -> Recipe:
 
 
 def prepare(tmp_path: Path, made: Recipe) -> Source:
-    return prepare_source("s", made, tmp_path / "data", tmp_path / "cache", None)
+    folder = prepare_source("s", made, tmp_path / "data", tmp_path / "cache", None)
+    return open_source("s", folder, made.sources["s"])
 
 
 def parts_of(tmp_path: Path, made: Recipe) -> dict[str, Part]:

@@ -2,16 +2,21 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
+from colbert_zero import evaluation
+from colbert_zero import recipe as recipes
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.recipe import check_recipe, load_recipe
 from colbert_zero.records import read_json
@@ -195,6 +200,41 @@ def test_running_again_trains_and_ranks_nothing_and_gives_the_same_results(finis
     assert [record.read_bytes() for record in records] == before
 
 
+def test_a_checkpoint_with_several_names_is_ranked_once_also_by_a_run_that_was_killed(tmp_path, monkeypatch):
+    write_rows(tmp_path / "pairs.jsonl")
+    recipe = data(tmp_path)
+    # `dense` is a baseline and a pipeline's end, `unsupervised` a pipeline, a checkpoint and, with BM25, a teacher.
+    recipe["pipelines"] |= {"dense-only": ["dense"], "short": ["unsupervised"]}
+    made = []
+
+    def counted(name, rank):
+        def counting(*args, **kwargs):
+            if len(made) == 3 and not killed:
+                killed.append(True)
+                raise KeyboardInterrupt
+            made.append(name)
+            return rank(*args, **kwargs)
+
+        return counting
+
+    killed = []
+    monkeypatch.setattr("colbert_zero.study.rank", counted("model", evaluation.rank))
+    monkeypatch.setattr("colbert_zero.results.rank_bm25", counted("bm25", evaluation.rank_bm25))
+    with pytest.raises(KeyboardInterrupt):
+        run_study(study(tmp_path, recipe), None, "test")
+    results = run_study(study(tmp_path, recipe), None, "test")
+    assert made.count("bm25") == 1
+    # dense, unsupervised, kd-only, full@supervised, full.
+    assert made.count("model") == 5
+    systems = results["systems"]
+    assert systems["dense"]["scores"] == systems["dense-only"]["scores"]
+    assert systems["short"]["scores"] == systems["full@unsupervised"]["scores"]
+    # A folder of before has no deep rankings, and needs none.
+    shutil.rmtree(tmp_path / "out" / "runs" / "deep")
+    assert run_study(study(tmp_path, recipe), None, "test") == results
+    assert len(made) == 6
+
+
 def test_changing_a_number_reruns_exactly_what_depends_on_it(finished):
     folder, _ = finished
     before, changed = study(folder, data(folder)), data(folder)
@@ -216,6 +256,64 @@ def test_changing_a_number_reruns_exactly_what_depends_on_it(finished):
 
 def chain_map(recipe):
     return {name: tuple(chain) for name, chain in recipe.pipelines.items()}
+
+
+IDS = {
+    ("dense",): "347fff03c666",
+    ("unsupervised",): "996c6aff2d6d",
+    ("unsupervised", "supervised"): "69d89812bc11",
+    # Asked for outright, the scores that distillation once took without being asked are the same training.
+    ("unsupervised", "supervised", "distillation"): "7b7e2bf0106f",
+}
+
+
+def test_ids_are_those_of_the_first_version_and_a_new_key_changes_none_until_it_is_used(tmp_path, monkeypatch):
+    write_rows(tmp_path / "pairs.jsonl")
+    recipe = data(tmp_path)
+    recipe["phases"]["distillation"]["student_scores"] = "raw"
+
+    def ids():
+        made = study(tmp_path, recipe)
+        made.prepare([("dense",), ("unsupervised",), ("unsupervised", "supervised")])
+        return {chain: made.run_id(chain) for chain in IDS}
+
+    assert ids() == IDS
+
+    class Phase(recipes.Phase):
+        depth: Annotated[int, recipes.Neutral(0)] = 0
+        """A key that came later; 0 is what the program did before."""
+
+    class Recipe(recipes.Recipe):
+        phases: dict[str, Phase]
+
+    monkeypatch.setattr(recipes, "Recipe", Recipe)
+    assert ids() == IDS
+    recipe["phases"]["supervised"]["depth"] = 1
+    changed = ids()
+    assert [chain for chain in IDS if changed[chain] != IDS[chain]] == [
+        ("unsupervised", "supervised"),
+        ("unsupervised", "supervised", "distillation"),
+    ]
+
+
+def test_a_default_that_is_not_neutral_is_written_into_the_id(tmp_path):
+    write_rows(tmp_path / "pairs.jsonl")
+    chain = ("unsupervised", "supervised", "distillation")
+    assert study(tmp_path, data(tmp_path)).run_id(chain) != IDS[chain]
+
+
+def test_a_base_is_known_by_what_is_in_it_not_by_where_it_lies(tmp_path, backbone):
+    write_rows(tmp_path / "pairs.jsonl")
+    for name in ("here", "there"):
+        shutil.copytree(backbone, tmp_path / name)
+    starts = []
+    for name in ("here", "there"):
+        made = study(tmp_path, data(tmp_path, model={"base": str(tmp_path / name), "dim": 16}))
+        starts.append(made.start_id())
+    assert starts[0] == starts[1]
+    weights = load_file(tmp_path / "there" / "model.safetensors")
+    save_file({k: v + 1 for k, v in weights.items()}, tmp_path / "there" / "model.safetensors", {"format": "pt"})
+    assert made.start_id() != starts[1]
 
 
 def test_a_changed_data_file_changes_everything_trained_on_it(finished, tmp_path):

@@ -15,7 +15,7 @@ from colbert_zero.errors import ColbertZeroError
 from colbert_zero.evaluation import measure, rank
 from colbert_zero.recipe import check_recipe
 from colbert_zero.records import read_json
-from colbert_zero.validation import NANOBEIR_SETS, sample, validate, validation_collections
+from colbert_zero.validation import NANOBEIR_SETS, choose, chosen, sample, validate
 from test_study import data, study, write_rows
 
 
@@ -70,6 +70,10 @@ def collections(draw):
 
 @settings(deadline=None, max_examples=60)
 @given(collections(), st.integers(1, 30), st.integers(1, 8), st.randoms())
+def collections_of(*what):
+    return chosen(choose(*what))
+
+
 def test_a_sample_has_what_its_queries_need_and_is_the_same_in_any_order(parts, documents, queries, shuffler):
     texts, asked, qrels = parts
     order = list(texts)
@@ -122,7 +126,7 @@ def test_a_sample_reads_the_corpus_once_and_holds_no_more_than_it_keeps():
 
 def test_without_the_hub_a_sample_is_taken_kept_and_explained(hub, tmp_path, collection):
     told = []
-    first = validation_collections(recipe(tmp_path), {"tiny": collection}, tmp_path / "v", told.append)
+    first = collections_of(recipe(tmp_path), {"tiny": collection}, tmp_path / "v", told.append)
     assert [(c.name, c.documents_count, len(c.qrels)) for c in first] == [("tiny", 8, 2)]
     [record] = [read_json(path) for path in (tmp_path / "v").glob("*/validation.json")]
     assert record["from"] == "sample"
@@ -130,7 +134,7 @@ def test_without_the_hub_a_sample_is_taken_kept_and_explained(hub, tmp_path, col
     assert record["collections"] == {"tiny": {"documents": 8, "queries": 2}}
     assert "a sample of tiny (8 documents, 2 queries), because NanoBEIR cannot be had" in told[-1]
     hub.reachable = True
-    again = validation_collections(recipe(tmp_path), {"tiny": collection}, tmp_path / "v", told.append)
+    again = collections_of(recipe(tmp_path), {"tiny": collection}, tmp_path / "v", told.append)
     assert contents(again) == contents(first)
     assert hub.asked == 1
 
@@ -138,7 +142,7 @@ def test_without_the_hub_a_sample_is_taken_kept_and_explained(hub, tmp_path, col
 def test_a_changed_collection_means_a_new_sample(hub, tmp_path, collection):
     other = Collection.from_memory("tiny", dict(collection.documents()), {"q1": "x"}, {"q1": {"lift": 1}})
     chosen = [
-        validation_collections(recipe(tmp_path, nanobeir=False), {"tiny": c}, tmp_path / "v", lambda text: None)
+        collections_of(recipe(tmp_path, nanobeir=False), {"tiny": c}, tmp_path / "v", lambda text: None)
         for c in (collection, other, collection)
     ]
     assert contents(chosen[0]) == contents(chosen[2]) != contents(chosen[1])
@@ -148,14 +152,14 @@ def test_a_changed_collection_means_a_new_sample(hub, tmp_path, collection):
 
 def test_nanobeir_is_fetched_once_and_used_without_a_network_afterwards(hub, tmp_path, collection):
     hub.reachable, told = True, []
-    first = validation_collections(recipe(tmp_path), {"tiny": collection}, tmp_path / "v", told.append)
+    first = collections_of(recipe(tmp_path), {"tiny": collection}, tmp_path / "v", told.append)
     assert [c.name for c in first] == list(NANOBEIR_SETS)
     assert "NanoBEIR (13 sets, 260 documents, 65 queries; sentence-transformers/NanoBEIR-en at aaaaaaa)" in told[-1]
     hub.reachable = False
-    again = validation_collections(recipe(tmp_path), {"tiny": collection}, tmp_path / "v", told.append)
+    again = collections_of(recipe(tmp_path), {"tiny": collection}, tmp_path / "v", told.append)
     assert contents(again) == contents(first)
     assert hub.asked == 1
-    own = validation_collections(recipe(tmp_path, nanobeir=False), {"tiny": collection}, tmp_path / "v", told.append)
+    own = collections_of(recipe(tmp_path, nanobeir=False), {"tiny": collection}, tmp_path / "v", told.append)
     assert [c.name for c in own] == ["tiny"]
 
 
@@ -167,8 +171,8 @@ def test_a_download_that_breaks_off_leaves_nothing_and_a_sample_is_taken(hub, tm
 
     hub.reachable = True
     monkeypatch.setattr(validation, "load_hub", break_off)
-    [chosen] = validation_collections(recipe(tmp_path), {"tiny": collection}, tmp_path / "v", lambda text: None)
-    assert chosen.name == "tiny"
+    [only] = collections_of(recipe(tmp_path), {"tiny": collection}, tmp_path / "v", lambda text: None)
+    assert only.name == "tiny"
     [kept] = (tmp_path / "v").iterdir()
     assert "connection reset" in read_json(kept / "validation.json")["why"]
 

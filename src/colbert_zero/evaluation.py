@@ -15,7 +15,7 @@ from colbert_zero.collection import Collection, read_lines
 from colbert_zero.encoding import Encoder, Task, encode
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.maxsim import Packed, packed_scores
-from colbert_zero.processes import gather_objects, world_size
+from colbert_zero.processes import gather_objects, stop_if_asked, world_size
 from colbert_zero.processes import rank as process_rank
 from colbert_zero.records import atomic_file
 
@@ -61,6 +61,7 @@ def rank(
     best: list[list[tuple[float, str]]] = [[] for _ in collection.queries]
     done = 0
     for number, block in enumerate(_blocks(collection.documents(), block_documents)):
+        stop_if_asked()
         if number % world_size() != process:
             done += len(block)
             continue
@@ -93,6 +94,8 @@ def rank_bm25(collection: Collection, depth: int = 100) -> Run:
 
     def texts() -> Iterator[str]:
         for document_id, text in collection.documents():
+            if len(ids) % BLOCK_DOCUMENTS == 0:
+                stop_if_asked()
             ids.append(document_id)
             yield text
 

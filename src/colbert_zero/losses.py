@@ -98,12 +98,14 @@ class _CachedLoss(nn.Module, ABC):
         mini_batch_tokens: int = 32_768,
         length_normalised: bool = False,
         teacher_temperature: float | None = None,
+        student_scores: str = "min-max",
     ):
         super().__init__()
         self.model = model
         self.mini_batch_tokens = mini_batch_tokens
         self.length_normalised = length_normalised
         self.teacher_temperature = teacher_temperature
+        self.student_scores = student_scores
         # The logarithm keeps a learned temperature above 0.
         self.log_temperature = nn.Parameter(torch.tensor(temperature).log(), requires_grad=learnable)
 
@@ -243,7 +245,9 @@ class DistillationLoss(_CachedLoss):
             if not len(queries):
                 return scores.sum()
             scores = self._normalised(scores, query_embeddings)
-            return weight * distillation_loss(scores, labels, self.temperature, self.teacher_temperature)
+            return weight * distillation_loss(
+                scores, labels, self.temperature, self.teacher_temperature, self.student_scores
+            )
 
         return loss
 
@@ -298,14 +302,19 @@ def distillation_loss(
     teacher_scores: Tensor,
     temperature: Tensor | float,
     teacher_temperature: float | None = None,
+    scaling: str = "min-max",
 ) -> Tensor:
     """KL divergence from teacher to student over each query's candidates.
+
+    With min-max scaling a query says nothing, and has neither loss nor gradient, where either side's scores are all
+    equal: the student's within `FLAT`, below which its scaling would blow rounding up.
 
     Args:
         student_scores: MaxSim, (queries, n_ways), float32.
         teacher_scores: Any real scale, (queries, n_ways); min-max normalised per query here.
         temperature: Divides both sides; unitless, > 0.
         teacher_temperature: Divides the teacher's side instead, where the student's scores span more than [0, 1].
+        scaling: "min-max" brings the student's scores of each query to [0, 1] too; "raw" takes them as they are.
 
     Returns:
         Scalar in nats, mean over queries.
@@ -313,16 +322,31 @@ def distillation_loss(
     Raises:
         ValueError: The shapes differ; names both.
 
-    Source: ColBERTv2, arXiv 2112.01488, section 3.2; the normalisation: ColBERT-Zero, arXiv 2602.16609.
+    Source: ColBERTv2, arXiv 2112.01488, section 3.2; both sides min-max normalised: JaColBERTv2.5, arXiv 2407.20750,
+    and ColBERT-Zero, arXiv 2602.16609.
     """
     if student_scores.shape != teacher_scores.shape:
         raise ValueError(f"student scores {tuple(student_scores.shape)}, teacher scores {tuple(teacher_scores.shape)}")
-    student = F.log_softmax(student_scores / temperature, dim=1)
-    teacher = F.log_softmax(min_max(teacher_scores.float()) / (teacher_temperature or temperature), dim=1)
-    return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+    teacher_scores = teacher_scores.float()
+    teacher = F.log_softmax(min_max(teacher_scores) / (teacher_temperature or temperature), dim=1)
+    if scaling == "raw":
+        student = F.log_softmax(student_scores / temperature, dim=1)
+        return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+    student = F.log_softmax(min_max(student_scores, FLAT) / temperature, dim=1)
+    divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
+    telling = (_span(student_scores) >= FLAT) & (_span(teacher_scores) > 0)
+    return divergence.where(telling, 0).mean()
 
 
-def min_max(scores: Tensor) -> Tensor:
-    """Scores of each row brought to [0, 1]; a row of equal scores becomes 0."""
-    low, high = scores.amin(1, keepdim=True), scores.amax(1, keepdim=True)
-    return (scores - low) / (high - low).clamp_min(1e-9)
+FLAT = 1e-6
+"""A student's scores of one query that span less count as equal."""
+
+
+def min_max(scores: Tensor, flat: float = 1e-9) -> Tensor:
+    """Scores of each row brought to [0, 1]; a row that spans less than `flat` becomes 0. Differentiable."""
+    low, span = scores.amin(1, keepdim=True), _span(scores)[:, None]
+    return ((scores - low) / span.clamp_min(flat)).where(span >= flat, 0)
+
+
+def _span(scores: Tensor) -> Tensor:
+    return scores.amax(1) - scores.amin(1)

@@ -144,6 +144,17 @@ def contradictions(data: dict[str, Any]) -> list[str]:
             wrong.append(f"phases.{name}: give `steps` or `epochs`, not both")
         if phase.get("objective") == "distillation" and phase.get("negatives"):
             wrong.append(f"phases.{name}.negatives: distillation uses all candidates of a query; leave it out")
+        if phase.get("objective") == "contrastive" and _given(phase, "student_scores"):
+            wrong.append(f"phases.{name}.student_scores: only distillation scales the student's scores; leave it out")
+        if (
+            phase.get("objective") == "distillation"
+            and phase.get("length_normalised") is True
+            and phase.get("student_scores") in (None, "min-max")
+        ):
+            wrong.append(
+                f"phases.{name}.length_normalised: scales each query's scores, and so does `student_scores: min-max`; "
+                "leave it out, or set `student_scores: raw`"
+            )
         if phase.get("select") == "best" and not _given(phase, "evaluate_every"):
             wrong.append(f"phases.{name}.select: best needs `evaluate_every`, the steps between evaluations; add it")
     return wrong

@@ -10,7 +10,7 @@ from colbert_zero.errors import ColbertZeroError
 from colbert_zero.recipe import Mined
 from colbert_zero.records import atomic_folder, write_checksums, write_json
 from colbert_zero.rows import Part
-from colbert_zero.sources import DOCUMENTS, MINED, Progress, Source, arrow_file, open_source
+from colbert_zero.sources import DOCUMENTS, MINED, Progress, Source, arrow_file
 
 _BLOCK = 512
 
@@ -32,8 +32,8 @@ def spread(part: Part, count: int) -> np.ndarray:
     return np.arange(count, dtype=np.int64) * len(part) // max(1, count)
 
 
-def mine(name: str, spec: Mined, source: Source, identity: str, data: Path, progress: Progress | None) -> Source:
-    """A source whose rows have hard negatives from BM25, mined once and kept.
+def mine(name: str, spec: Mined, source: Source, identity: str, data: Path, progress: Progress | None) -> Path:
+    """A source whose rows have hard negatives from BM25, mined once and kept in the folder that is returned.
 
     The candidates of a query are BM25's best `depth` documents of the whole source that share a term with it; its own
     document and texts equal to it, or to any document of an equal query, are left out. A query with fewer candidates
@@ -44,7 +44,7 @@ def mine(name: str, spec: Mined, source: Source, identity: str, data: Path, prog
     """
     folder = data / f"{name}-{identity}"
     if (folder / "source.json").is_file():
-        return open_source(name, folder)
+        return folder
     started = time.monotonic()
     texts, answers = _documents(name, spec, source)
     index = Bm25(texts)
@@ -79,7 +79,7 @@ def mine(name: str, spec: Mined, source: Source, identity: str, data: Path, prog
         }  # fmt: skip
         write_json(temporary / "source.json", record)
         write_checksums(temporary)
-    return open_source(name, folder)
+    return folder
 
 
 def _documents(name: str, spec: Mined, source: Source) -> tuple[dict[str, int], dict[str, set[int]]]:

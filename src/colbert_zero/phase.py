@@ -146,7 +146,8 @@ def _record(run: PhaseRun, model: Model, batches: Batches, log: list[dict[str, A
     alignment, multi_vector = run.alignment, spec.representation == "multi-vector"
     curve = ("step", "loss", "source", "learning_rate", "temperature", "elapsed_seconds")
     copied = ("representation", "objective", "global_batch_size", "mini_batch_tokens", "learning_rate", "schedule",
-              "length_normalised", "teacher_temperature", "negatives", "alpha", "precision")  # fmt: skip
+              "student_scores", "length_normalised", "teacher_temperature", "negatives", "alpha",
+              "precision")  # fmt: skip
     return {
         "schema": 1,
         "name": run.name,

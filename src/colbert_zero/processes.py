@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
@@ -29,6 +30,8 @@ BEAT_SECONDS = 2.0
 """Time between heartbeats."""
 SILENCE_SECONDS = 40.0
 """A process that has not answered for so long counts as dead; one whose death the machine can see, at once."""
+LAG_SECONDS = 60.0
+"""How long a shared disk may take to show one machine what another has written."""
 _GRACE_SECONDS = 5.0
 _ALIVE, _LEFT, _STOPPED, _FAILED = "alive", "left", "stopped", "failed"
 _STOPPED_TEXT = "stopped by SIGTERM. What is finished is kept; the same command goes on"
@@ -64,13 +67,44 @@ def agree(value: int) -> int:
     return int(answer)
 
 
-def main_first(make: Callable[[], T]) -> T:
-    """Call `make` in the main process while the others wait, then in them, who find it made."""
+def made_by_main(make: Callable[[], Path], open_made: Callable[[Path], T]) -> T:
+    """What the main process makes, alone, in a folder; the others wait for it and open it.
+
+    Args:
+        make: Called in the main process only; returns the folder, also of what was there already.
+        open_made: Called in every process.
+
+    Raises:
+        ColbertZeroError: The folder does not appear here: the disk is not shared.
+    """
+    folder = from_main(str(make()) if is_main() else None)
+    appears(Path(folder))
+    return open_made(Path(folder))
+
+
+def from_main(value: Any) -> Any:
+    """The main process's value, in every process."""
     if world_size() == 1:
-        return make()
-    made = make() if is_main() else None
-    wait()
-    return made if is_main() else make()  # type: ignore[return-value]
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, 0)
+    return values[0]
+
+
+def appears(path: Path) -> None:
+    """Wait until what another process made is to be seen here: a shared disk may lag.
+
+    Raises:
+        ColbertZeroError: It is not after `LAG_SECONDS`.
+    """
+    end = time.monotonic() + LAG_SECONDS
+    while not path.exists():
+        if time.monotonic() > end:
+            raise ColbertZeroError(
+                f"{path}: made by the main process, but after {LAG_SECONDS:.0f} s not to be seen by process {rank()} "
+                f"on {socket.gethostname()}; put --out on a disk that all machines share"
+            )
+        time.sleep(0.2)
 
 
 def gather_objects(value: Any) -> list[Any]:
@@ -284,6 +318,18 @@ _finishes_its_step = False
 def stop_requested() -> bool:
     """Whether this process was asked to stop (SIGTERM)."""
     return _stop.is_set()
+
+
+def stop_if_asked() -> None:
+    """End here if this process was asked to stop.
+
+    Called between blocks of long work: Python swallows the exception of a signal that falls into a `__del__`.
+
+    Raises:
+        Stopped: It was asked to.
+    """
+    if _stop.is_set() and not _finishes_its_step:
+        raise Stopped(_STOPPED_TEXT)
 
 
 def stop_on_sigterm() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from colbert_zero.collection import Collection
 from colbert_zero.evaluation import PerQuery, Run, measure, read_run, write_run
-from colbert_zero.processes import agree, is_main, wait
+from colbert_zero.processes import agree, from_main, is_main
 from colbert_zero.records import atomic_file, fingerprint, read_json, write_json
 
 DEPTH = 100
@@ -58,8 +58,8 @@ class Rankings:
                 run = self._make(identity, collection, make)
                 if is_main():
                     self._write(name, key, lambda: self._write_scores(name, system, collection, run))
-            wait()
-        return read_json(self._scores_file(name))
+        scores: PerQuery = from_main(read_json(self._scores_file(name)) if is_main() else None)
+        return scores
 
     def deep(self, identity: str, collection: Collection, make: Ranker) -> Run:
         """A ranking of 1,000 documents a query, kept as runs/deep/IDENTITY.COLLECTION.trec; the main process has it."""
@@ -68,7 +68,6 @@ class Rankings:
             run = make(collection, FUSION_DEPTH)
             if is_main():
                 self._write(name, key, lambda: write_run(self._run_file(name), run, identity))
-            wait()
         return read_run(self._run_file(name)) if is_main() else {}
 
     def _make(self, identity: str, collection: Collection, make: Ranker) -> Run:

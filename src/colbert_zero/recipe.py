@@ -1,7 +1,7 @@
 """A recipe: one YAML file that states a whole study. Read, overridden and checked here."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
@@ -17,6 +17,7 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
     WithJsonSchema,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
@@ -28,8 +29,34 @@ _BUNDLED = Path(__file__).parent / "recipes"
 RECIPES = _BUNDLED if _BUNDLED.is_dir() else Path(__file__).parents[2] / "recipes"
 
 
+class Neutral:
+    """Beside a field: the values that mean what the program did before the key existed.
+
+    At one of them a key stays out of every fingerprint, so that a new key retrains nothing that is finished.
+    """
+
+    def __init__(self, *values: Any):
+        self.values = values
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    def asked(self, exclude: Set[str] = frozenset()) -> dict[str, Any]:
+        """What is asked for, for a fingerprint: all values, without keys at a neutral one (`Neutral`).
+
+        Args:
+            exclude: Keys of this entry that do not change what is made.
+        """
+        values = self.model_dump(exclude=set(exclude))
+        for key, field in type(self).model_fields.items():
+            value = getattr(self, key)
+            neutral = [v for mark in field.metadata if isinstance(mark, Neutral) for v in mark.values]
+            if key in exclude or value in neutral:
+                values.pop(key, None)
+            elif isinstance(value, _Part):
+                values[key] = value.asked()
+        return values
 
 
 def _no_switch(value: Any) -> Any:
@@ -306,9 +333,14 @@ class Phase(_Part):
     ] = 1.0
     """Divides the scores. MaxSim sums over query tokens: 1 suits it; dense models want 0.02 to 0.05."""
     teacher_temperature: Float | None = Field(None, gt=0)
-    """Divides the teacher's scores, which span [0, 1], in place of `temperature`; 0.1 gives them MaxSim's span."""
+    """Divides the teacher's scores, which span [0, 1], in place of `temperature`; for `student_scores: raw`, which span
+    more."""
+    student_scores: Annotated[Literal["min-max", "raw"] | None, Neutral(None, "raw")] = None
+    """Of distillation: `min-max` (the default there) brings the student's scores of a query's candidates to [0, 1], as
+    the teacher's are; `raw` takes MaxSim as it is, and wants a `teacher_temperature`."""
     length_normalised: bool = False
-    """Divide MaxSim by the query's number of tokens: one scale of scores whatever the query's length (LateOn)."""
+    """Divide MaxSim by the query's number of tokens: one scale of scores whatever the query's length (LateOn). In
+    distillation with `student_scores: raw` only."""
     negatives: Int = Field(0, ge=0)
     """Hard negatives per query, taken from the source's; 0 uses in-batch negatives alone."""
     steps: Int | None = Field(None, ge=1)
@@ -335,6 +367,13 @@ class Phase(_Part):
     """Which checkpoint the phase ends with: its last, or the best by `evaluate_every`, by mean nDCG@10."""
     seed: Seed | None = None
     """Overrides the recipe's for this phase: another order of the data."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _student_scores(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("objective") == "distillation" and data.get("student_scores") is None:
+            return data | {"student_scores": "min-max"}
+        return data
 
 
 class Validation(_Part):

@@ -9,7 +9,7 @@ import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -239,28 +239,25 @@ def _is_significant(test: Record) -> bool:
 def compare(study: Study, a: str, b: str) -> tuple[bool, str]:
     """Whether a, whose mean is higher, is shown to be better than b; and the evidence in words.
 
-    A test over all collections (`collection` null) or on the only one decides. Without it: a significant gain
-    on one collection at least, and a significant loss on none.
+    The test on the mean over collections (`collection` null) decides, or the one on the only collection; tests on
+    single ones of several are detail.
     """
     found = tests(study, a, b)
     whole = [test for test in found if test["collection"] is None or len(study.collections) == 1]
-    if whole:
-        shown = _is_significant(whole[0]) and whole[0]["difference"] > 0
-        p = _probability(whole[0]["p_value_holm"])
-        verdict = "significant" if shown else "not significant"
-        return shown, f"95 % interval {_interval(whole[0])}, Holm-corrected {p}: {verdict}"
-    if not found:
+    if not whole:
         return False, "not tested"
-    gains = [test for test in found if _is_significant(test) and test["difference"] > 0]
-    losses = [test for test in found if _is_significant(test) and test["difference"] < 0]
-    if not gains and not losses:
-        return False, f"not significant on any of {len(found)} collections"
+    shown = _is_significant(whole[0]) and whole[0]["difference"] > 0
+    p, verdict = _probability(whole[0]["p_value_holm"]), "significant" if shown else "not significant"
+    text = f"95 % interval {_interval(whole[0])}, Holm-corrected {p}: {verdict}"
+    single = [test for test in found if test["collection"] is not None and _is_significant(test)]
     parts = [
-        f"significantly {word} on {len(some)} of {len(found)} collections ({_examples(some)})"
-        for word, some in (("better", gains), ("worse", losses))
-        if some
+        f"{word} on {len(some)} ({_examples(some)})"
+        for word, sign in (("better", 1), ("worse", -1))
+        if (some := [test for test in single if sign * test["difference"] > 0])
     ]
-    return not losses, " but ".join(parts)
+    if len(study.collections) > 1 and parts:
+        text += f"; of {len(study.collections)} collections by themselves {', '.join(parts)}"
+    return shown, text
 
 
 def _examples(found: list[Record]) -> str:
@@ -342,8 +339,10 @@ def findings(study: Study) -> list[tuple[str, str]]:
         found += [("For less", _for_less(study, best, p, p != pipelines[1])) for p in cheaper]
         if _beats_bm25(study, best):
             found.append(("By budget", _by_budget(study, pipelines)))
+    worse = _made_worse(study, pipelines)
+    found += worse
     peak = max(study.checkpoints(best), key=lambda name: study.means[name])
-    if peak != best:
+    if peak != best and not any(peak in text and best in text for _, text in worse):
         found.append(("Stop earlier?", _peak(study, best, peak)))
     for label, representation in (("Against BM25", "lexical"), ("Against dense", "dense")):
         for baseline in study.baselines(representation)[:1]:
@@ -385,7 +384,21 @@ def _by_budget(study: Study, pipelines: list[str]) -> str:
 def _peak(study: Study, best: str, peak: str) -> str:
     gap = points(study.means[peak] - study.means[best])
     text = f"{peak}, on the way to {best}, scores {points(study.means[peak])}: {gap} points more than its end"
-    return f"{text}, for {duration(study.cost(peak))}. This difference was not tested."
+    return f"{text}, for {duration(study.cost(peak))}; {compare(study, peak, best)[1]}."
+
+
+def _made_worse(study: Study, pipelines: list[str]) -> list[tuple[str, str]]:
+    """Pipelines whose later phases took away what their own checkpoint was shown to have: a fault to understand."""
+    found = []
+    for pipeline in pipelines:
+        for before in study.checkpoints(pipeline)[:-1]:
+            shown, evidence = compare(study, before, pipeline)
+            if study.means[before] > study.means[pipeline] and shown:
+                lost = points(study.means[before] - study.means[pipeline])
+                text = f"{pipeline} ends {lost} points below its own checkpoint {before}, {evidence}"
+                mend = "a fault until understood. Stop there, or change the phases after it."
+                found.append(("Made worse", f"{text}: {mend}"))
+    return found
 
 
 def _against(study: Study, best: str, baseline: str) -> str:
@@ -393,7 +406,8 @@ def _against(study: Study, best: str, baseline: str) -> str:
     where = "above" if gap > 0 else "below" if gap < 0 else "level with"
     text = (
         f"{best}, the best pipeline ({points(study.means[best])}), is "
-        f"{points(abs(gap)) + ' points ' if gap else ''}{where} {baseline} ({points(study.means[baseline])})"
+        f"{points(abs(gap)) + ' points ' if gap else ''}{where} {baseline} ({points(study.means[baseline])}), "
+        f"{compare(study, *(best, baseline) if gap >= 0 else (baseline, best))[1]}"
     )
     if study.systems[baseline]["representation"] == "lexical":
         if gap <= 0:
@@ -509,14 +523,16 @@ def _scores(study: Study, measure: str) -> Table:
 def _comparisons(study: Study) -> Table:
     measures = sorted({test["measure"] for test in study.comparisons}, key=lambda m: (m != MEASURE, m))
     groups = []
-    for measure in measures:
+    families = dict.fromkeys(test.get("family", "pipelines") for test in study.comparisons)
+    for measure, family in product(measures, families):
         rows = []
-        for test in (t for t in study.comparisons if t["measure"] == measure):
+        chosen = (measure, family)
+        for test in (t for t in study.comparisons if (t["measure"], t.get("family", "pipelines")) == chosen):
             better = test["a"] if test["difference"] > 0 else test["b"]
             rows.append(
                 [
                     f"{test['a']} − {test['b']}",
-                    "all" if test["collection"] is None else test["collection"],
+                    "mean of all" if test["collection"] is None else test["collection"],
                     f"{better} is better" if _is_significant(test) else "not shown",
                     points(test["difference"], signed=True),
                     _interval(test),
@@ -524,9 +540,10 @@ def _comparisons(study: Study) -> Table:
                     f"{test['p_value_holm']:.4f}",
                 ]
             )
-        groups.append((measure, rows))
+        if rows:
+            groups.append((f"{measure}, {family}", rows))
     columns = ["difference", "collection", "verdict", "points", "95 % interval", "p", "p (Holm)"]
-    return Table("Finished pipelines, pair by pair", columns, groups, words=(0, 1, 2))
+    return Table("Differences and their tests", columns, groups, words=(0, 1, 2))
 
 
 def _chain(phase: Record) -> str:

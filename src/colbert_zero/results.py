@@ -15,7 +15,7 @@ import torch
 from colbert_zero import recipe as recipes
 from colbert_zero.collection import Collection
 from colbert_zero.evaluation import Run, rank_bm25
-from colbert_zero.processes import is_main, world_size
+from colbert_zero.processes import agree, is_main, world_size
 from colbert_zero.rankings import Ranker
 from colbert_zero.records import fingerprint, read_json, write_json
 from colbert_zero.significance import compare
@@ -172,7 +172,7 @@ def _part_identity(study: Study, part: Part) -> str:
 def _identity(study: Study, name: str) -> str:
     """What a fused teacher's ranking is known by."""
     teacher = study.recipe.teachers[name]
-    return fingerprint(teacher.model_dump(), study.run_id(tuple(teacher.pipeline)) if teacher.pipeline else None)
+    return fingerprint(teacher.asked(), study.run_id(tuple(teacher.pipeline)) if teacher.pipeline else None)
 
 
 def _teachers(study: Study, nodes: list[tuple[str, ...]]) -> dict[str, Any]:
@@ -219,7 +219,8 @@ def _sources(study: Study, nodes: list[tuple[str, ...]]) -> dict[str, Any]:
             name = spec.of
             names.add(name)
     # A second run that finds all phases trained has opened none of the sources that are made on the way.
-    return {name: study.source(name).record for name in study.recipe.sources if name in names and study.is_made(name)}
+    made = [name for name in study.recipe.sources if name in names and agree(study.is_made(name))]
+    return {name: study.source(name).record for name in made}
 
 
 def _data(study: Study, nodes: list[tuple[str, ...]]) -> dict[str, Any]:

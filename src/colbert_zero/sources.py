@@ -144,12 +144,15 @@ class Source:
         return next(iter(self.tables.values())).documents
 
 
-def open_source(name: str, folder: Path) -> Source:
-    """A prepared source from its folder.
+def open_source(name: str, folder: Path, spec: recipes.Source | None = None) -> Source:
+    """A prepared source from its folder; a streamed one from its entry and what was looked up of it.
 
     Raises:
         ColbertZeroError: A file of it was damaged since it was written.
     """
+    if is_streamed(spec):
+        record = read_json(folder / "source.json")
+        return Source(name, record["id"], folder, record, streamed_parts(name, spec, record))
     if damaged := damaged_file(folder):
         raise ColbertZeroError(
             f"{folder / damaged}: not as it was written; delete the folder {folder}, and it is prepared again"
@@ -201,7 +204,7 @@ def source_id(name: str, recipe: recipes.Recipe, data: Path) -> str:
         ColbertZeroError: An input does not exist or cannot be reached.
     """
     spec = recipe.sources[name]
-    held_out = {c: s.model_dump() for c, s in recipe.collections.items()
+    held_out = {c: s.asked() for c, s in recipe.collections.items()
                 if isinstance(s, recipes.HeldOut) and s.source == name}  # fmt: skip
     inputs: Any
     if isinstance(spec, recipes.Docstrings):
@@ -212,17 +215,21 @@ def source_id(name: str, recipe: recipes.Recipe, data: Path) -> str:
         assert isinstance(spec, recipes.Jsonl | recipes.Parquet)
         keys = ["path"] if spec.path else ["train", "queries", "documents"]
         files = {key: input_files(name, key, getattr(spec, key)) for key in keys}
-        inputs = {key: _fingerprints(found, found[0].parent, data) for key, found in files.items()}
+        inputs = {key: file_fingerprints(found, found[0].parent, data) for key, found in files.items()}
     # Where the data lie is not what they are: a folder that moved is not prepared again.
     places = {"path"} if isinstance(spec, recipes.Hub) else {"path", "train", "queries", "documents"}
     if not is_streamed(spec):
         places |= {"streaming", "shuffle_buffer"}
-    entry = spec.model_dump(exclude=places)
+    entry = spec.asked(exclude=places)
     return fingerprint(_VERSION, entry, inputs, held_out, recipe.seed if held_out else 0)
 
 
-def _fingerprints(files: list[Path], folder: Path, data: Path) -> list[list[str]]:
-    """Each file's name and fingerprint; a file is read again only when its size or time changed."""
+def file_fingerprints(files: list[Path], folder: Path, data: Path) -> list[list[str]]:
+    """Each file's name in a folder and fingerprint; a file is read again only when its size or time changed.
+
+    Raises:
+        ColbertZeroError: A file cannot be read.
+    """
     cache = data / "fingerprints.json"
     known, result, changed = _known(cache), [], False
     for file in files:
@@ -238,6 +245,13 @@ def _fingerprints(files: list[Path], folder: Path, data: Path) -> list[list[str]
     return result
 
 
+def folder_fingerprints(folder: Path, data: Path) -> list[list[str]]:
+    """Name and fingerprint of every file in a folder that is not hidden."""
+    inside = (f for f in folder.rglob("*") if f.is_file())
+    files = sorted(f for f in inside if not any(p.startswith(".") for p in f.relative_to(folder).parts))
+    return file_fingerprints(files, folder, data)
+
+
 def _known(cache: Path) -> dict[str, Any]:
     """The fingerprints written down; a cache that is damaged is made anew."""
     try:
@@ -250,9 +264,7 @@ def _known(cache: Path) -> dict[str, Any]:
 def _hub_fingerprint(name: str, spec: recipes.Hub, data: Path) -> Any:
     folder = Path(hub_path(spec))
     if folder.is_dir():
-        inside = (f for f in folder.rglob("*") if f.is_file())
-        files = sorted(f for f in inside if not any(p.startswith(".") for p in f.relative_to(folder).parts))
-        return _fingerprints(files, folder, data)
+        return folder_fingerprints(folder, data)
     if spec.revision and len(spec.revision) == 40:
         return spec.revision
     try:
@@ -270,8 +282,8 @@ def _hub_fingerprint(name: str, spec: recipes.Hub, data: Path) -> Any:
 
 def prepare_source(
     name: str, recipe: recipes.Recipe, data: Path, docstring_cache: Path, progress: Progress | None
-) -> Source:
-    """Read, check and keep a file, Hub or docstring source; what is prepared already is only opened.
+) -> Path:
+    """Read, check and keep a file, Hub or docstring source in the folder that is returned, if it is not there yet.
 
     The record counts every row read: rows + dropped + held_out. Rows after `limit` are not read; reasons that begin
     with `file:`, `queries:` or `documents:` count files, and rows of the three-table form's text tables.
@@ -281,10 +293,10 @@ def prepare_source(
     """
     identity = source_id(name, recipe, data)
     folder = data / f"{name}-{identity}"
-    if is_streamed(recipe.sources[name]):
-        return _streamed(name, recipe.sources[name], identity, data)
     if (folder / "source.json").is_file():
-        return open_source(name, folder)
+        return folder
+    if is_streamed(recipe.sources[name]):
+        return _look_up(name, recipe.sources[name], identity, data)
     spec, started, dropped = recipe.sources[name], time.monotonic(), Counter[str]()
     with atomic_folder(folder) as temporary:
         if isinstance(spec, recipes.Docstrings):
@@ -308,26 +320,24 @@ def prepare_source(
             raise ColbertZeroError(
                 f"sources.{name}: a file changed while it was read; leave the files as they are and start the run again"
             )
-    return open_source(name, folder)
+    return folder
 
 
-def _streamed(name: str, spec: Any, identity: str, data: Path) -> Source:
+def _look_up(name: str, spec: Any, identity: str, data: Path) -> Path:
     """A source of which nothing is copied: only what its parts are is looked up, once, and kept."""
     folder, started = data / f"{name}-{identity}", time.monotonic()
-    if not (folder / "source.json").is_file():
-        if isinstance(spec, recipes.Hub) and isinstance(commit := _hub_fingerprint(name, spec, data), str):
-            spec = spec.model_copy(update={"revision": commit})  # a branch may move while training streams it
-        found = look_up(name, spec)
-        record = {
-            "id": identity, "kind": spec.kind, "parts": {part: rows for part, (rows, _) in found.items()},
-            "rows": sum(rows for rows, _ in found.values()), "dropped": {}, "held_out": 0,
-            "streamed": {part: first for part, (_, first) in found.items()},
-            "revision": getattr(spec, "revision", None), "seconds": round(time.monotonic() - started, 3),
-        }  # fmt: skip
-        with atomic_folder(folder) as temporary:
-            write_json(temporary / "source.json", record)
-    record = read_json(folder / "source.json")
-    return Source(name, identity, folder, record, streamed_parts(name, spec, record))
+    if isinstance(spec, recipes.Hub) and isinstance(commit := _hub_fingerprint(name, spec, data), str):
+        spec = spec.model_copy(update={"revision": commit})  # a branch may move while training streams it
+    found = look_up(name, spec)
+    record = {
+        "id": identity, "kind": spec.kind, "parts": {part: rows for part, (rows, _) in found.items()},
+        "rows": sum(rows for rows, _ in found.values()), "dropped": {}, "held_out": 0,
+        "streamed": {part: first for part, (_, first) in found.items()},
+        "revision": getattr(spec, "revision", None), "seconds": round(time.monotonic() - started, 3),
+    }  # fmt: skip
+    with atomic_folder(folder) as temporary:
+        write_json(temporary / "source.json", record)
+    return folder
 
 
 def _has_files(spec: Any) -> bool:

@@ -17,10 +17,10 @@ from colbert_zero.model import Alignment, check_architecture, load_model, train_
 from colbert_zero.negatives import mine
 from colbert_zero.order import Order
 from colbert_zero.phase import order_of, steps_of, too_large, train_phase
-from colbert_zero.processes import agree, is_main, main_first, share
+from colbert_zero.processes import agree, appears, is_main, made_by_main, share, stop_if_asked
 from colbert_zero.rankings import Ranker, Rankings
 from colbert_zero.records import atomic_folder, fingerprint, read_json
-from colbert_zero.sources import Part, Source, open_source, prepare_source, source_id
+from colbert_zero.sources import Part, Source, folder_fingerprints, open_source, prepare_source, source_id
 from colbert_zero.teacher import score
 from colbert_zero.tracking import check_reporters, reporting
 from colbert_zero.trainer import PhaseRun
@@ -96,20 +96,26 @@ class Study:
         roots = {self._root(name) for name in names}
         for name in (name for name in self.recipe.sources if name in roots):
             make = partial(prepare_source, name, self.recipe, self.data, self.cache)
-            self.sources[name] = self._make(f"data: {name}", make)
+            self.sources[name] = self._make(f"data: {name}", name, make)
 
     def prepare_validation(self) -> list[Collection]:
         """The small collections that training is judged on, chosen at first use."""
         if not self.validation:
-            choose = validation.validation_collections
-            folder = self.folder / "validation"
-            self.validation = main_first(lambda: choose(self.recipe, self.collections, folder, self.show.say))
+            choose = partial(
+                validation.choose, self.recipe, self.collections, self.folder / "validation", self.show.say
+            )
+            self.validation = made_by_main(choose, validation.chosen)
         return self.validation
 
-    def _make(self, title: str, make: Callable[[Callable[[int, int], None]], T]) -> T:
-        """What `make` makes of a function that reports progress, under a progress bar; made by the main process."""
+    def _make(self, title: str, name: str, make: Callable[[Callable[[int, int], None]], Path]) -> Source:
+        """A source that the main process makes under a progress bar, in the folder that `make` returns."""
         with self.show.bar(title, 0) as advance:
-            return main_first(lambda: make(lambda done, total: advance(done, {"total": total})))
+
+            def report(done: int, total: int) -> None:
+                stop_if_asked()
+                advance(done, {"total": total})
+
+            return made_by_main(lambda: make(report), partial(open_source, name, spec=self.recipe.sources[name]))
 
     def _collection(self, name: str, spec: Any) -> Collection:
         if isinstance(spec, recipes.HeldOut):
@@ -127,11 +133,11 @@ class Study:
         """Fingerprint of a source, whether it is made yet or not."""
         spec = self.recipe.sources[name]
         if isinstance(spec, recipes.Mined):
-            return fingerprint(RECORD_VERSION, spec.model_dump(), self.source_id(spec.of))
+            return fingerprint(RECORD_VERSION, spec.asked(), self.source_id(spec.of))
         if isinstance(spec, recipes.Scored):
             teacher = self.recipe.teachers[spec.teacher]
             run = self.run_id(tuple(teacher.pipeline)) if teacher.pipeline else None
-            return fingerprint(RECORD_VERSION, spec.model_dump(), teacher.model_dump(), self.source_id(spec.of), run)
+            return fingerprint(RECORD_VERSION, spec.asked(), teacher.asked(), self.source_id(spec.of), run)
         return self.sources[name].id if name in self.sources else source_id(name, self.recipe, self.data)
 
     def is_made(self, name: str) -> bool:
@@ -141,19 +147,22 @@ class Study:
     def start_id(self) -> str:
         """Fingerprint of the model before any phase."""
         model = self.recipe.model
-        if model.architecture is None:
-            return fingerprint(RECORD_VERSION, model.model_dump())
+        if model.base is not None:
+            folder = Path(model.base).expanduser()
+            if not folder.is_dir():
+                return fingerprint(RECORD_VERSION, model.asked())
+            # What is in it, not where it lies: another model put in its place is another start.
+            files = folder_fingerprints(folder, self.data)
+            return fingerprint(RECORD_VERSION, model.asked(exclude={"base"}), files)
         roots = sorted({self._root(name) for phase in self.recipe.phases.values() for name in phase.sources})
         texts = [self.source_id(name) for name in roots]
-        return fingerprint(
-            RECORD_VERSION, model.model_dump(), self.recipe.markers.model_dump(), self.recipe.seed, texts
-        )
+        return fingerprint(RECORD_VERSION, model.asked(), self.recipe.markers.asked(), self.recipe.seed, texts)
 
     def run_id(self, chain: tuple[str, ...]) -> str:
         """Fingerprint of all that makes the last phase of a chain: its entry, data, prompts, and its parent's."""
         spec = self.recipe.phases[chain[-1]]
         parent = self.run_id(chain[:-1]) if len(chain) > 1 else self.start_id()
-        made_of = spec.model_dump(exclude={"checkpoint_every", "keep_checkpoints", "evaluate_every", "select"})
+        made_of = spec.asked(exclude={"checkpoint_every", "keep_checkpoints", "evaluate_every", "select"})
         if spec.select == "best":
             judged_on = [[c.name, c.fingerprint] for c in self.prepare_validation()]
             made_of |= {"select": "best", "evaluate_every": spec.evaluate_every, "validation": judged_on}
@@ -183,20 +192,21 @@ class Study:
             spec, identity = self.recipe.sources[name], self.source_id(name)
             folder = self.data / f"{name}-{identity}"
             if agree((folder / "source.json").is_file()):
-                self.sources[name] = open_source(name, folder)
+                appears(folder / "source.json")
+                self.sources[name] = open_source(name, folder, spec)
                 return self.sources[name]
             assert isinstance(spec, recipes.Mined | recipes.Scored)
             of, model = self.source(spec.of), None
             if isinstance(spec, recipes.Mined):
                 make = partial(mine, name, spec, of, identity, self.data)
-                self.sources[name] = self._make(f"hard negatives: {name}", make)
+                self.sources[name] = self._make(f"hard negatives: {name}", name, make)
                 return self.sources[name]
             teacher = self.recipe.teachers[spec.teacher]
             if teacher.pipeline and teacher.pipeline_weight:
                 self.train(tuple(teacher.pipeline))
                 model = load_model(self.phase_folder(tuple(teacher.pipeline)) / "model") if is_main() else None
             make = partial(score, name, spec, teacher, of, model, identity, self.data)
-            self.sources[name] = self._make(f"teacher scores: {name}", make)
+            self.sources[name] = self._make(f"teacher scores: {name}", name, make)
         return self.sources[name]
 
     def start(self) -> tuple[str, dict[str, Any]]:
@@ -207,10 +217,10 @@ class Study:
             options = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
             return (str(base) if base.is_dir() else model.base), {k: v for k, v in options.items() if v}
         folder = self.folder / "phases" / f"start-{self.start_id()}"
-        main_first(lambda: None if folder.is_dir() else self._write_start(folder))
+        made_by_main(lambda: folder if folder.is_dir() else self._write_start(folder), lambda _: None)
         return str(folder), {}
 
-    def _write_start(self, folder: Path) -> None:
+    def _write_start(self, folder: Path) -> Path:
         """A tokenizer trained on the recipe's sources, and an encoder with random weights."""
         model = self.recipe.model
         assert model.architecture is not None
@@ -229,6 +239,7 @@ class Study:
         tokenizer = train_tokenizer(texts, model.vocabulary, markers, longest)
         with atomic_folder(folder) as temporary:
             write_scratch(temporary, model.architecture, tokenizer, self.recipe.seed)
+        return folder
 
     def parts(self, spec: recipes.Phase) -> dict[str, Part]:
         """All parts of a phase's sources, as it reads them."""
@@ -238,11 +249,13 @@ class Study:
     def train(self, chain: tuple[str, ...]) -> dict[str, Any]:
         """The record of a chain's last phase, trained now if it is not yet."""
         folder = self.phase_folder(chain)
+        stop_if_asked()
         if self.is_done(chain):
             return read_json(folder / "phase.json")
         if len(chain) > 1:
             self.train(chain[:-1])
             start, options = str(self.phase_folder(chain[:-1]) / "model"), dict[str, Any]()
+            appears(Path(start))
             parent = self.run_id(chain[:-1])
         else:
             (start, options), parent = self.start(), None
@@ -323,10 +336,11 @@ class Study:
 
     def evaluate(self, system: str, identity: str, make: Ranker) -> dict[str, dict[str, float]]:
         """Scores of a system on every collection; what its identity has ranked before is not ranked again."""
-        return {
-            name: _means(self.rankings.scores(system, identity, collection, make))
-            for name, collection in self.collections.items()
-        }
+        scores = {}
+        for name, collection in self.collections.items():
+            stop_if_asked()
+            scores[name] = _means(self.rankings.scores(system, identity, collection, make))
+        return scores
 
     def rank(self, chain: tuple[str, ...], collection: Collection, depth: int) -> Run:
         """Rank a collection with a trained phase's model."""

@@ -15,7 +15,7 @@ from colbert_zero.negatives import share_out, spread
 from colbert_zero.recipe import Scored, Teacher
 from colbert_zero.records import atomic_folder, write_checksums, write_json
 from colbert_zero.rows import CANDIDATES
-from colbert_zero.sources import DOCUMENTS, Progress, Source, arrow_file, open_source
+from colbert_zero.sources import DOCUMENTS, Progress, Source, arrow_file
 
 _BLOCK = 128
 
@@ -39,15 +39,15 @@ def score(
     identity: str,
     data: Path,
     progress: Progress | None,
-) -> Source:
-    """A source of candidates with the teacher's scores, made once and kept.
+) -> Path:
+    """A source of candidates with the teacher's scores, made once and kept in the folder that is returned.
 
     A query's candidates are its document and its mined negatives. Documents are encoded a block of queries at a
     time, each once a block, so that memory does not grow with the source.
     """
     folder = data / f"{name}-{identity}"
     if (folder / "source.json").is_file():
-        return open_source(name, folder)
+        return folder
     started, done = time.monotonic(), 0
     documents = source.documents
     assert documents is not None
@@ -94,7 +94,7 @@ def score(
         }
         write_json(temporary / "source.json", record)
         write_checksums(temporary)
-    return open_source(name, folder)
+    return folder
 
 
 def _model_scores(model: Model, queries: list[str], candidates: torch.Tensor, source: Source) -> torch.Tensor:

@@ -288,7 +288,13 @@ def make_trainer(
     )
     loss_class = ContrastiveLoss if spec.objective == "contrastive" else DistillationLoss
     loss = loss_class(
-        model, temperature, learnable, spec.mini_batch_tokens, spec.length_normalised, spec.teacher_temperature
+        model,
+        temperature,
+        learnable,
+        spec.mini_batch_tokens,
+        spec.length_normalised,
+        spec.teacher_temperature,
+        spec.student_scores or "raw",
     )
     trainer = (_MultiVectorTrainer if multi_vector else _DenseTrainer)(model=model, args=arguments, loss=loss)  # type: ignore[arg-type]
     for callback in list(trainer.callback_handler.callbacks):

@@ -29,10 +29,8 @@ _VERSION = 1
 _RECORD = "validation.json"
 
 
-def validation_collections(
-    recipe: Recipe, collections: dict[str, Collection], folder: Path, say: Callable[[str], None]
-) -> list[Collection]:
-    """What was chosen earlier for these collections, else NanoBEIR, else a sample; kept in BEIR layout.
+def choose(recipe: Recipe, collections: dict[str, Collection], folder: Path, say: Callable[[str], None]) -> Path:
+    """The folder of what was chosen earlier for these collections, else NanoBEIR, else a sample; kept in BEIR layout.
 
     Args:
         recipe: Its `validation` entry says what is wanted.
@@ -41,21 +39,25 @@ def validation_collections(
         say: Told what is used and why.
     """
     contents = {name: collection.fingerprint for name, collection in collections.items()}
-    sample = folder / f"sample-{fingerprint(_VERSION, recipe.validation.model_dump(), contents)}"
+    sample = folder / f"sample-{fingerprint(_VERSION, recipe.validation.asked(), contents)}"
     nanobeir = folder / "nanobeir"
     kept = [sample, nanobeir] if recipe.validation.nanobeir else [sample]
-    chosen = next((path for path in kept if (path / _RECORD).is_file()), None)
-    if chosen is None:
+    found = next((path for path in kept if (path / _RECORD).is_file()), None)
+    if found is None:
         why = "`validation.nanobeir` is false"
         if recipe.validation.nanobeir:
             say(f"validation: asking the Hub for {NANOBEIR}")
             why = _fetch_nanobeir(nanobeir)
-        chosen = sample if why else nanobeir
+        found = sample if why else nanobeir
         if why:
             _write_sample(sample, recipe, collections, why)
-    record = read_json(chosen / _RECORD)
-    say(_description(record, recipe, chosen))
-    return [load_beir(chosen / name, name=name) for name in record["collections"]]
+    say(_description(read_json(found / _RECORD), recipe, found))
+    return found
+
+
+def chosen(folder: Path) -> list[Collection]:
+    """The collections of a folder that `choose` returned."""
+    return [load_beir(folder / name, name=name) for name in read_json(folder / _RECORD)["collections"]]
 
 
 def validate(
