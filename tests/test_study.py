@@ -15,6 +15,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
+from colbert_zero import evaluation
 from colbert_zero import recipe as recipes
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.recipe import check_recipe, load_recipe
@@ -193,7 +194,45 @@ def test_running_again_trains_and_ranks_nothing_and_gives_the_same_results(finis
 
     for name in ("study.train_phase", "study.rank", "results.rank_bm25", "study.mine", "study.score"):
         monkeypatch.setattr(f"colbert_zero.{name}", refuse)
+    records = [folder / "out" / name for name in ("teachers.json", "data.json")]
+    before = [record.read_bytes() for record in records]
     assert run_study(study(folder, data(folder)), None, "test") == results
+    assert [record.read_bytes() for record in records] == before
+
+
+def test_a_checkpoint_with_several_names_is_ranked_once_also_by_a_run_that_was_killed(tmp_path, monkeypatch):
+    write_rows(tmp_path / "pairs.jsonl")
+    recipe = data(tmp_path)
+    # `dense` is a baseline and a pipeline's end, `unsupervised` a pipeline, a checkpoint and, with BM25, a teacher.
+    recipe["pipelines"] |= {"dense-only": ["dense"], "short": ["unsupervised"]}
+    made = []
+
+    def counted(name, rank):
+        def counting(*args, **kwargs):
+            if len(made) == 3 and not killed:
+                killed.append(True)
+                raise KeyboardInterrupt
+            made.append(name)
+            return rank(*args, **kwargs)
+
+        return counting
+
+    killed = []
+    monkeypatch.setattr("colbert_zero.study.rank", counted("model", evaluation.rank))
+    monkeypatch.setattr("colbert_zero.results.rank_bm25", counted("bm25", evaluation.rank_bm25))
+    with pytest.raises(KeyboardInterrupt):
+        run_study(study(tmp_path, recipe), None, "test")
+    results = run_study(study(tmp_path, recipe), None, "test")
+    assert made.count("bm25") == 1
+    # dense, unsupervised, kd-only, full@supervised, full.
+    assert made.count("model") == 5
+    systems = results["systems"]
+    assert systems["dense"]["scores"] == systems["dense-only"]["scores"]
+    assert systems["short"]["scores"] == systems["full@unsupervised"]["scores"]
+    # A folder of before has no deep rankings, and needs none.
+    shutil.rmtree(tmp_path / "out" / "runs" / "deep")
+    assert run_study(study(tmp_path, recipe), None, "test") == results
+    assert len(made) == 6
 
 
 def test_changing_a_number_reruns_exactly_what_depends_on_it(finished):

@@ -3,19 +3,17 @@
 import json
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from colbert_zero import recipe as recipes
 from colbert_zero.errors import ColbertZeroError, ProcessLost, Stopped
+from colbert_zero.terminal import RichShow, console, print_plan, print_results
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,7 +27,6 @@ recipes_app = typer.Typer(
     invoke_without_command=True, help="The shipped recipes, one line each; `recipes show NAME` prints one."
 )
 app.add_typer(recipes_app, name="recipes")
-console = Console(highlight=False)
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")]
 SetOption = Annotated[
@@ -37,58 +34,6 @@ SetOption = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set phases.unsupervised.learning_rate=1e-3"),
 ]
 OutOption = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where to write; out/NAME by default.")]
-
-
-class RichShow:
-    """Progress on the terminal: a live bar a task, a plain line when it is done."""
-
-    def say(self, text: str) -> None:
-        """One line."""
-        console.print(text, markup=False, soft_wrap=True)
-
-    @contextmanager
-    def bar(self, name: str, total: int) -> Iterator[Callable[[int, dict[str, Any]], None]]:
-        """A bar with throughput and time left; with a total of 0 it appears with the first report.
-
-        Where there is no terminal, a line every half minute instead.
-        """
-        columns = (
-            TextColumn("  {task.description}"),
-            BarColumn(20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-        started = spoken = time.monotonic()
-        figures, texts_before = "", None
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-            task = progress.add_task(name, total=total or None, figures="", visible=bool(total))
-
-            def advance(done: int, values: dict[str, Any]) -> None:
-                nonlocal texts_before, figures, spoken
-                now = time.monotonic()
-                if "loss" in values:
-                    # Texts before a resumed run's first step were read by an earlier process.
-                    texts_before = texts_before if texts_before is not None else values["texts"]
-                    speed = (values["texts"] - texts_before) / (now - started)
-                    waited = values["waited_seconds"] / max(values["elapsed_seconds"], 1e-9)
-                    figures = f"loss {values['loss']:.3f}" + (f", {speed:,.0f} texts/s" if speed else "")
-                    figures += f", {waited:.1%} of the time waiting for data"
-                progress.update(
-                    task, completed=done, total=values.get("total", total or None), figures=figures, visible=True
-                )
-                if not console.is_terminal and now - spoken > 30:
-                    spoken = now
-                    self.say(
-                        f"  {name}: {done:,} of {values.get('total', total):,} after {now - started:.0f} s  {figures}"
-                    )
-
-            yield advance
-            done = progress.tasks[0].completed
-        if done:
-            self.say(f"  {name}: {done:,.0f} in {time.monotonic() - started:.1f} s  {figures}")
 
 
 def _study_in(recipe: recipes.Recipe, out: Path | None) -> Any:
@@ -160,11 +105,11 @@ def run(
     nodes = graph(checked, chains_of(checked, chosen))
     with _study(checked, out) as study:
         study.prepare(nodes)
-        _print_plan(study, nodes)
+        print_plan(study, nodes)
         if dry_run:
             return
         results = run_study(study, chosen, " ".join(["colbert-zero", *sys.argv[1:]]))
-        _print_results(results)
+        print_results(results)
         if not console.quiet:
             console.print(f"\nReport: {write_report(study.folder)}", markup=False, soft_wrap=True)
 
@@ -192,7 +137,7 @@ def train(
     nodes = graph(checked, {phase: chain})
     with _study(checked, out) as study:
         study.prepare(nodes)
-        _print_plan(study, nodes)
+        print_plan(study, nodes)
         study.train(chain)
         console.print(f"Checkpoint: {study.phase_folder(chain) / 'model'}", markup=False, soft_wrap=True)
 
@@ -343,46 +288,6 @@ def show_recipe(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
 def schema() -> None:
     """The recipe's JSON schema, for editors that complete and check YAML."""
     sys.stdout.write(json.dumps(recipes.Recipe.model_json_schema(), indent=1) + "\n")
-
-
-def _print_plan(study: Any, nodes: list[tuple[str, ...]]) -> None:
-    """What will be done: data, phases, texts, tokens."""
-    recipe = study.recipe
-    console.print(f"{recipe.name} → {study.folder}", style="bold", markup=False, soft_wrap=True)
-    for name, source in study.sources.items():
-        dropped = sum(source.record["dropped"].values())
-        console.print(
-            f"  source {name}: {source.record['rows']:,} rows in {len(source.parts)} parts, {dropped:,} left out, "
-            f"{source.record['held_out']:,} held out", markup=False, soft_wrap=True,
-        )  # fmt: skip
-    for name, collection in study.collections.items():
-        console.print(
-            f"  collection {name}: {collection.documents_count:,} documents, {len(collection.qrels):,} queries",
-            markup=False,
-        )
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("phase", "trains", "from", "data", "steps", "texts", "tokens ≤", ""):
-        table.add_column(title, justify="right" if title in ("steps", "texts", "tokens ≤") else "left")
-    for row in study.plan(nodes):
-        table.add_row(*row)
-    console.print(table)
-
-
-def _print_results(results: dict[str, Any]) -> None:
-    """Scores and costs of every system."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("system")
-    table.add_column("device time", justify="right")
-    for name in results["collections"]:
-        table.add_column(f"{name} nDCG@10", justify="right")
-    for name, system in results["systems"].items():
-        scores = [f"{system['scores'][c]['nDCG@10']:.4f}" for c in results["collections"]]
-        seconds = f"{system['device_seconds']:.1f} s" if system["phases"] else "–"
-        table.add_row(
-            name, seconds, *scores, style="bold" if system["kind"] == "pipeline" and not system["after"] else ""
-        )
-    console.print()
-    console.print(table)
 
 
 def main() -> None:

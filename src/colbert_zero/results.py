@@ -8,20 +8,19 @@ from functools import partial
 from importlib.metadata import version
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from colbert_zero import recipe as recipes
 from colbert_zero.collection import Collection
 from colbert_zero.evaluation import Run, rank_bm25
-from colbert_zero.processes import is_main, world_size
+from colbert_zero.processes import agree, is_main, world_size
+from colbert_zero.rankings import Ranker
 from colbert_zero.records import fingerprint, read_json, write_json
 from colbert_zero.significance import compare
-from colbert_zero.study import DEPTH, Study, chains_of, graph
+from colbert_zero.study import Study, chains_of, graph
 from colbert_zero.teacher import describe, fuse
-
-_FUSION_DEPTH = 1000
 
 
 def run_study(study: Study, only: list[str] | None, command: str) -> dict[str, Any]:
@@ -34,8 +33,13 @@ def run_study(study: Study, only: list[str] | None, command: str) -> dict[str, A
     if is_main():
         write_json(study.folder / "recipe.json", recipe.model_dump())
         write_json(study.folder / "environment.json", environment(command))
+    study.rankings.fusions = {
+        _identity(study, name): [_part_identity(study, part) for _, part in parts]
+        for name, parts in _parts(recipe, nodes).items()
+        if len(parts) > 1
+    }
     systems = _Systems(study)
-    systems.add("bm25", "baseline", (), None, lambda: study.evaluate("bm25", "bm25", lambda c: _bm25(c, DEPTH)))
+    systems.add("bm25", "baseline", (), None, lambda: study.evaluate("bm25", "bm25", _bm25))
     for chain in nodes:
         study.train(chain)
         owner = next((name for name, c in chains.items() if c[: len(chain)] == chain), None)
@@ -47,7 +51,7 @@ def run_study(study: Study, only: list[str] | None, command: str) -> dict[str, A
     for name, chain in chains.items():
         if name not in systems.records:
             systems.add_phase(name, "pipeline", chain, name)
-    teachers = _teachers(study, chains)
+    teachers, data = _teachers(study, nodes), _data(study, nodes)
     results = {
         "schema": 1, "recipe": recipe.name,
         "collections": {
@@ -58,7 +62,7 @@ def run_study(study: Study, only: list[str] | None, command: str) -> dict[str, A
     }  # fmt: skip
     if is_main():
         write_json(study.folder / "teachers.json", teachers)
-        write_json(study.folder / "data.json", _data(study))
+        write_json(study.folder / "data.json", data)
         write_json(study.folder / "results.json", results)
     return results
 
@@ -141,45 +145,88 @@ def _comparisons(study: Study, systems: dict[str, Any], pipelines: list[str]) ->
     return rows
 
 
-def _teachers(study: Study, chains: dict[str, tuple[str, ...]]) -> dict[str, Any]:
+# A part of a teacher: a chain of phases, or BM25.
+Part = tuple[str, ...] | Literal["bm25"]
+
+
+def _parts(recipe: recipes.Recipe, nodes: list[tuple[str, ...]]) -> dict[str, list[tuple[float, Part]]]:
+    """The teachers whose scores these phases are trained on: (weight, part), those with a weight."""
+    used: dict[str, list[tuple[float, Part]]] = {}
+    for source in dict.fromkeys(name for chain in nodes for name in recipe.phases[chain[-1]].sources):
+        spec = recipe.sources[source]
+        while isinstance(spec, recipes.Mined | recipes.Scored):
+            if isinstance(spec, recipes.Scored):
+                teacher = recipe.teachers[spec.teacher]
+                parts: list[tuple[float, Part]] = [(teacher.bm25_weight, "bm25")]
+                if teacher.pipeline:
+                    parts.append((teacher.pipeline_weight, tuple(teacher.pipeline)))
+                used[spec.teacher] = [(weight, part) for weight, part in parts if weight]
+            spec = recipe.sources[spec.of]
+    return used
+
+
+def _part_identity(study: Study, part: Part) -> str:
+    return "bm25" if part == "bm25" else study.run_id(part)
+
+
+def _identity(study: Study, name: str) -> str:
+    """What a fused teacher's ranking is known by."""
+    teacher = study.recipe.teachers[name]
+    return fingerprint(teacher.asked(), study.run_id(tuple(teacher.pipeline)) if teacher.pipeline else None)
+
+
+def _teachers(study: Study, nodes: list[tuple[str, ...]]) -> dict[str, Any]:
     """Each teacher that was used: what it is, how good, what it cost."""
-    used: dict[str, list[str]] = {}
-    for name, source in study.sources.items():
-        if source.record["kind"] == "scored":
-            used.setdefault(source.record["teacher"], []).append(name)
+
+    def ranker(part: Part) -> Ranker:
+        return _bm25 if part == "bm25" else partial(study.rank, part)
+
     records = {}
-    for name, sources in used.items():
+    for name, parts in _parts(study.recipe, nodes).items():
+        sources = [source for source in _sources(study, nodes).values() if source.get("teacher") == name]
         teacher = study.recipe.teachers[name]
         chain = tuple(teacher.pipeline)
         phases = [study.train(chain[: n + 1]) for n in range(len(chain))]
-        parts = [{"name": " → ".join(chain), "weight": teacher.pipeline_weight}] if chain else []
-        parts += [{"name": "BM25", "weight": teacher.bm25_weight}] if teacher.bm25_weight else []
 
-        def fused(collection: Collection, teacher: recipes.Teacher = teacher, chain: tuple[str, ...] = chain) -> Run:
-            runs = [(teacher.bm25_weight, _bm25(collection, _FUSION_DEPTH))] if teacher.bm25_weight else []
-            if chain:
-                runs.append((teacher.pipeline_weight, study.rank(chain, collection, _FUSION_DEPTH)))
-            return fuse(runs, DEPTH)
+        def fused(collection: Collection, depth: int, parts: list[tuple[float, Part]] = parts) -> Run:
+            deep = study.rankings.deep
+            return fuse([(w, deep(_part_identity(study, p), collection, ranker(p))) for w, p in parts], depth)
 
-        identity = fingerprint(teacher.asked(), study.run_id(chain) if chain else None)
-        shared = [name for name, c in chains.items() if c[: len(chain)] == chain and chain]
+        if len(parts) > 1:
+            scores = study.evaluate(f"teacher-{name}", _identity(study, name), fused)
+        else:
+            # One part's order is the fused one's.
+            [(_, part)] = parts
+            scores = study.evaluate(f"teacher-{name}", _part_identity(study, part), ranker(part))
         records[name] = {
             "description": describe(teacher),
-            "parts": parts,
+            "parts": [{"name": "BM25" if p == "bm25" else " → ".join(p), "weight": w} for w, p in reversed(parts)],
             "device_seconds": round(sum(phase["device_seconds"] for phase in phases), 3),
-            "scoring_seconds": round(sum(study.sources[source].record["seconds"] for source in sources), 3),
-            "shared_with": shared,
-            "scores": study.evaluate(f"teacher-{name}", identity, fused),
-            "queries": sum(study.sources[source].record["rows"] for source in sources),
-            "n_ways": study.sources[sources[0]].record["n_ways"],
+            "scoring_seconds": round(sum(source["seconds"] for source in sources), 3),
+            "scores": scores,
+            "queries": sum(source["rows"] for source in sources),
+            "n_ways": sources[0]["n_ways"] if sources else None,
         }
     return records
 
 
-def _data(study: Study) -> dict[str, Any]:
+def _sources(study: Study, nodes: list[tuple[str, ...]]) -> dict[str, Any]:
+    """Records of the sources that these phases are trained on and of what those are made of, opened or not yet."""
+    names = set(study.sources)
+    for name in (name for chain in nodes for name in study.recipe.phases[chain[-1]].sources):
+        names.add(name)
+        while isinstance(spec := study.recipe.sources[name], recipes.Mined | recipes.Scored):
+            name = spec.of
+            names.add(name)
+    # A second run that finds all phases trained has opened none of the sources that are made on the way.
+    made = [name for name in study.recipe.sources if name in names and agree(study.is_made(name))]
+    return {name: study.source(name).record for name in made}
+
+
+def _data(study: Study, nodes: list[tuple[str, ...]]) -> dict[str, Any]:
     return {
         "sources": {
-            name: {k: v for k, v in source.record.items() if k != "id"} for name, source in study.sources.items()
+            name: {k: v for k, v in source.items() if k != "id"} for name, source in _sources(study, nodes).items()
         },
         "collections": {
             name: {

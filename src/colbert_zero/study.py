@@ -12,13 +12,14 @@ from colbert_zero import recipe as recipes
 from colbert_zero import validation
 from colbert_zero.collection import Collection, load_beir, load_hub
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.evaluation import PerQuery, Run, measure, rank, write_run
+from colbert_zero.evaluation import PerQuery, Run, rank
 from colbert_zero.model import Alignment, check_architecture, load_model, train_tokenizer, write_scratch
 from colbert_zero.negatives import mine
 from colbert_zero.order import Order
 from colbert_zero.phase import order_of, steps_of, too_large, train_phase
-from colbert_zero.processes import agree, appears, is_main, made_by_main, share, stop_if_asked, wait
-from colbert_zero.records import atomic_folder, fingerprint, read_json, write_json
+from colbert_zero.processes import agree, appears, is_main, made_by_main, share, stop_if_asked
+from colbert_zero.rankings import Ranker, Rankings
+from colbert_zero.records import atomic_folder, fingerprint, read_json
 from colbert_zero.sources import Part, Source, folder_fingerprints, open_source, prepare_source, source_id
 from colbert_zero.teacher import score
 from colbert_zero.tracking import check_reporters, reporting
@@ -27,8 +28,6 @@ from colbert_zero.trainer import PhaseRun
 T = TypeVar("T")
 RECORD_VERSION = 1
 """Part of every fingerprint: raised when a change of the code makes older phases incomparable."""
-DEPTH = 100
-"""Documents kept per query in a run; R@100 needs as many."""
 _TOKENIZER_ROWS = 100_000
 """Rows of a streamed source that a tokenizer is trained on: its parts' first ones."""
 
@@ -61,6 +60,10 @@ class Study:
     sources: dict[str, Source] = field(default_factory=dict)
     collections: dict[str, Collection] = field(default_factory=dict)
     validation: list[Collection] = field(default_factory=list)
+    rankings: Rankings = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rankings = Rankings(self.folder, RECORD_VERSION)
 
     @property
     def data(self) -> Path:
@@ -331,28 +334,15 @@ class Study:
 
     # ---- Evaluation
 
-    def evaluate(
-        self, system: str, identity: str, make_run: Callable[[Collection], Run]
-    ) -> dict[str, dict[str, float]]:
-        """Scores of a system on every collection; a ranking made by the same system on the same collection is kept."""
-        index = self.folder / "runs" / "index.json"
+    def evaluate(self, system: str, identity: str, make: Ranker) -> dict[str, dict[str, float]]:
+        """Scores of a system on every collection; what its identity has ranked before is not ranked again."""
         scores = {}
         for name, collection in self.collections.items():
             stop_if_asked()
-            key = fingerprint(RECORD_VERSION, identity, collection.fingerprint, DEPTH)
-            path = self.folder / "per_query" / f"{system}.{name}.json"
-            known = read_json(index) if index.is_file() else {}
-            if not agree(known.get(f"{system}.{name}") == key and path.is_file()):
-                run = make_run(collection)
-                if is_main():
-                    write_run(self.folder / "runs" / f"{system}.{name}.trec", run, system)
-                    write_json(path, measure(run, collection.qrels)[1])
-                    write_json(index, known | {f"{system}.{name}": key})
-                wait()
-            scores[name] = _means(read_json(path))
+            scores[name] = _means(self.rankings.scores(system, identity, collection, make))
         return scores
 
-    def rank(self, chain: tuple[str, ...], collection: Collection, depth: int = DEPTH) -> Run:
+    def rank(self, chain: tuple[str, ...], collection: Collection, depth: int) -> Run:
         """Rank a collection with a trained phase's model."""
         model = load_model(self.phase_folder(chain) / "model")
         with self.show.bar(f"evaluating {chain[-1]} on {collection.name}", collection.documents_count) as advance:
@@ -360,7 +350,7 @@ class Study:
 
     def evaluate_phase(self, system: str, chain: tuple[str, ...]) -> dict[str, dict[str, float]]:
         """Scores of a trained phase."""
-        return self.evaluate(system, self.run_id(chain), lambda collection: self.rank(chain, collection))
+        return self.evaluate(system, self.run_id(chain), partial(self.rank, chain))
 
 
 def _text_columns(rows: dict[str, list[Any]]) -> list[list[str]]:

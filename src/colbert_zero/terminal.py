@@ -1,0 +1,176 @@
+"""What the user sees on the terminal: progress, the plan of a run, its results."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+console = Console(highlight=False)
+
+# What a table shows of a system.
+Column = Callable[[dict[str, Any]], str]
+
+
+class RichShow:
+    """Progress on the terminal: a live bar a task, a plain line when it is done."""
+
+    def say(self, text: str) -> None:
+        """One line."""
+        console.print(text, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def bar(self, name: str, total: int) -> Iterator[Callable[[int, dict[str, Any]], None]]:
+        """A bar with throughput and time left; with a total of 0 it appears with the first report.
+
+        Where there is no terminal, a line every half minute instead.
+        """
+        columns = (
+            TextColumn("  {task.description}"),
+            BarColumn(20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        started = spoken = time.monotonic()
+        figures, texts_before = "", None
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+            task = progress.add_task(name, total=total or None, figures="", visible=bool(total))
+
+            def advance(done: int, values: dict[str, Any]) -> None:
+                nonlocal texts_before, figures, spoken
+                now = time.monotonic()
+                if "loss" in values:
+                    # Texts before a resumed run's first step were read by an earlier process.
+                    texts_before = texts_before if texts_before is not None else values["texts"]
+                    speed = (values["texts"] - texts_before) / (now - started)
+                    waited = values["waited_seconds"] / max(values["elapsed_seconds"], 1e-9)
+                    figures = f"loss {values['loss']:.3f}" + (f", {speed:,.0f} texts/s" if speed else "")
+                    figures += f", {waited:.1%} of the time waiting for data"
+                progress.update(
+                    task, completed=done, total=values.get("total", total or None), figures=figures, visible=True
+                )
+                if not console.is_terminal and now - spoken > 30:
+                    spoken = now
+                    self.say(
+                        f"  {name}: {done:,} of {values.get('total', total):,} after {now - started:.0f} s  {figures}"
+                    )
+
+            yield advance
+            done = progress.tasks[0].completed
+        if done:
+            self.say(f"  {name}: {done:,.0f} in {time.monotonic() - started:.1f} s  {figures}")
+
+
+def print_plan(study: Any, nodes: list[tuple[str, ...]]) -> None:
+    """What will be done: data, phases, texts, tokens."""
+    recipe = study.recipe
+    console.print(f"{recipe.name} → {study.folder}", style="bold", markup=False, soft_wrap=True)
+    for name, source in study.sources.items():
+        dropped = sum(source.record["dropped"].values())
+        console.print(
+            f"  source {name}: {source.record['rows']:,} rows in {len(source.parts)} parts, {dropped:,} left out, "
+            f"{source.record['held_out']:,} held out", markup=False, soft_wrap=True,
+        )  # fmt: skip
+    for name, collection in study.collections.items():
+        console.print(
+            f"  collection {name}: {collection.documents_count:,} documents, {len(collection.qrels):,} queries",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("phase", "trains", "from", "data", "steps", "texts", "tokens ≤", ""):
+        table.add_column(title, justify="right" if title in ("steps", "texts", "tokens ≤") else "left")
+    for row in study.plan(nodes):
+        table.add_row(*map(Text, row))
+    console.print(table)
+
+
+def print_results(results: dict[str, Any]) -> None:
+    """Scores and costs of every system."""
+    console.print()
+    for number, table in enumerate(results_tables(results, console.width)):
+        if number:
+            console.print()
+        console.print(table)
+
+
+def results_tables(results: dict[str, Any], width: int) -> list[Table]:
+    """Every system's mean and cost, then its score on each collection: one table where that fits, else several.
+
+    Args:
+        results: What results.json holds.
+        width: Columns of the terminal. No name is cut: one that is longer than the terminal is wide is folded.
+    """
+    groups = _groups(results["systems"])
+    names = ["  " + name for _, systems in groups for name in systems] + [heading for heading, _ in groups]
+    collections = list(results["collections"])
+    only = f"{collections[0]} " if len(collections) == 1 else "mean "
+    first: dict[str, Column] = {
+        f"{only}nDCG@10": lambda system: _score(_mean(system["scores"], collections)),
+        "device time": lambda system: f"{system['device_seconds']:,.1f} s" if system["phases"] else "–",
+    }
+    shown: list[dict[str, Column]] = [first]
+    # All of them beside the mean, or none: a table of one and a table of six would be hard to read together.
+    together = _width(names, [*first, *collections]) <= width
+    for name in collections if len(collections) > 1 else []:
+        fits = len(shown) > 1 and _width(names, [*shown[-1], name]) <= width
+        if not (together or fits):
+            shown.append({})
+        shown[-1][name] = partial(_score_on, name)
+    return [_results_table(results["systems"], groups, columns) for columns in shown]
+
+
+def _groups(systems: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """The systems under headings, the finished pipelines last, where the eye is when a run ends."""
+    headings = {
+        "BM25, no training": lambda s: s["representation"] == "lexical",
+        "dense baselines": lambda s: s["kind"] == "baseline" and s["representation"] != "lexical",
+        "on the way": lambda s: s["kind"] == "pipeline" and s["after"] is not None,
+        "finished pipelines": lambda s: s["kind"] == "pipeline" and s["after"] is None,
+    }
+    groups = [(heading, [n for n, s in systems.items() if belongs(s)]) for heading, belongs in headings.items()]
+    return [(heading, names) for heading, names in groups if names]
+
+
+def _results_table(
+    systems: dict[str, Any],
+    groups: list[tuple[str, list[str]]],
+    columns: dict[str, Column],
+) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("nDCG@10" if "device time" not in columns else "", overflow="fold")
+    for title in columns:
+        table.add_column(Text(title), justify="right", overflow="fold")
+    for heading, names in groups:
+        table.add_row(Text(heading), style="dim")
+        for name in names:
+            cells = (Text(show(systems[name])) for show in columns.values())
+            table.add_row(Text("  " + name), *cells, style="bold" if heading == "finished pipelines" else "")
+    return table
+
+
+def _width(names: list[str], columns: list[str]) -> int:
+    """Columns of the terminal that a table of these needs; a score has six characters, two spaces part columns."""
+    return max(map(cell_len, names)) + sum(2 + max(6, cell_len(title)) for title in columns)
+
+
+def _mean(scores: dict[str, Any], collections: list[str]) -> float | None:
+    """None where a collection has no score."""
+    values = [scores.get(name, {}).get("nDCG@10") for name in collections]
+    return None if None in values else sum(values) / len(values)
+
+
+def _score_on(collection: str, system: dict[str, Any]) -> str:
+    return _score(system["scores"].get(collection, {}).get("nDCG@10"))
+
+
+def _score(score: float | None) -> str:
+    return "–" if score is None else f"{score:.4f}"

@@ -1,0 +1,94 @@
+"""What is printed fits the terminal, with every name whole."""
+
+import itertools
+
+import pytest
+from rich.console import Console
+
+from colbert_zero import terminal
+
+SYSTEMS = {
+    "bm25": ("baseline", None, "lexical"),
+    "dense-unsupervised": ("baseline", None, "dense"),
+    "dense-unsupervised+dense-supervised": ("baseline", None, "dense"),
+    "supervised-kd@supervised": ("pipeline", "supervised", "multi-vector"),
+    "kd-only": ("pipeline", None, "multi-vector"),
+    "full[red]": ("pipeline", None, "multi-vector"),
+}
+COLLECTIONS = (
+    "nfcorpus", "scifact", "fiqa", "arguana", "scidocs", "trec-covid", "webis-touche2020", "quora", "nq", "msmarco",
+    "hotpotqa", "fever", "climate-fever", "dbpedia-entity", "cqadupstack-programmers",
+)  # fmt: skip
+
+
+def results(count):
+    systems = {}
+    scores = itertools.count(1)
+    for name, (kind, after, representation) in SYSTEMS.items():
+        systems[name] = {
+            "kind": kind,
+            "pipeline": None,
+            "after": after,
+            "representation": representation,
+            "phases": [] if representation == "lexical" else [{"id": name}],
+            "device_seconds": 1234567.8,
+            "scores": {c: {"nDCG@10": next(scores) / 1000} for c in COLLECTIONS[:count]},
+        }
+    return {"collections": {name: {} for name in COLLECTIONS[:count]}, "systems": systems}
+
+
+def printed(monkeypatch, capsys, width, count):
+    monkeypatch.setattr(terminal, "console", Console(width=width, highlight=False))
+    terminal.print_results(results(count))
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+@pytest.mark.parametrize("count", [1, 2, 7, 15])
+def test_every_name_and_score_is_printed_whole_within_the_width(monkeypatch, capsys, width, count):
+    out = printed(monkeypatch, capsys, width, count)
+    found = results(count)
+    assert "…" not in out
+    assert max(map(len, out.splitlines())) <= width
+    words = out.split()
+    for collection in found["collections"]:
+        assert words.count(collection) == 1
+    tables = [line.split()[-1] for line in out.splitlines() if "full[red]" in line]
+    for name, system in found["systems"].items():
+        assert words.count(name) == len(tables)
+        for scores in system["scores"].values():
+            assert f"{scores['nDCG@10']:.4f}" in words
+
+
+def test_the_mean_comes_first_and_collections_stand_beside_it_where_they_fit(monkeypatch, capsys):
+    wide = printed(monkeypatch, capsys, 200, 7)
+    assert wide.splitlines()[1].split()[:5] == ["mean", "nDCG@10", "device", "time", "nfcorpus"]
+    assert wide.count("kd-only") == 1
+    narrow = printed(monkeypatch, capsys, 80, 7)
+    assert narrow.splitlines()[1].split() == ["mean", "nDCG@10", "device", "time"]
+    assert narrow.count("kd-only") > 1
+    one = printed(monkeypatch, capsys, 80, 1)
+    assert one.splitlines()[1].split() == ["nfcorpus", "nDCG@10", "device", "time"]
+
+
+def test_baselines_checkpoints_and_finished_pipelines_stand_apart(monkeypatch, capsys):
+    lines = [line.split("  ")[0] or line.split()[0] for line in printed(monkeypatch, capsys, 80, 1).splitlines()[2:]]
+    assert lines == [
+        "BM25, no training", "bm25", "dense baselines", "dense-unsupervised", "dense-unsupervised+dense-supervised",
+        "on the way", "supervised-kd@supervised", "finished pipelines", "kd-only", "full[red]",
+    ]  # fmt: skip
+
+
+def test_a_system_without_a_score_has_no_mean(monkeypatch, capsys):
+    found = results(2)
+    del found["systems"]["kd-only"]["scores"]["scifact"]
+    monkeypatch.setattr(terminal, "console", Console(width=80, highlight=False))
+    terminal.print_results(found)
+    [row, *_] = [line.split() for line in capsys.readouterr().out.splitlines() if "kd-only" in line]
+    assert row[1] == "–"
+
+
+def test_a_terminal_narrower_than_a_name_folds_it(monkeypatch, capsys):
+    out = printed(monkeypatch, capsys, 30, 2)
+    assert "…" not in out
+    assert max(map(len, out.splitlines())) <= 30
