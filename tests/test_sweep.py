@@ -9,8 +9,9 @@ from colbert_zero import study as studies
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.recipe import check_recipe
 from colbert_zero.records import read_json
+from colbert_zero.report.sweep import draw
 from colbert_zero.sweep import plan_sweep, run_sweep
-from colbert_zero.sweep_report import best_overrides, draw, sweep_table
+from colbert_zero.terminal import best_overrides, sweep_table
 from test_cli import command  # noqa: F401 - a fixture
 from test_study import data, study, write_rows
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from colbert_zero import recipe as recipes
 from colbert_zero.errors import ColbertZeroError, ProcessLost, Stopped
-from colbert_zero.terminal import RichShow, console, print_plan, print_results
+from colbert_zero.terminal import RichShow, best_overrides, console, print_plan, print_results, sweep_table
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -164,7 +164,6 @@ def sweep(
       colbert-zero sweep my.yaml --grid model.dim=48,96,128 --phase full@unsupervised
     """
     from colbert_zero.sweep import plan_sweep, run_sweep
-    from colbert_zero.sweep_report import best_overrides, sweep_table
 
     planned = plan_sweep(recipe, grid, phase, steps, overrides or [])
     folder = out or Path("out") / f"{planned.recipe.name}-sweep"

@@ -12,7 +12,7 @@ from colbert_zero import recipe as recipes
 from colbert_zero.errors import ColbertZeroError, Diverged
 from colbert_zero.mistakes import near
 from colbert_zero.records import atomic_file, fingerprint, read_json, write_json
-from colbert_zero.sweep_report import draw, label, outcome
+from colbert_zero.report.sweep import draw, label, outcome
 
 if TYPE_CHECKING:
     from colbert_zero.study import Study

@@ -1,5 +1,8 @@
 """What the user sees on the terminal: progress, the plan of a run, its results."""
 
+import json
+import re
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,11 +11,16 @@ from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from colbert_zero.report.sweep import short_key, short_value
+
 console = Console(highlight=False)
+
+_SWEEP_COLLECTIONS = 4
 
 # What a table shows of a system.
 Column = Callable[[dict[str, Any]], str]
@@ -174,3 +182,36 @@ def _score_on(collection: str, system: dict[str, Any]) -> str:
 
 def _score(score: float | None) -> str:
     return "–" if score is None else f"{score:.4f}"
+
+
+def sweep_table(record: dict[str, Any]) -> Table:
+    """The points, the best first, those that failed last with their reasons."""
+    names = list(record["collections"])
+    shown = names if 1 < len(names) <= _SWEEP_COLLECTIONS else []
+    keys = [short_key(key, record["phase"]) for key in record["grid"]]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in (*keys, "mean nDCG@10" if len(names) > 1 else f"{names[0]} nDCG@10", *shown, "loss", "device time"):
+        table.add_column(escape(title), justify="right")
+    table.add_column("")
+    for row in sorted(record["points"], key=lambda row: -1 if row["score"] is None else row["score"], reverse=True):
+        values = [short_value(row["values"][key]) for key in record["grid"]]
+        best = row["id"] == record["best"]
+        if row["score"] is None:
+            figures = ["–"] * (len(shown) + 3)
+        else:
+            scores = [f"{row['scores'][name]:.4f}" for name in shown]
+            figures = [f"{row['score']:.4f}", *scores, f"{row['final_loss']:.4f}", f"{row['device_seconds']:.1f} s"]
+        note = "best" if best else _reason(row["error"] or "")
+        table.add_row(*(escape(cell) for cell in (*values, *figures, note)), style="bold" if best else "")
+    return table
+
+
+def _reason(error: str) -> str:
+    """The beginning of a message, without the key it is about."""
+    return re.split(r"[.,;(] ", re.sub(r"^[\w.-]+: ", "", error))[0]
+
+
+def best_overrides(record: dict[str, Any]) -> str:
+    """The options that give a recipe the best point's values."""
+    values = next(point["values"] for point in record["points"] if point["id"] == record["best"])
+    return " ".join("--set " + shlex.quote(f"{key}={json.dumps(value)}") for key, value in values.items())

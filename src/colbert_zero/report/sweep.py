@@ -1,17 +1,12 @@
-"""A sweep's record → a table for the terminal and one PNG."""
+"""A sweep's record → words for a point, and one PNG."""
 
 import json
-import re
-import shlex
 from typing import Any
 
-from rich.markup import escape
-from rich.table import Table
-
-from colbert_zero.report import COLOURS, INK, MARKERS, MUTED, Plot, log_axis, make_plot
+from colbert_zero.report.drawing import COLOURS, INK, MARKERS, MUTED, Plot, log_axis, make_plot
 
 Record = dict[str, Any]
-_SHOWN_COLLECTIONS, _BARS = 4, 40
+_BARS = 40
 
 
 def short_key(key: str, phase: str) -> str:
@@ -32,39 +27,6 @@ def label(values: Record, phase: str) -> str:
 def outcome(row: Record) -> str:
     """A point's score, or why it has none."""
     return row["error"] or f"nDCG@10 {row['score']:.4f}"
-
-
-def sweep_table(record: Record) -> Table:
-    """The points, the best first, those that failed last with their reasons."""
-    names = list(record["collections"])
-    shown = names if 1 < len(names) <= _SHOWN_COLLECTIONS else []
-    keys = [short_key(key, record["phase"]) for key in record["grid"]]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in (*keys, "mean nDCG@10" if len(names) > 1 else f"{names[0]} nDCG@10", *shown, "loss", "device time"):
-        table.add_column(escape(title), justify="right")
-    table.add_column("")
-    for row in sorted(record["points"], key=lambda row: -1 if row["score"] is None else row["score"], reverse=True):
-        values = [short_value(row["values"][key]) for key in record["grid"]]
-        best = row["id"] == record["best"]
-        if row["score"] is None:
-            figures = ["–"] * (len(shown) + 3)
-        else:
-            scores = [f"{row['scores'][name]:.4f}" for name in shown]
-            figures = [f"{row['score']:.4f}", *scores, f"{row['final_loss']:.4f}", f"{row['device_seconds']:.1f} s"]
-        note = "best" if best else _reason(row["error"] or "")
-        table.add_row(*(escape(cell) for cell in (*values, *figures, note)), style="bold" if best else "")
-    return table
-
-
-def _reason(error: str) -> str:
-    """The beginning of a message, without the key it is about."""
-    return re.split(r"[.,;(] ", re.sub(r"^[\w.-]+: ", "", error))[0]
-
-
-def best_overrides(record: Record) -> str:
-    """The options that give a recipe the best point's values."""
-    values = next(point["values"] for point in record["points"] if point["id"] == record["best"])
-    return " ".join("--set " + shlex.quote(f"{key}={json.dumps(value)}") for key, value in values.items())
 
 
 # ---- The plot

@@ -1,0 +1,170 @@
+"""The report's plots: quality against cost, where the cost goes, the losses."""
+
+import math
+from typing import Any
+
+from colbert_zero.report.drawing import COLOURS, INK, MARKERS, MUTED, Plot, clip, log_axis, make_plot, place
+from colbert_zero.report.records import MEASURE, Record, Records, chain_of
+from colbert_zero.report.words import duration, points, unit_of
+
+
+def quality_plot(records: Records) -> Plot | None:
+    """nDCG@10 against device time: a line a pipeline, through the checkpoints it passes."""
+    pipelines = records.pipelines()
+    if not pipelines:
+        return None
+    unit, unit_name = unit_of(max(records.cost(p) for p in pipelines))
+    # In the order of the records, so that a pipeline keeps its colour whoever wins.
+    paths = {p: records.checkpoints(p) for p in records.systems if p in pipelines}
+    costs = [records.cost(name) / unit for path in paths.values() for name in path]
+    logarithmic = min(costs) > 0 and max(costs) > 15 * min(costs)
+
+    def draw(figure: Any) -> None:
+        axes, labels = figure.subplots(), []
+        named: set[str] = set()
+        for i, (pipeline, path) in enumerate(paths.items()):
+            colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+            xs, ys = [records.cost(n) / unit for n in path], [100 * records.means[n] for n in path]
+            axes.plot(xs, ys, color=colour, linewidth=2, zorder=2)
+            for x, y, name in zip(xs, ys, path, strict=True):
+                dense = records.systems[name]["representation"] == "dense"
+                axes.plot([x], [y], marker, ms=7, mec=colour, mfc="none" if dense else colour, mew=1.8, zorder=3)
+                if name != pipeline and name not in named:
+                    labels.append((x, y, clip(records.systems[name]["phases"][-1]["name"]), MUTED, False))
+                named.add(name)
+            labels.append((xs[-1], ys[-1], clip(pipeline), colour, True))
+        axes.set_xlabel(f"device time from zero, {unit_name}{' (log scale)' if logarithmic else ''}")
+        axes.set_ylabel(f"{MEASURE} × 100" + (", mean" if len(records.collections) > 1 else ""))
+        if logarithmic:
+            log_axis(axes)
+        axes.margins(x=0.12, y=0.12)
+        for name in records.baselines("lexical"):
+            level = 100 * records.means[name]
+            axes.axhline(level, color=MUTED, linestyle=(0, (5, 4)), linewidth=1.3)
+            axes.annotate(
+                clip(name),
+                (1, level),
+                (-4, 4),
+                ("axes fraction", "data"),
+                "offset points",
+                ha="right",
+                color=MUTED,
+            )
+        place(figure, axes, labels)
+
+    ends = [f"{p} {points(records.means[p])} at {duration(records.cost(p))}" for p in pipelines]
+    shows = (
+        f"Each line is a pipeline, from its first checkpoint to its end: {'; '.join(ends)}. "
+        "Hollow marks are dense checkpoints, filled ones multi-vector."
+    )
+    if records.baselines("lexical"):
+        shows += " The dashed line needs no training."
+    return make_plot("quality", "Quality against cost", shows, (8.6, 4.7), draw)
+
+
+def cost_plot(records: Records) -> Plot | None:
+    """Device time of each pipeline, phase by phase."""
+    pipelines = sorted(records.pipelines(), key=records.cost, reverse=True)
+    if not pipelines:
+        return None
+    unit, unit_name = unit_of(records.cost(pipelines[0]))
+    steps = list(dict.fromkeys(ph["name"] for p in reversed(pipelines) for ph in records.systems[p]["phases"]))
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        for row, pipeline in enumerate(pipelines):
+            left = 0.0
+            for phase in records.systems[pipeline]["phases"]:
+                width = phase["device_seconds"] / unit
+                colour = COLOURS[steps.index(phase["name"]) % len(COLOURS)]
+                axes.barh(row, width, left=left, height=0.62, color=colour, edgecolor="white", linewidth=0.8)
+                left += width
+            total = duration(records.cost(pipeline))
+            axes.annotate(total, (left, row), (6, 0), textcoords="offset points", va="center", fontweight="bold")
+        axes.set_yticks(range(len(pipelines)), [clip(p, 26) for p in pipelines], color=INK)
+        axes.set_xlabel(f"device time, {unit_name}")
+        axes.margins(x=0.14)
+        axes.grid(axis="y", visible=False)
+        handles = [axes.barh(0, 0, color=COLOURS[i % len(COLOURS)]) for i in range(len(steps))]
+        names = [clip(step) for step in steps]
+        figure.legend(handles, names, loc="outside upper left", ncols=4, frameon=False, handlelength=1)
+
+    parts = [
+        f"{p} {duration(records.cost(p))} ("
+        + ", ".join(f"{ph['name']} {duration(ph['device_seconds'])}" for ph in records.systems[p]["phases"])
+        + ")"
+        for p in reversed(pipelines)
+    ]
+    rows = len(pipelines) + (len(steps) + 3) // 4
+    shows = "Device time of each pipeline from zero, by phase: " + "; ".join(parts) + "."
+    return make_plot("cost", "Where the device time goes", shows, (8.6, 0.9 + 0.46 * rows), draw)
+
+
+def _smooth(values: list[float]) -> list[float]:
+    """Mean over a window of a twentieth of the curve, narrower at its ends."""
+    reach = max(1, len(values) // 40)
+    windows = [values[max(0, i - reach) : i + reach + 1] for i in range(len(values))]
+    return [sum(window) / len(window) for window in windows]
+
+
+def _draw_validation(axes: Any, curve: list[Record]) -> None:
+    """Mean scores on the small collections, on an axis of their own."""
+    right = axes.twinx()
+    steps, means = [point["step"] for point in curve], [100 * point["mean"] for point in curve]
+    right.plot(steps, means, "o-", color=COLOURS[1], markersize=3.5, linewidth=1.2)
+    right.tick_params(labelsize=8.5, labelcolor=COLOURS[1], length=0)
+    right.locator_params(axis="y", nbins=4)
+    right.grid(visible=False)
+
+
+def loss_plot(records: Records) -> Plot | None:
+    """A small curve a phase: every loss faint, their moving mean on top."""
+    phases = [phase for phase in records.phases.values() if phase["losses"]]
+    if not phases:
+        return None
+    columns, rows = min(3, len(phases)), math.ceil(len(phases) / 3)
+
+    def draw(figure: Any) -> None:
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for axes in grid.flat[len(phases) :]:
+            axes.set_visible(False)
+        for axes, phase in zip(grid.flat, phases, strict=False):
+            steps = [point["step"] for point in phase["losses"]]
+            losses = [point["loss"] for point in phase["losses"]]
+            thin = math.ceil(len(steps) / 500)
+            axes.plot(steps[::thin], losses[::thin], color=COLOURS[0], alpha=0.35, linewidth=0.8)
+            axes.plot(steps[::thin], _smooth(losses)[::thin], color=COLOURS[0], linewidth=1.8)
+            before = clip(" → ".join(phase["chain"][:-1]), 30)
+            axes.set_title(clip(phase["name"], 30), loc="left", fontweight="bold", fontsize=10, pad=18)
+            axes.annotate(
+                f"after {before}" if before else "from the start",
+                (0, 1),
+                (0, 6),
+                "axes fraction",
+                "offset points",
+                color=MUTED,
+                fontsize=8.5,
+                in_layout=False,
+            )
+            axes.tick_params(labelsize=8.5)
+            axes.locator_params(nbins=4)
+            if phase.get("validation"):
+                _draw_validation(axes, phase["validation"])
+        figure.supxlabel("step", fontsize=9, color=MUTED)
+        figure.supylabel("loss", fontsize=9, color=MUTED)
+
+    first_last = {
+        chain_of(phase): (phase["losses"][0]["loss"], _smooth([point["loss"] for point in phase["losses"]])[-1])
+        for phase in phases
+    }
+    ends = [f"{chain}: {first:.3g} to {last:.3g}" for chain, (first, last) in first_last.items()]
+    shows = f"Training loss by step, every value faint and their moving mean on top: {'; '.join(ends)}."
+    judged = {chain_of(phase): phase["validation"] for phase in phases if phase.get("validation")}
+    if judged:
+        scores = [
+            f"{chain}: {points(curve[0]['mean'])} to {points(curve[-1]['mean'])}, "
+            f"at best {points(max(point['mean'] for point in curve))}"
+            for chain, curve in judged.items()
+        ]
+        shows += f" Dots, right: mean {MEASURE} × 100 on the validation collections: {'; '.join(scores)}."
+    return make_plot("losses", "Loss of each phase", shows, (8.6, 0.5 + 2.1 * rows), draw)

@@ -1,0 +1,109 @@
+"""The JSON records of one folder, read and checked."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from colbert_zero.errors import ColbertZeroError
+from colbert_zero.records import read_json
+
+MEASURE = "nDCG@10"
+SCHEMA = 1
+"""Of the records that this version reads."""
+SYSTEM_KEYS = ("kind", "pipeline", "after", "representation", "phases", "device_seconds", "scores")
+Record = dict[str, Any]
+
+
+def _read(path: Path, keys: tuple[str, ...], optional: bool = False) -> Record:
+    """A JSON record with at least these keys; {} for an optional one that was not written."""
+    if optional and not path.is_file():
+        return {}
+    try:
+        record = read_json(path)
+    except (OSError, ValueError) as error:
+        raise ColbertZeroError(
+            f"{path} is not readable JSON ({error}): restore it, or delete it and run the recipe again."
+        ) from error
+    if not isinstance(record, dict):
+        raise ColbertZeroError(f"{path} is no JSON object: restore it, or delete it and run the recipe again.")
+    # Records of names alone, such as teachers.json, have no schema; a name may be anything.
+    if keys and record.get("schema", SCHEMA) != SCHEMA:
+        raise ColbertZeroError(
+            f"{path} has schema {record['schema']!r}, and this version reads schema {SCHEMA}: report it with the "
+            "version of colbert-zero that wrote it, or run the recipe again."
+        )
+    missing = [key for key in keys if key not in record]
+    if missing:
+        raise ColbertZeroError(f"{path} lacks {', '.join(missing)}: restore it, or delete it and run the recipe again.")
+    return record
+
+
+class Records:
+    """The records of one folder, read and checked."""
+
+    def __init__(self, folder: Path) -> None:
+        if not (folder / "results.json").is_file():
+            raise ColbertZeroError(
+                f"{folder} holds no results.json, so there is nothing to report: "
+                f"run `colbert-zero run RECIPE --out {folder}` first."
+            )
+        results = _read(folder / "results.json", ("recipe", "collections", "systems", "comparisons"))
+        for name, system in results["systems"].items():
+            missing = [key for key in SYSTEM_KEYS if key not in system]
+            if missing:
+                raise ColbertZeroError(f"{folder / 'results.json'}: {name} lacks {', '.join(missing)}.")
+        self.recipe: str = results["recipe"]
+        self.collections: dict[str, Record] = results["collections"]
+        self.systems: dict[str, Record] = results["systems"]
+        self.comparisons: list[Record] = results["comparisons"]
+        needed = {phase["id"] for system in self.systems.values() for phase in system["phases"]}
+        read = [_read(path, ("id", "name", "chain", "losses")) for path in folder.glob("phases/*/phase.json")]
+        self.phases: dict[str, Record] = {
+            phase["id"]: phase
+            for phase in sorted(read, key=lambda phase: (len(phase["chain"]), phase["chain"], phase["id"]))
+            if phase["id"] in needed
+        }
+        self.teachers = _read(folder / "teachers.json", (), optional=True)
+        self.data = _read(folder / "data.json", (), optional=True)
+        self.environment = _read(folder / "environment.json", (), optional=True)
+        means = {name: self.mean(system["scores"]) for name, system in self.systems.items()}
+        self.means: dict[str, float] = {name: mean for name, mean in means.items() if mean is not None}
+
+    def mean(self, scores: Record, measure: str = MEASURE) -> float | None:
+        """Mean of a measure over all collections; None if one of them has no score."""
+        values = [scores.get(collection, {}).get(measure) for collection in self.collections]
+        if not values or None in values:
+            return None
+        return math.fsum(values) / len(values)
+
+    def pipelines(self) -> list[str]:
+        """Finished pipelines that have all their scores, the best first."""
+        names = [n for n, s in self.systems.items() if s["kind"] == "pipeline" and s["after"] is None]
+        return sorted((n for n in names if n in self.means), key=lambda n: (-self.means[n], self.cost(n), n))
+
+    def baselines(self, representation: str) -> list[str]:
+        """Baselines of one representation that have all their scores, the best first."""
+        names = [
+            n for n, s in self.systems.items() if s["kind"] == "baseline" and s["representation"] == representation
+        ]
+        return sorted((n for n in names if n in self.means), key=lambda n: (-self.means[n], n))
+
+    def cost(self, system: str) -> float:
+        """Device-seconds of a system's phases, from zero."""
+        return float(self.systems[system]["device_seconds"])
+
+    def pre_training(self, pipeline: str) -> int:
+        """How many of a pipeline's phases are contrastive and multi-vector: the title's *pre-training*."""
+        phases = [self.phases.get(phase["id"], {}) for phase in self.systems[pipeline]["phases"]]
+        return sum(p.get("objective") == "contrastive" and p.get("representation") == "multi-vector" for p in phases)
+
+    def checkpoints(self, pipeline: str) -> list[str]:
+        """The systems a pipeline passes through, itself last: dense ones and shared ones too."""
+        phases = [phase["id"] for phase in self.systems[pipeline]["phases"]]
+        by_id = {s["phases"][-1]["id"]: name for name, s in self.systems.items() if s["phases"]}
+        path = [by_id.get(phase) for phase in phases[:-1]]
+        return [name for name in path if name in self.means] + [pipeline]
+
+
+def chain_of(phase: Record) -> str:
+    return " → ".join(phase["chain"])

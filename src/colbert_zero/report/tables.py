@@ -1,0 +1,239 @@
+"""The report's tables: rows of text under headings."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from colbert_zero.report.answer import interval, is_significant, sentence_about
+from colbert_zero.report.records import MEASURE, Record, Records, chain_of
+from colbert_zero.report.words import duration, number, points, quantity
+
+TOP_SOURCES = 15
+
+
+class Best(str):
+    """A table's cell that holds the best score of its column."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under headings; the columns at these positions are words, the others figures."""
+
+    title: str
+    columns: list[str]
+    groups: list[tuple[str, list[list[str]]]]
+    words: tuple[int, ...] = (0,)
+
+
+def glance(records: Records) -> Table:
+    best = records.pipelines()[0]
+    score, cost = records.means[best] or 1.0, records.cost(best) or 1.0
+    rows = []
+    for name in sorted(records.pipelines(), key=records.cost):
+        shown = "–" if name == best else "yes" if sentence_about(records, best, name)[0] else "no"
+        mean = _mark(points(records.means[name]), name == best)
+        shares = [f"{100 * records.means[name] / score:.1f} %", f"{100 * records.cost(name) / cost:.1f} %"]
+        rows.append([name, mean, shares[0], duration(records.cost(name)), shares[1], shown])
+    columns = [
+        "pipeline",
+        f"{MEASURE} × 100",
+        "share of best",
+        "device time",
+        "share of its time",
+        "best shown better",
+    ]
+    return Table("Pipelines, the cheapest first", columns, [("", rows)])
+
+
+def _mark(text: str, best: bool) -> str:
+    return Best(text) if best else text
+
+
+def _groups(records: Records) -> list[tuple[str, list[str]]]:
+    """Systems under headings: the baselines, then each pipeline's checkpoints, the finished one last."""
+    groups: dict[str, list[str]] = {"baselines": []}
+    for name, system in records.systems.items():
+        key = "baselines" if system["kind"] == "baseline" else f"pipeline {system['pipeline']}"
+        groups.setdefault(key, []).append(name)
+    return [
+        (heading, sorted(names, key=lambda n: len(records.systems[n]["phases"])))
+        for heading, names in groups.items()
+        if names
+    ]
+
+
+def _row_label(records: Records, name: str) -> str:
+    system = records.systems[name]
+    if system["kind"] == "baseline" or not system["phases"]:
+        return name
+    finished = "" if system["after"] else f" = {name}"
+    return f"after {system['after'] or system['phases'][-1]['name']}{finished}"
+
+
+def scores_table(records: Records, measure: str) -> Table:
+    """The paper's table: systems by pipeline and phase, the mean and every collection."""
+    names, with_cost = list(records.collections), measure == MEASURE
+    table = {
+        system: [records.mean(record["scores"], measure)]
+        + [record["scores"].get(collection, {}).get(measure) for collection in names]
+        for system, record in records.systems.items()
+    }
+    tops = [max((s for s in column if s is not None), default=None) for column in zip(*table.values(), strict=True)]
+    groups = []
+    for heading, systems in _groups(records):
+        rows = []
+        for system in systems:
+            cells = [
+                _mark(points(s), s is not None and points(s) == points(top))
+                for s, top in zip(table[system], tops, strict=True)
+            ]
+            phases = records.systems[system]["phases"]
+            cost = [duration(records.cost(system)) if phases else "–"]
+            cost += [quantity(sum(p[key] for p in phases)) if phases else "–" for key in ("texts", "tokens")]
+            rows.append([_row_label(records, system), *cells, *(cost if with_cost else [])])
+        groups.append((heading, rows))
+    columns = ["system", "mean", *names, *(["device time", "texts", "tokens"] if with_cost else [])]
+    return Table(f"{measure} × 100", columns, groups)
+
+
+def comparisons_table(records: Records) -> Table:
+    measures = sorted({test["measure"] for test in records.comparisons}, key=lambda m: (m != MEASURE, m))
+    groups = []
+    families = dict.fromkeys(test.get("family", "pipelines") for test in records.comparisons)
+    for measure, family in product(measures, families):
+        rows = []
+        chosen = (measure, family)
+        for test in (t for t in records.comparisons if (t["measure"], t.get("family", "pipelines")) == chosen):
+            better = test["a"] if test["difference"] > 0 else test["b"]
+            rows.append(
+                [
+                    f"{test['a']} − {test['b']}",
+                    "mean of all" if test["collection"] is None else test["collection"],
+                    f"{better} is better" if is_significant(test) else "not shown",
+                    points(test["difference"], signed=True),
+                    interval(test),
+                    f"{test['p_value']:.4f}",
+                    f"{test['p_value_holm']:.4f}",
+                ]
+            )
+        if rows:
+            groups.append((f"{measure}, {family}", rows))
+    columns = ["difference", "collection", "verdict", "points", "95 % interval", "p", "p (Holm)"]
+    return Table("Differences and their tests", columns, groups, words=(0, 1, 2))
+
+
+def _phase_table(
+    records: Records, title: str, columns: dict[str, Callable[[Record], str]], words: tuple[int, ...] = (0,)
+) -> Table:
+    rows = [[chain_of(phase), *(show(phase) for show in columns.values())] for phase in records.phases.values()]
+    return Table(title, ["phase", *columns], [("", rows)], words)
+
+
+def _get(key: str, show: Callable[[Any], str] = number) -> Callable[[Record], str]:
+    return lambda phase: show(phase.get(key))
+
+
+def _side(key: str, side: str) -> Callable[[Record], str]:
+    # A prompt ends in a space: one that does not break shows it.
+    return lambda phase: f"“{phase[key][side]}”".replace(" ", "\u00a0") if phase.get(key, {}).get(side) else "none"
+
+
+def phase_tables(records: Records) -> list[Table]:
+    settings = {
+        "trains": lambda p: f"{p.get('representation', '–')}, {p.get('objective', '–')}",
+        "learning rate": _get("learning_rate"),
+        "batch": _get("global_batch_size"),
+        "steps": _get("steps"),
+        "temperature": _get("temperature"),
+        "negatives": _get("negatives"),
+        "mini-batch tokens": _get("mini_batch_tokens"),
+        "seed": _get("seed"),
+        "last loss": lambda p: "–" if p.get("final_loss") is None else f"{p['final_loss']:.4f}",
+    }
+    prompts = {
+        "query prompt": _side("prompts", "query"),
+        "document prompt": _side("prompts", "document"),
+        "query marker": _side("markers", "query"),
+        "document marker": _side("markers", "document"),
+        "query tokens": _get("query_tokens"),
+        "document tokens": _get("document_tokens"),
+    }
+    cost = {
+        "device time": lambda p: duration(p.get("device_seconds", 0)),
+        "texts": _get("texts", quantity),
+        "tokens": _get("tokens", quantity),
+        "tokens per second": lambda p: (
+            quantity(p["tokens"] / p["device_seconds"]) if p.get("device_seconds") and p.get("tokens") else "–"
+        ),
+        "floating-point operations": _get("flops", quantity),
+        "peak memory": lambda p: f"{quantity(p.get('peak_memory_bytes'))}B".replace("–B", "–"),
+        "parameters": _get("parameters", quantity),
+        "sources": lambda p: number(len(p.get("sources", {}))),
+        "rows": lambda p: quantity(sum(s.get("rows", 0) for s in p.get("sources", {}).values())),
+    }
+    return [
+        _phase_table(records, "Settings", settings, words=(0, 1)),
+        _phase_table(records, "Prompts, markers and lengths", prompts, words=(0, 1, 2, 3, 4)),
+        _phase_table(records, "Cost of each phase alone", cost),
+    ]
+
+
+def sources_table(records: Records) -> Table:
+    sources = records.data["sources"]
+    ordered = sorted(sources.items(), key=lambda item: (-item[1].get("rows", 0), item[0]))
+    rows = []
+    for name, source in ordered[:TOP_SOURCES]:
+        parts = ", ".join(f"{part} {count:,}" for part, count in source.get("parts", {}).items())
+        left_out = ", ".join(f"{why} {count:,}" for why, count in source.get("dropped", {}).items() if count)
+        counts = [number(source.get(key, 0)) for key in ("rows", "held_out")]
+        rows.append([name, source.get("kind", "–"), parts or "–", left_out or "–", *counts])
+    others = [source for _, source in ordered[TOP_SOURCES:]]
+    if others:
+        left_out = number(sum(sum(source.get("dropped", {}).values()) for source in others))
+        counts = [number(sum(source.get(key, 0) for source in others)) for key in ("rows", "held_out")]
+        rows.append([f"{len(others)} others", "–", "–", left_out, *counts])
+    columns = ["source", "kind", "parts", "left out", "rows", "held out"]
+    return Table("Training sources", columns, [("", rows)], words=(0, 1, 2, 3))
+
+
+def collections_table(records: Records) -> Table:
+    rows = []
+    for name, sizes in records.collections.items():
+        known = sizes | records.data.get("collections", {}).get(name, {})
+        counts = [number(known.get(key)) for key in ("documents", "queries", "judgements")]
+        rows.append([name, str(known.get("from", "–")), *counts])
+    columns = ["collection", "from", "documents", "queries", "judgements"]
+    return Table("Collections to test on", columns, [("", rows)], words=(0, 1))
+
+
+def teachers_table(records: Records) -> Table:
+    names = list(records.collections)
+    rows = []
+    for name, teacher in records.teachers.items():
+        scores = teacher.get("scores", {})
+        parts = " + ".join(f"{number(p.get('weight'))} × {p.get('name')}" for p in teacher.get("parts", []))
+        rows.append(
+            [
+                name,
+                str(teacher.get("description", "–")),
+                parts or "–",
+                points(records.mean(scores)),
+                *(points(scores.get(collection, {}).get(MEASURE)) for collection in names),
+                number(teacher.get("queries")),
+                number(teacher.get("n_ways")),
+                duration(teacher.get("device_seconds", 0)),
+            ]
+        )
+    columns = ["teacher", "what it is", "parts", "mean", *names, "queries", "candidates", "device time"]
+    return Table(f"Teachers, {MEASURE} × 100, and the cost of their scores", columns, [("", rows)], words=(0, 1, 2))
+
+
+def environment_table(records: Records) -> Table:
+    rows = []
+    for key, value in records.environment.items():
+        text = ", ".join(map(str, value)) if isinstance(value, list) else number(value)
+        rows.append([key.replace("_", " "), text])
+    return Table("Environment", ["what", "value"], [("", rows)], words=(0, 1))

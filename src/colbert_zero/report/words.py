@@ -1,0 +1,68 @@
+"""Numbers in words."""
+
+from typing import Any
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit a reader would choose: `3.1 min`."""
+    unit, name = unit_of(seconds)
+    return f"{short(seconds / unit)} {name}"
+
+
+def unit_of(seconds: float) -> tuple[float, str]:
+    for unit, name, limit in ((1, "s", 90), (60, "min", 90 * 60), (3600, "h", 48 * 3600)):
+        if seconds < limit:
+            return unit, name
+    return 86400, "days"
+
+
+def short(value: float) -> str:
+    return f"{value:.1f}" if 0 < abs(value) < 9.95 else f"{value:,.0f}"
+
+
+def quantity(value: float | None) -> str:
+    """A count in thousands, millions, …: `1.70 M`; an en dash where there is none."""
+    if value is None:
+        return "–"
+    for size, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if value >= size:
+            return f"{value / size:.2f} {letter}"
+    return f"{value:,.0f}"
+
+
+def points(score: float | None, signed: bool = False) -> str:
+    """A score between 0 and 1, times 100, two decimals."""
+    if score is None:
+        return "–"
+    return f"{100 * score:{'+' if signed else ''}.2f}".replace("-", "−")
+
+
+def probability(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def number(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "–" if value is None else str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+
+
+def fraction(ratio: float) -> str:
+    """A share in words: `a tenth`, `about a third`, `42 %`."""
+    words = {2: "half", 3: "a third", 4: "a quarter", 5: "a fifth", 10: "a tenth", 20: "a twentieth"}
+    nearest = round(1 / ratio) if ratio > 0 else 0
+    if nearest in words and abs(ratio * nearest - 1) < 0.06:
+        return ("" if abs(ratio * nearest - 1) < 0.01 else "about ") + words[nearest]
+    return f"{100 * ratio:.2g} %" if ratio < 1 else f"{ratio:.3g} times"
+
+
+def price(cost: float, whole: float) -> str:
+    """`a tenth of the compute (3.1 of 31 device-minutes)`."""
+    unit, name = unit_of(whole)
+    words = {"s": "seconds", "min": "minutes", "h": "hours", "days": "days"}
+    share = fraction(cost / whole) if whole > 0 else "all"
+    return f"{share} of the compute ({short(cost / unit)} of {short(whole / unit)} device-{words[name]})"
+
+
+def listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
