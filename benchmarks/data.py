@@ -54,8 +54,8 @@ def source_of(rows: int) -> Path:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from colbert_zero.records import atomic_folder, write_json
-    from colbert_zero.rows import PAIRS
+    from colbert_zero.data.rows import PAIRS
+    from colbert_zero.files import atomic_folder, write_json
 
     folder = RESULTS / "sources" / str(rows)
     if (folder / "source.json").is_file():
@@ -93,7 +93,7 @@ def write_encoder(folder: Path) -> str:
     """Write a tiny encoder with random weights, and a tokenizer trained on the words; returns its path."""
     from transformers.utils.logging import disable_progress_bar
 
-    from colbert_zero.model import train_tokenizer, write_scratch
+    from colbert_zero.models.scratch import train_tokenizer, write_scratch
 
     disable_progress_bar()
     tokenizer = train_tokenizer(vocabulary(), VOCABULARY, ["[Q]", "[D]"], DOCUMENT_TOKENS + 16)
@@ -103,16 +103,16 @@ def write_encoder(folder: Path) -> str:
 
 def alignment() -> Any:
     """Prompts and markers as in a real phase, and lengths that cut no text."""
-    from colbert_zero.model import Alignment
+    from colbert_zero.models.encoders import Alignment
 
     return Alignment("search_query: ", "search_document: ", "[Q]", "[D]", QUERY_TOKENS, DOCUMENT_TOKENS)
 
 
 def our_batches(model: Any, rows: int, batch: int) -> Any:
     """One epoch of our batches."""
-    from colbert_zero.batches import Batches
-    from colbert_zero.order import Order
-    from colbert_zero.sources import open_source
+    from colbert_zero.data.order import Order
+    from colbert_zero.data.prepared import open_source
+    from colbert_zero.training.batches import Batches
 
     parts = open_source("rows", source_of(rows)).parts
     order = Order({name: len(part) for name, part in parts.items()}, batch, seed=1)
@@ -126,7 +126,7 @@ def their_trainer(
     from datasets import DatasetDict, concatenate_datasets
     from sentence_transformers import MultiVectorEncoderTrainer, MultiVectorEncoderTrainingArguments
 
-    from colbert_zero.sources import open_source
+    from colbert_zero.data.prepared import open_source
 
     parts = open_source("rows", source_of(rows)).parts
     tables = {name: part.rows.select_columns(["query", "document"]) for name, part in parts.items()}
@@ -158,7 +158,7 @@ def check_same_ids(batches: Any, trainer: Any) -> None:
 def loader_of(contender: str, model: Any, rows: int, batch: int, output: str) -> Iterator[Any]:
     """The contender's batches."""
     if contender == "ours":
-        from colbert_zero.batches import Prefetched
+        from colbert_zero.training.batches import Prefetched
 
         return iter(Prefetched(our_batches(model, rows, batch), lambda: 0))
     workers = 2 if "workers" in contender else 0
@@ -227,7 +227,7 @@ def plan_rows() -> dict[str, int]:
 
 def plan(draws: int) -> dict[str, Any]:
     """Build the order of 10^8 rows and draw from it."""
-    from colbert_zero.order import Order
+    from colbert_zero.data.order import Order
 
     rows = plan_rows()
     Order({"a": PLAN_BATCH}, PLAN_BATCH, seed=0).batch(0)
@@ -267,10 +267,10 @@ def child(contender: str, kind: str, **case: Any) -> dict[str, Any]:
         return plan(**case)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     # What is imported once is no part of the peak.
+    import colbert_zero.batches  # noqa: F401
     import sentence_transformers.multi_vector_encoder.losses  # noqa: F401
 
-    import colbert_zero.batches  # noqa: F401
-    from colbert_zero.model import assemble
+    from colbert_zero.models.encoders import assemble
 
     with tempfile.TemporaryDirectory() as output:
         model = assemble(case.pop("path"), "multi-vector", alignment(), 16, seed=0, phase="benchmark").cpu()

@@ -24,7 +24,7 @@ def scores_of(contender: str) -> Any:
     elif contender == "sentence-transformers":
         from sentence_transformers.multi_vector_encoder.scoring import colbert_kd_scores as function
     else:
-        from colbert_zero.maxsim import candidate_scores as function
+        from colbert_zero.maxsim.scores import candidate_scores as function
     return function
 
 

@@ -49,8 +49,8 @@ def evaluator_of(contender: str, corpus: Texts, queries: Texts) -> Callable[[Any
     """The contender's nDCG@10 of a model."""
     answers = {query_id: query_id.replace("q", "d") for query_id in queries}
     if contender == "ours":
-        from colbert_zero import evaluation
-        from colbert_zero.collection import Collection
+        from colbert_zero.data.collection import Collection
+        from colbert_zero.evaluation import ranking as evaluation
 
         qrels = {query_id: {answer: 1} for query_id, answer in answers.items()}
         collection = Collection.from_memory("random words", corpus, queries, qrels)

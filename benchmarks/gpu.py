@@ -66,7 +66,8 @@ def document_lengths(batch: int) -> Tensor:
 
 def maxsim_case(contender: str, batch: int, gradient_share: float) -> dict[str, float]:
     """One forward and backward pass of one contender from padded embeddings, the packing part of its time."""
-    from colbert_zero.maxsim import BACKEND_VARIABLE, _checked, pack, packed_scores
+    from colbert_zero.maxsim.packed import pack
+    from colbert_zero.maxsim.scores import BACKEND_VARIABLE, _checked, packed_scores
 
     dtype = torch.float32 if DEVICE == "cpu" else torch.bfloat16
     mask = (torch.arange(D_TOKENS) < document_lengths(batch)[:, None]).to(DEVICE)
@@ -86,7 +87,7 @@ def maxsim_case(contender: str, batch: int, gradient_share: float) -> dict[str, 
             products = torch.einsum("qid,kjd->qkij", q, d).masked_fill(~mask[:, None], float("-inf"))
             scores = products.amax(3).float().sum(2)
         elif DEVICE == "cpu" and contender == "triton":
-            from colbert_zero.maxsim_triton import scores as kernels
+            from colbert_zero.maxsim.triton_kernels import scores as kernels
 
             scores = kernels(_checked(pack(q)), _checked(pack(d, mask)))
         else:
@@ -131,7 +132,7 @@ def modern_bert(folder: Path, unpad: bool, tiny: bool) -> Any:
 
 def step_case(batch: int, unpad: bool, mini_batch_tokens: int, tiny: bool = False) -> dict[str, float]:
     """Forward and backward of the contrastive loss of a whole batch, the optimiser not included."""
-    from colbert_zero.losses import ContrastiveLoss
+    from colbert_zero.training.losses import ContrastiveLoss
 
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:

@@ -48,7 +48,7 @@ def scores_of(contender: str) -> Any:
     if contender == "sentence-transformers":
         from sentence_transformers.multi_vector_encoder.scoring import colbert_scores as function
     else:
-        from colbert_zero.maxsim import maxsim_scores as function
+        from colbert_zero.maxsim.scores import maxsim_scores as function
     return lambda q, d, q_mask, d_mask: function(q, d[:, None], q_mask, d_mask[:, None])
 
 

@@ -41,7 +41,7 @@ class FirstStep(BaseException):
 
 def steps_of(rows: int) -> int:
     """Steps of one epoch, a batch from one part."""
-    from colbert_zero.sources import open_source
+    from colbert_zero.data.prepared import open_source
 
     return sum(len(part) // BATCH for part in open_source("rows", source_of(rows)).parts.values())
 
@@ -58,8 +58,8 @@ class Ours:
     """`train_phase`, as a recipe's phase calls it."""
 
     def __init__(self, start: str, rows: int, folder: Path):
-        from colbert_zero.recipe import Phase
-        from colbert_zero.sources import open_source
+        from colbert_zero.data.prepared import open_source
+        from colbert_zero.recipe.schema import Phase
 
         spec = {"representation": "multi-vector", "objective": "contrastive", "sources": ["rows"]}
         self.spec = Phase(**spec, global_batch_size=BATCH, learning_rate=1e-4, checkpoint_every=1)
@@ -68,10 +68,10 @@ class Ours:
 
     def train(self, stop_at: int) -> dict[str, float]:
         """Train, or go on, until a step is done; its seconds from the call, and those waited for its batch."""
-        from colbert_zero.phase import train_phase
-        from colbert_zero.trainer import PhaseRun
+        from colbert_zero.training.phase import train_phase
+        from colbert_zero.training.trainer import Training
 
-        run = PhaseRun(
+        run = Training(
             name="benchmark",
             id="0",
             chain=("benchmark",),
@@ -101,8 +101,8 @@ class Ours:
 
     def prepare(self, step: int) -> None:
         """A checkpoint after `step` steps."""
-        from colbert_zero.records import file_fingerprint, read_json, write_json
-        from colbert_zero.trainer import LOG_ENTRIES
+        from colbert_zero.files import file_fingerprint, read_json, write_json
+        from colbert_zero.training.trainer import LOG_ENTRIES
 
         self.train(stop_at=2)
         work = self.folder.with_name(self.folder.name + ".unfinished")
@@ -132,8 +132,8 @@ class Theirs:
         """Train, or go on, until a step is done; its seconds from the call, and those waited for its batch."""
         from transformers import TrainerCallback
 
-        from colbert_zero.losses import ContrastiveLoss
-        from colbert_zero.model import assemble
+        from colbert_zero.models.encoders import assemble
+        from colbert_zero.training.losses import ContrastiveLoss
 
         times: dict[str, float] = {}
 

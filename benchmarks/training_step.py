@@ -45,7 +45,7 @@ def write_encoder(folder: Path, encoder: str, texts: list[str]) -> str:
     """Write an encoder with random weights, and a tokenizer trained on the texts; returns its path."""
     from transformers.utils.logging import disable_progress_bar
 
-    from colbert_zero.model import train_tokenizer, write_scratch
+    from colbert_zero.models.scratch import train_tokenizer, write_scratch
 
     disable_progress_bar()
     tokenizer = train_tokenizer(texts, VOCABULARY, [], D_TOKENS)
@@ -63,7 +63,7 @@ def model_of(contender: str, path: str) -> Any:
         plain: dict[str, Any] = {"query_prefix": "", "document_prefix": "", "skiplist_words": []}
         model = ColBERT(path, embedding_size=DIM, do_query_expansion=False, device="cpu", **plain)
     else:
-        from colbert_zero.model import Alignment, assemble
+        from colbert_zero.models.encoders import Alignment, assemble
 
         alignment = Alignment("", "", "", "", Q_TOKENS, D_TOKENS)
         model = assemble(path, "multi-vector", alignment, DIM, seed=0, phase="benchmark").cpu()
@@ -76,7 +76,7 @@ def model_of(contender: str, path: str) -> Any:
 def loss_of(contender: str, model: Any, cached: bool) -> Any:
     """The contender's contrastive loss at its default temperature, which is 1 for all."""
     if contender == "ours":
-        from colbert_zero.losses import ContrastiveLoss
+        from colbert_zero.training.losses import ContrastiveLoss
 
         return ContrastiveLoss(model, mini_batch_tokens=MINI_BATCH_SIZE * D_TOKENS if cached else 10**9)
     if contender == "pylate":

@@ -12,7 +12,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from colbert_zero.collection import Collection
+from colbert_zero.data.collection import Collection
 
 PROMPTS = {"query": "[Q] search_query: ", "document": "[D] search_document: "}
 

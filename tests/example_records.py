@@ -3,7 +3,7 @@
 import random
 from pathlib import Path
 
-from colbert_zero.records import write_json
+from colbert_zero.files import write_json
 from colbert_zero.report.records import Records
 
 COLLECTIONS = {"scifact": (5183, 300), "nfcorpus": (3633, 323), "fiqa": (57638, 648)}

@@ -4,10 +4,10 @@ import pytest
 import torch
 from datasets import Dataset
 
-from colbert_zero.batches import Batches
-from colbert_zero.model import Alignment, assemble
-from colbert_zero.order import Order
-from colbert_zero.sources import ArrowPart
+from colbert_zero.data.order import Order
+from colbert_zero.data.prepared import ArrowPart
+from colbert_zero.models.encoders import Alignment, assemble
+from colbert_zero.training.batches import Batches
 
 
 @pytest.mark.parametrize("expansion", [None, {"strategy": "fixed", "attend": True, "length": 20}])

@@ -11,7 +11,7 @@ import Stemmer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colbert_zero.bm25 import Bm25
+from colbert_zero.models.bm25 import Bm25
 from conftest import DOCUMENTS, QUERIES
 
 words = st.sampled_from(["wing", "wings", "lift", "the", "drag", "x", "zebra"])
@@ -108,7 +108,7 @@ def test_a_corpus_without_documents_and_ill_shaped_candidates_are_refused():
 
 def test_every_process_computes_the_same_bits_and_prints_nothing():
     program = (
-        f"from colbert_zero.bm25 import Bm25; texts = {list(DOCUMENTS.values())};"
+        f"from colbert_zero.models.bm25 import Bm25; texts = {list(DOCUMENTS.values())};"
         "print(Bm25(texts).top([' '.join(texts)], 20)[1].tobytes().hex())"
     )
     first, second = (

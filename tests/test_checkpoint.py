@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from colbert_zero import phase as phases
-from colbert_zero.checkpoint import checkpoints, damage, last_checkpoint
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.recipe import load_recipe
-from colbert_zero.records import file_fingerprint, read_json, write_json, writing
-from colbert_zero.study import Study
+from colbert_zero.files import file_fingerprint, read_json, write_json, writing
+from colbert_zero.recipe.reading import load_recipe
+from colbert_zero.study.study import Study
+from colbert_zero.training import phase as phases
+from colbert_zero.training.checkpoint import checkpoints, damage, last_checkpoint
 from test_processes import environment, newest_step, wait_for, write_recipe
 from test_study import Silent, data, study, write_rows
 
@@ -124,7 +124,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(tmp_path, undis
 
 
 def test_the_log_of_a_long_phase_is_thinned_and_its_checkpoints_know_what_was_spent(tmp_path, undisturbed, monkeypatch):
-    monkeypatch.setattr("colbert_zero.trainer.LOG_ENTRIES", 3)
+    monkeypatch.setattr("colbert_zero.training.trainer.LOG_ENTRIES", 3)
     broken, _ = unfinished(tmp_path, crash=6, checkpoint_every=4)
     broken.show = Silent()
     record = broken.train(("unsupervised",))
@@ -147,15 +147,15 @@ def test_without_a_whole_checkpoint_training_begins_again_and_says_so(tmp_path, 
 
 def test_every_flipped_byte_of_a_checkpoint_is_noticed(tmp_path):
     broken, work = unfinished(tmp_path)
-    run_id, folder = broken.run_id(("unsupervised",)), work / "step-6"
-    assert damage(folder, run_id) is None
+    phase_id, folder = broken.phase_id(("unsupervised",)), work / "step-6"
+    assert damage(folder, phase_id) is None
     for file in sorted(folder.iterdir()):
         content = file.read_bytes()
         for place in range(0, len(content), max(1, len(content) // 5)):
             file.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
-            assert damage(folder, run_id) is not None, (file.name, place)
+            assert damage(folder, phase_id) is not None, (file.name, place)
         file.write_bytes(content)
-    assert damage(folder, run_id) is None
+    assert damage(folder, phase_id) is None
 
 
 def can_mount():

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from colbert_zero import cli
-from colbert_zero.collection import write_beir
-from colbert_zero.recipe import RECIPES, load_recipe
+from colbert_zero.data.collection import write_beir
+from colbert_zero.recipe.reading import RECIPES, load_recipe
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_a_full_disk_is_told_without_a_traceback(command, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cli.recipes, "load_recipe", full)
+    monkeypatch.setattr("colbert_zero.cli.study.load_recipe", full)
     code, _, error = command("run", "smoke")
     assert code == 1
     assert "No space left on device" in error

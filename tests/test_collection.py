@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colbert_zero.collection import Collection, load_beir, load_hub, write_beir
+from colbert_zero.data.collection import Collection, load_beir, load_hub, write_beir
 from colbert_zero.errors import ColbertZeroError
 from conftest import DOCUMENTS, QRELS, QUERIES
 

@@ -10,12 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from colbert_zero import cli
-from colbert_zero.inspection import step_rows
-from colbert_zero.order import Order
-from colbert_zero.recipe import check_recipe
-from colbert_zero.records import writing
-from colbert_zero.sources import ArrowPart
-from colbert_zero.study import Study
+from colbert_zero.data.order import Order
+from colbert_zero.data.prepared import ArrowPart
+from colbert_zero.files import writing
+from colbert_zero.recipe.reading import check_recipe
+from colbert_zero.study.inspection import step_rows
+from colbert_zero.study.study import Study
 
 PARTS = {"large": 75, "small": 40}
 NEGATIVES = 3

@@ -14,14 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colbert_zero import docstrings
-from colbert_zero.docstrings import (
-    docstring_pairs,
-    make_pair,
-    packages_fingerprint,
-    parse_file,
-    parse_package,
-)
+from colbert_zero.data import docstrings
+from colbert_zero.data.docstrings import docstring_pairs, make_pair, packages_fingerprint, parse_file, parse_package
 from colbert_zero.errors import ColbertZeroError
 
 REST = "The result holds every value that the caller asked for and nothing else at all."
@@ -386,7 +380,7 @@ def test_a_script_without_a_main_guard_runs_once_and_torch_stays_out(site, tmp_p
     script = tmp_path / "script.py"
     script.write_text(
         f"import sys\nsys.path[1:1] = {[path for path in sys.path if path]!r}\nprint('started')\n"
-        "from pathlib import Path\nfrom colbert_zero.docstrings import docstring_pairs\n"
+        "from pathlib import Path\nfrom colbert_zero.data.docstrings import docstring_pairs\n"
         f"docstring_pairs(['zz_pkg'], Path({str(tmp_path / 'cache')!r}))\nprint('torch' in sys.modules)\n"
     )
     run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)

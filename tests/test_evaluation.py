@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
-from colbert_zero import evaluation
-from colbert_zero.bm25 import Bm25
-from colbert_zero.collection import Collection
-from colbert_zero.encoding import encode
+from colbert_zero.data.collection import Collection
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.evaluation import measure, rank, rank_bm25, read_run, write_run
-from colbert_zero.maxsim import Packed
+from colbert_zero.evaluation import ranking as evaluation
+from colbert_zero.evaluation.ranking import rank, rank_bm25
+from colbert_zero.evaluation.runs import measure, read_run, write_run
+from colbert_zero.maxsim.packed import Packed
+from colbert_zero.models.bm25 import Bm25
+from colbert_zero.models.encoding import encode
 from conftest import DOCUMENTS, QRELS, QUERIES
 from oracles import maxsim, maxsim_matrix, ndcg, recall, reciprocal_rank
 

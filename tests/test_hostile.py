@@ -16,10 +16,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from colbert_zero import lines, rows
-from colbert_zero.collection import load_beir, load_hub
+from colbert_zero.data import readers, rows
+from colbert_zero.data.collection import load_beir, load_hub
+from colbert_zero.data.prepared import Source
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.sources import Source
+from colbert_zero.files import LONGEST_TEXT
 from test_sources import (
     DOCUMENTS,
     PAIRS,
@@ -253,7 +254,7 @@ def test_a_file_whose_reading_fails_is_named(tmp_path: Path, monkeypatch: pytest
 
     path = jsonl(tmp_path / "r.jsonl", PAIRS)
     prepare(tmp_path, {"kind": "jsonl", "path": path})
-    monkeypatch.setattr(lines, "open", refuse, raising=False)
+    monkeypatch.setattr("colbert_zero.files.open", refuse, raising=False)
     told = "r.jsonl: cannot be read (Permission denied); mend it or its rights"
     assert refusal(tmp_path / "again", {"kind": "jsonl", "path": path}).endswith(told)
 
@@ -281,7 +282,7 @@ def test_folders_that_link_to_each_other_are_refused_before_the_end_of_time(tmp_
 
 
 def test_a_gzip_bomb_is_refused_in_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lines, "LONGEST_LINE", 1 << 22)
+    monkeypatch.setattr("colbert_zero.files.LONGEST_LINE", 1 << 22)
     with gzip.open(tmp_path / "r.jsonl.gz", "wb", compresslevel=1) as file:
         for _ in range(256):
             file.write(bytes(1 << 20))
@@ -292,10 +293,10 @@ def test_a_gzip_bomb_is_refused_in_little_memory(tmp_path: Path, monkeypatch: py
 
 
 def test_long_rows_of_a_parquet_file_come_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "_BATCH_BYTES", 1 << 16)
+    monkeypatch.setattr(readers, "_BATCH_BYTES", 1 << 16)
     sizes = []
-    whole = rows._python_rows
-    monkeypatch.setattr(rows, "_python_rows", lambda batch: sizes.append(len(batch)) or whole(batch))
+    whole = readers._python_rows
+    monkeypatch.setattr(readers, "_python_rows", lambda batch: sizes.append(len(batch)) or whole(batch))
     path = parquet(tmp_path / "r.parquet", [{"query": f"q {n}", "document": f"{n:09}" * 1000} for n in range(100)])
     prepare(tmp_path, {"kind": "parquet", "path": path})
     assert sum(sizes) == 100
@@ -345,13 +346,13 @@ def test_a_changed_file_of_a_hub_folder_is_read_again_also_when_its_time_did_not
 
 def test_a_file_that_changes_while_it_is_read_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = jsonl(tmp_path / "r.jsonl", PAIRS)
-    original = rows._jsonl_rows
+    original = readers._jsonl_rows
 
     def changing(file: Path) -> Any:
         yield from original(file)
         jsonl(file, PAIRS[:-1])
 
-    monkeypatch.setattr(rows, "_jsonl_rows", changing)
+    monkeypatch.setattr(readers, "_jsonl_rows", changing)
     assert refusal(tmp_path, {"kind": "jsonl", "path": path}) == (
         "sources.s: a file changed while it was read; leave the files as they are and start the run again"
     )
@@ -359,8 +360,8 @@ def test_a_file_that_changes_while_it_is_read_is_noticed(tmp_path: Path, monkeyp
 
 def test_a_file_that_goes_while_it_is_read_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = jsonl(tmp_path / "r.jsonl", PAIRS)
-    original = rows._jsonl_rows
-    monkeypatch.setattr(rows, "_jsonl_rows", lambda file: file.unlink() or original(file))
+    original = readers._jsonl_rows
+    monkeypatch.setattr(readers, "_jsonl_rows", lambda file: file.unlink() or original(file))
     assert refusal(tmp_path, {"kind": "jsonl", "path": path}) == "r.jsonl does not exist"
 
 
@@ -432,7 +433,7 @@ def check_clean(source: Source) -> int:
                 assert isinstance(text, str)
                 assert text.strip()
                 assert "\0" not in text
-                assert len(text) <= lines.LONGEST_TEXT
+                assert len(text) <= LONGEST_TEXT
                 assert text.encode()
             assert all(abs(score) < 3.5e38 for score in row.get("scores", []))
             assert len(row.get("scores", [])) == len(row.get("documents", []))
@@ -711,7 +712,7 @@ MARKED = {"corpus": CORPUS, "queries": ASKED, "qrels": QRELS}
 def test_a_line_without_end_is_refused_before_it_fills_the_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(lines, "LONGEST_LINE", 1 << 20)
+    monkeypatch.setattr("colbert_zero.files.LONGEST_LINE", 1 << 20)
     folder = beir(tmp_path / "c", corpus=b"x" * (1 << 21))
     if name.endswith(".gz"):
         (folder / name).write_bytes(gzip.compress((folder / "corpus.jsonl").read_bytes()))

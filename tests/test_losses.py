@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import DataCollatorWithFlattening
 
-from colbert_zero.distributed import average_gradients
-from colbert_zero.encoding import unpadded
-from colbert_zero.losses import (
+from colbert_zero.models.encoding import unpadded
+from colbert_zero.processes import average_gradients
+from colbert_zero.training.losses import (
     ContrastiveLoss,
     DistillationLoss,
     Texts,

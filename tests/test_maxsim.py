@@ -7,15 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers.multi_vector_encoder.scoring import colbert_kd_scores, colbert_scores
 
-from colbert_zero import maxsim
-from colbert_zero.maxsim import (
-    Packed,
-    candidate_scores,
-    maxsim_scores,
-    pack,
-    packed_candidate_scores,
-    packed_scores,
-)
+from colbert_zero.maxsim import cpu
+from colbert_zero.maxsim.packed import Packed, pack
+from colbert_zero.maxsim.scores import candidate_scores, maxsim_scores, packed_candidate_scores, packed_scores
 
 FORMS = {
     "usual": {},
@@ -29,7 +23,7 @@ FORMS = {
 @pytest.fixture(params=FORMS)
 def form(request, monkeypatch):
     for name, value in FORMS[request.param].items():
-        monkeypatch.setattr(maxsim, name, value)
+        monkeypatch.setattr(cpu, name, value)
     return request.param
 
 
@@ -88,7 +82,7 @@ def test_scores_and_gradients_are_those_of_the_definition(shape, form):
     weights *= torch.rand(weights.shape, generator=generator) < shape["dense"]
     with pytest.MonkeyPatch.context() as patch:
         for name, value in FORMS[form].items():
-            patch.setattr(maxsim, name, value)
+            patch.setattr(cpu, name, value)
         scores = packed_scores(pack(q, q_mask), pack(d, d_mask))
         found = gradients(scores, weights, q, d)
     expected = oracle(q, d, q_mask, d_mask)
@@ -111,7 +105,7 @@ def test_candidate_scores_are_the_diagonal_blocks_of_all_pairs(shape, n_ways, fo
     weights = torch.randn(count, n_ways, generator=generator)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in FORMS[form].items():
-            patch.setattr(maxsim, name, value)
+            patch.setattr(cpu, name, value)
         scores = packed_candidate_scores(pack(q, q_mask), pack(d, d_mask), n_ways)
         found = gradients(scores, weights, q, d)
     every = oracle(q, d, q_mask, d_mask).view(count, count, n_ways)

@@ -13,8 +13,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from colbert_zero import maxsim, maxsim_late_interaction
-from colbert_zero.maxsim import Packed, _checked, candidate_scores, packed_candidate_scores, packed_scores
+from colbert_zero.maxsim import late_interaction as maxsim_late_interaction
+from colbert_zero.maxsim import scores as maxsim
+from colbert_zero.maxsim.packed import Packed
+from colbert_zero.maxsim.scores import _checked, candidate_scores, packed_candidate_scores, packed_scores
 from oracles import maxsim_matrix
 
 UNEVEN = [3, 0, 5, 1, 40], [20, 0, 1, 70, 7, 3]
@@ -49,7 +51,7 @@ def assert_agrees(scores, expected, queries, documents, tolerance=1e-5, share=0.
 
 
 def kernels(queries, documents, n_ways=0):
-    from colbert_zero import maxsim_triton
+    from colbert_zero.maxsim import triton_kernels as maxsim_triton
 
     return maxsim_triton.scores(_checked(queries), _checked(documents), n_ways)
 
@@ -60,7 +62,7 @@ def check_scores_and_gradients_of_uneven_and_empty_texts():
 
 
 def check_documents_scored_slice_by_slice():
-    from colbert_zero import maxsim_triton
+    from colbert_zero.maxsim import triton_kernels as maxsim_triton
 
     whole = maxsim_triton.SLICE_BYTES
     maxsim_triton.SLICE_BYTES = 110
@@ -146,7 +148,7 @@ def check_padding_between_documents_is_left_where_it_is():
     queries = packed([3, 2])
     documents = F.normalize(torch.randn(2, 3, 6, 20, generator=torch.Generator().manual_seed(3)), dim=-1)
     mask = torch.arange(6) < torch.tensor([[2, 6, 1], [0, 4, 3]])[..., None]
-    from colbert_zero import maxsim_triton
+    from colbert_zero.maxsim import triton_kernels as maxsim_triton
 
     documents.requires_grad_()
     scores = maxsim_triton.scores(_checked(queries), maxsim._groups(documents, mask), 3)
@@ -192,7 +194,7 @@ def test_kernels_compile_for_a_hopper_device(name, n_ways, tmp_path, monkeypatch
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from colbert_zero import maxsim_triton
+    from colbert_zero.maxsim import triton_kernels as maxsim_triton
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     kernel = getattr(maxsim_triton, name)

@@ -6,16 +6,8 @@ import torch
 from sentence_transformers import MultiVectorEncoder, SentenceTransformer
 
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.model import (
-    Alignment,
-    assemble,
-    check_architecture,
-    load_model,
-    read_alignment,
-    save_model,
-    train_tokenizer,
-    write_scratch,
-)
+from colbert_zero.models.encoders import Alignment, assemble, load_model, read_alignment, save_model
+from colbert_zero.models.scratch import check_architecture, train_tokenizer, write_scratch
 
 ALIGNMENT = Alignment("search_query: ", "search_document: ", "[Q]", "[D]", 8, 12)
 TEXTS = ["search_query: search_document: the lift of a wing", "drag of a body in a flow", "heat in the flow"] * 4

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colbert_zero.bm25 import Bm25
+from colbert_zero.data.prepared import Source, arrow_file, open_source
+from colbert_zero.data.rows import PAIRS, SCORED_TEXTS
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.negatives import mine, share_out, spread
-from colbert_zero.recipe import Mined
-from colbert_zero.rows import PAIRS, SCORED_TEXTS
-from colbert_zero.sources import Source, arrow_file, open_source
+from colbert_zero.models.bm25 import Bm25
+from colbert_zero.recipe.schema import Mined
+from colbert_zero.teaching.negatives import mine, share_out, spread
 
 WORDS = ["wing", "lift", "drag", "panel", "heat", "flow", "speed", "wall", "body", "shock"]
 

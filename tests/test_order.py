@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colbert_zero.order import Order, permute
+from colbert_zero.data.order import Order, permute
 
 ROWS = {"a": 103, "b": 40, "small": 3, "c": 64}
 MIXTURES = st.dictionaries(st.text(min_size=1, max_size=4), st.integers(0, 300), min_size=1, max_size=6)

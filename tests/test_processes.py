@@ -18,18 +18,20 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from colbert_zero import processes
+from colbert_zero import watch
 from colbert_zero.errors import ColbertZeroError, Stopped
-from colbert_zero.evaluation import rank, rank_bm25
+from colbert_zero.evaluation.ranking import rank, rank_bm25
+from colbert_zero.files import read_json
 from colbert_zero.processes import appears, share
-from colbert_zero.records import read_json
 from test_study import data, study, write_rows
 
 STEPS = 240
 # Writes, for every batch that is read: its step, the reader's rank, and which rows of which part.
 LOGGING = """
 import json, os, sys, time
-from colbert_zero import batches, cli, sources
+from colbert_zero import cli
+from colbert_zero.data import sources
+from colbert_zero.training import batches
 
 read_now = []
 read, get = sources.ArrowPart.read, batches.Batches.__getitem__
@@ -216,10 +218,10 @@ def test_sigterm_to_one_process_saves_ends_all_with_success_and_says_how_to_go_o
 def test_a_ranking_shared_out_among_processes_is_the_ranking_of_one(tiny_multi_vector, collection, monkeypatch):
     whole = rank(tiny_multi_vector, collection, depth=7, block_documents=3)
     parts = []
-    monkeypatch.setattr("colbert_zero.evaluation.world_size", lambda: 3)
+    monkeypatch.setattr("colbert_zero.evaluation.ranking.world_size", lambda: 3)
     for process in (0, 1, 2):
-        monkeypatch.setattr("colbert_zero.evaluation.process_rank", lambda process=process: process)
-        monkeypatch.setattr("colbert_zero.evaluation.gather_objects", lambda best: parts.append(best) or parts)
+        monkeypatch.setattr("colbert_zero.evaluation.ranking.process_rank", lambda process=process: process)
+        monkeypatch.setattr("colbert_zero.evaluation.ranking.gather_objects", lambda best: parts.append(best) or parts)
         shared = rank(tiny_multi_vector, collection, depth=7, block_documents=3)
     assert shared == whole
 
@@ -298,9 +300,9 @@ def global_batches(folder: Path, attempt: int):
 MAKING = """
 import os, sys, time
 from pathlib import Path
-from colbert_zero import processes
+from colbert_zero import processes, watch
 
-processes.start()
+watch.start()
 folder = Path("made")
 
 def make():
@@ -310,7 +312,7 @@ def make():
 
 seen = processes.made_by_main(make, lambda where: (where / "by").read_text())
 Path(f"seen-{os.environ['RANK']}").write_text(seen)
-processes.leave()
+watch.leave()
 """
 
 
@@ -329,9 +331,9 @@ def test_a_disk_that_is_not_shared_is_told(tmp_path, monkeypatch):
 @pytest.fixture
 def asked_to_stop():
     """As if the exception of SIGTERM had been swallowed: the wish is there, and nothing was raised."""
-    processes._stop.set()
+    watch._stop.set()
     yield
-    processes._stop.clear()
+    watch._stop.clear()
 
 
 def test_a_swallowed_sigterm_ends_ranking_mining_preparing_and_the_way_to_the_next_phase(

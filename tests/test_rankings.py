@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from colbert_zero.evaluation import rank_bm25, read_run
-from colbert_zero.rankings import Rankings
-from colbert_zero.records import read_json, write_json
+from colbert_zero.evaluation.ranking import rank_bm25
+from colbert_zero.evaluation.runs import read_run
+from colbert_zero.files import read_json, write_json
+from colbert_zero.study.rankings import Rankings
 
 
 class Ranker:
@@ -22,8 +23,8 @@ class Ranker:
 
 @pytest.fixture
 def ranker(monkeypatch):
-    monkeypatch.setattr("colbert_zero.rankings.DEPTH", 2)
-    monkeypatch.setattr("colbert_zero.rankings.FUSION_DEPTH", 3)
+    monkeypatch.setattr("colbert_zero.study.rankings.DEPTH", 2)
+    monkeypatch.setattr("colbert_zero.study.rankings.FUSION_DEPTH", 3)
     return Ranker()
 
 
@@ -84,7 +85,7 @@ def test_a_name_that_is_being_written_does_not_point_to_its_older_ranking(tmp_pa
         write_json(path, value)
 
     with monkeypatch.context() as patch:
-        patch.setattr("colbert_zero.rankings.write_json", killed)
+        patch.setattr("colbert_zero.study.rankings.write_json", killed)
         with pytest.raises(KeyboardInterrupt):
             rankings.scores("full", "new", collection, lambda collection, depth: {})
     # The recipe is changed back: the files hold neither ranking whole.

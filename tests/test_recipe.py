@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.recipe import RECIPES, Recipe, Temperature, check_recipe, load_recipe
+from colbert_zero.recipe.reading import RECIPES, check_recipe, load_recipe
+from colbert_zero.recipe.schema import Recipe, Temperature
 
 JARGON = (
     "Input should",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from colbert_zero.records import write_json
+from colbert_zero.files import write_json
 from colbert_zero.report import write_report
 from example_records import ALL, COLLECTIONS, result_record, write_records
 

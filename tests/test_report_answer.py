@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colbert_zero.records import write_json
+from colbert_zero.files import write_json
 from colbert_zero.report.answer import choice, findings, headline, sentence_about
 from colbert_zero.report.records import Records
 from example_records import ALL, records_of, result_record

@@ -1,6 +1,6 @@
 """The plots."""
 
-from colbert_zero.records import write_json
+from colbert_zero.files import write_json
 from colbert_zero.report.plots import loss_plot
 from colbert_zero.report.records import Records
 from example_records import phase_record, result_record, write_records

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.records import write_json
+from colbert_zero.files import write_json
 from colbert_zero.report import write_report
 from colbert_zero.report.records import Records
 from example_records import phase_record, records_of, result_record, write_records

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.significance import (
+from colbert_zero.evaluation.significance import (
     bootstrap_interval,
     bootstrap_means,
     compare,
@@ -179,7 +179,7 @@ def test_the_bootstrap_draws_queries_within_collections(monkeypatch):
         expected.append(rounds)
     assert bootstrap_means(strata, rounds=50, seed=6) == pytest.approx(np.array(expected))
     # The same draws, a block of a few rounds at a time.
-    monkeypatch.setattr("colbert_zero.significance.BLOCK_ELEMENTS", 7)
+    monkeypatch.setattr("colbert_zero.evaluation.significance.BLOCK_ELEMENTS", 7)
     assert bootstrap_means(strata, rounds=50, seed=6) == pytest.approx(np.array(expected))
 
 

@@ -15,11 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colbert_zero import sources
-from colbert_zero.collection import load_beir
+from colbert_zero.data import sources
+from colbert_zero.data.collection import load_beir
+from colbert_zero.data.prepared import MINED, Source, arrow_file, open_source
+from colbert_zero.data.sources import prepare_source, source_id
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.recipe import Recipe, check_recipe
-from colbert_zero.sources import MINED, Source, arrow_file, open_source, prepare_source, source_id
+from colbert_zero.recipe.reading import check_recipe
+from colbert_zero.recipe.schema import Recipe
 
 PAIRS = [{"query": f"question {n}", "document": f"answer {n}"} for n in range(30)]
 SCORED = [{"query": f"q {n}", "documents": [f"a {n}", f"b {n}"], "scores": [1, n / 2]} for n in range(5)]
@@ -369,7 +371,7 @@ def test_damaged_and_missing_files_are_refused(tmp_path: Path) -> None:
 def test_a_file_without_lines_is_refused_before_it_fills_the_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("colbert_zero.lines.LONGEST_LINE", 1 << 20)
+    monkeypatch.setattr("colbert_zero.files.LONGEST_LINE", 1 << 20)
     (tmp_path / "r.jsonl").write_bytes(b"x" * (1 << 21))
     told = refusal(tmp_path, {"kind": "jsonl", "path": str(tmp_path / "r.jsonl"), "on_bad_rows": "skip"})
     assert told == "r.jsonl, line 1: longer than 1 MB; is this JSON lines, one object a line?"
@@ -551,16 +553,16 @@ def test_a_full_commit_hash_needs_no_connection(tmp_path: Path, monkeypatch: pyt
 def test_a_prepared_source_is_only_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = {"kind": "jsonl", "path": jsonl(tmp_path / "r.jsonl", PAIRS)}
     first = read(prepare(tmp_path, spec))
-    monkeypatch.setattr("colbert_zero.rows._jsonl_rows", lambda _: pytest.fail("read again"))
+    monkeypatch.setattr("colbert_zero.data.readers._jsonl_rows", lambda _: pytest.fail("read again"))
     assert read(prepare(tmp_path, spec)) == first
 
 
 def test_a_kill_while_preparing_leaves_nothing_taken_for_finished(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "r.jsonl", PAIRS)
     (tmp_path / "kill.py").write_text(
-        "import json, os, signal\nfrom pathlib import Path\nfrom colbert_zero import sources\n"
-        "from colbert_zero.recipe import check_recipe\n"
-        "sources._hold_out = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "import json, os, signal\nfrom pathlib import Path\nfrom colbert_zero.data import sources\n"
+        "from colbert_zero.recipe.reading import check_recipe\n"
+        "sources.hold_out = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "made = check_recipe(json.loads(Path('recipe.json').read_text()))\n"
         "sources.prepare_source('s', made, Path('data'), Path('cache'), None)\n"
     )
@@ -580,7 +582,7 @@ def test_rows_stream_through_a_bounded_memory(tmp_path: Path, monkeypatch: pytes
             yield f"line {n}", {"query": f"question {n}", "document": f"{n} " * 500}
 
     path = jsonl(tmp_path / "r.jsonl", PAIRS)
-    monkeypatch.setattr("colbert_zero.rows._jsonl_rows", many)
+    monkeypatch.setattr("colbert_zero.data.readers._jsonl_rows", many)
     tracemalloc.start()
     source = prepare(tmp_path, {"kind": "jsonl", "path": path}, documents=50)
     peak = tracemalloc.get_traced_memory()[1]

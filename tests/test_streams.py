@@ -16,17 +16,18 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colbert_zero import sources, streams
-from colbert_zero.batches import Batches, Prefetched
+from colbert_zero.data import sources, streams
+from colbert_zero.data.order import Order
+from colbert_zero.data.prepared import Part, Source, open_source
+from colbert_zero.data.sources import prepare_source, source_id
+from colbert_zero.data.streams import READ_AGAIN
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.order import Order
-from colbert_zero.phase import order_of
-from colbert_zero.recipe import Recipe, check_recipe
-from colbert_zero.records import read_json
-from colbert_zero.rows import Part
-from colbert_zero.sources import Source, open_source, prepare_source, source_id
-from colbert_zero.streams import READ_AGAIN
-from colbert_zero.study import Study, check_columns
+from colbert_zero.files import read_json
+from colbert_zero.recipe.reading import check_recipe
+from colbert_zero.recipe.schema import Recipe
+from colbert_zero.study.study import Study, check_columns
+from colbert_zero.training.batches import Batches, Prefetched
+from colbert_zero.training.phase import order_of
 
 BAD = {"query": "q", "document": " "}
 

@@ -15,13 +15,14 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
-from colbert_zero import evaluation
-from colbert_zero import recipe as recipes
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.recipe import check_recipe, load_recipe
-from colbert_zero.records import read_json
-from colbert_zero.results import families, run_study
-from colbert_zero.study import Study, chain_to, graph
+from colbert_zero.evaluation import ranking as evaluation
+from colbert_zero.files import read_json
+from colbert_zero.recipe import schema as recipes
+from colbert_zero.recipe.reading import check_recipe, load_recipe
+from colbert_zero.study.comparison import families, run_study
+from colbert_zero.study.graph import chain_to, graph
+from colbert_zero.study.study import Study
 
 TOPICS = (
     "wing lift drag flow body heat panel flutter",
@@ -192,8 +193,8 @@ def test_running_again_trains_and_ranks_nothing_and_gives_the_same_results(finis
     def refuse(*args, **kwargs):
         raise AssertionError("recomputed")
 
-    for name in ("study.train_phase", "study.rank", "results.rank_bm25", "study.mine", "study.score"):
-        monkeypatch.setattr(f"colbert_zero.{name}", refuse)
+    for name in ("study.train_phase", "study.rank", "comparison.rank_bm25", "study.mine", "study.score"):
+        monkeypatch.setattr(f"colbert_zero.study.{name}", refuse)
     records = [folder / "out" / name for name in ("teachers.json", "data.json")]
     before = [record.read_bytes() for record in records]
     assert run_study(study(folder, data(folder)), None, "test") == results
@@ -218,8 +219,8 @@ def test_a_checkpoint_with_several_names_is_ranked_once_also_by_a_run_that_was_k
         return counting
 
     killed = []
-    monkeypatch.setattr("colbert_zero.study.rank", counted("model", evaluation.rank))
-    monkeypatch.setattr("colbert_zero.results.rank_bm25", counted("bm25", evaluation.rank_bm25))
+    monkeypatch.setattr("colbert_zero.study.study.rank", counted("model", evaluation.rank))
+    monkeypatch.setattr("colbert_zero.study.comparison.rank_bm25", counted("bm25", evaluation.rank_bm25))
     with pytest.raises(KeyboardInterrupt):
         run_study(study(tmp_path, recipe), None, "test")
     results = run_study(study(tmp_path, recipe), None, "test")
@@ -242,7 +243,7 @@ def test_changing_a_number_reruns_exactly_what_depends_on_it(finished):
     after = study(folder, changed)
     for s in (before, after):
         s.prepare([("unsupervised", "supervised")])
-    same = {c: before.run_id(c) == after.run_id(c) for c in graph(before.recipe, chain_map(before.recipe))}
+    same = {c: before.phase_id(c) == after.phase_id(c) for c in graph(before.recipe, chain_map(before.recipe))}
     assert same == {
         ("unsupervised",): True, ("dense",): True, ("dense", "distillation"): True,
         ("unsupervised", "supervised"): False, ("unsupervised", "supervised", "distillation"): False,
@@ -251,7 +252,7 @@ def test_changing_a_number_reruns_exactly_what_depends_on_it(finished):
     checkpoints["phases"]["supervised"]["checkpoint_every"] = 1
     kept = study(folder, checkpoints)
     kept.prepare([("unsupervised", "supervised")])
-    assert kept.run_id(("unsupervised", "supervised")) == before.run_id(("unsupervised", "supervised"))
+    assert kept.phase_id(("unsupervised", "supervised")) == before.phase_id(("unsupervised", "supervised"))
 
 
 def chain_map(recipe):
@@ -275,7 +276,7 @@ def test_ids_are_those_of_the_first_version_and_a_new_key_changes_none_until_it_
     def ids():
         made = study(tmp_path, recipe)
         made.prepare([("dense",), ("unsupervised",), ("unsupervised", "supervised")])
-        return {chain: made.run_id(chain) for chain in IDS}
+        return {chain: made.phase_id(chain) for chain in IDS}
 
     assert ids() == IDS
 
@@ -286,7 +287,7 @@ def test_ids_are_those_of_the_first_version_and_a_new_key_changes_none_until_it_
     class Recipe(recipes.Recipe):
         phases: dict[str, Phase]
 
-    monkeypatch.setattr(recipes, "Recipe", Recipe)
+    monkeypatch.setattr("colbert_zero.recipe.reading.Recipe", Recipe)
     assert ids() == IDS
     recipe["phases"]["supervised"]["depth"] = 1
     changed = ids()
@@ -299,7 +300,7 @@ def test_ids_are_those_of_the_first_version_and_a_new_key_changes_none_until_it_
 def test_a_default_that_is_not_neutral_is_written_into_the_id(tmp_path):
     write_rows(tmp_path / "pairs.jsonl")
     chain = ("unsupervised", "supervised", "distillation")
-    assert study(tmp_path, data(tmp_path)).run_id(chain) != IDS[chain]
+    assert study(tmp_path, data(tmp_path)).phase_id(chain) != IDS[chain]
 
 
 def test_a_base_is_known_by_what_is_in_it_not_by_where_it_lies(tmp_path, backbone):
@@ -322,7 +323,7 @@ def test_a_changed_data_file_changes_everything_trained_on_it(finished, tmp_path
     one, other = study(folder, data(folder)), study(tmp_path, data(tmp_path))
     for s in (one, other):
         s.prepare([("unsupervised",)])
-    assert one.run_id(("unsupervised",)) != other.run_id(("unsupervised",))
+    assert one.phase_id(("unsupervised",)) != other.phase_id(("unsupervised",))
 
 
 def test_dense_and_multi_vector_arms_see_the_same_rows_in_the_same_order(finished):

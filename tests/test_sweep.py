@@ -5,12 +5,12 @@ import json
 import pytest
 import yaml
 
-from colbert_zero import study as studies
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.recipe import check_recipe
-from colbert_zero.records import read_json
+from colbert_zero.files import read_json
+from colbert_zero.recipe.reading import check_recipe
 from colbert_zero.report.sweep import draw
-from colbert_zero.sweep import plan_sweep, run_sweep
+from colbert_zero.study import study as studies
+from colbert_zero.study.sweep import plan_sweep, run_sweep
 from colbert_zero.terminal import best_overrides, sweep_table
 from test_cli import command  # noqa: F401 - a fixture
 from test_study import data, study, write_rows

@@ -5,13 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from colbert_zero.bm25 import Bm25
-from colbert_zero.encoding import encode
-from colbert_zero.negatives import mine
-from colbert_zero.recipe import Mined, Scored, Teacher
-from colbert_zero.records import write_json
-from colbert_zero.sources import PAIRS, arrow_file, open_source
-from colbert_zero.teacher import fuse, score
+from colbert_zero.data.prepared import arrow_file, open_source
+from colbert_zero.data.rows import PAIRS
+from colbert_zero.files import write_json
+from colbert_zero.models.bm25 import Bm25
+from colbert_zero.models.encoding import encode
+from colbert_zero.recipe.schema import Mined, Scored, Teacher
+from colbert_zero.teaching.negatives import mine
+from colbert_zero.teaching.teacher import fuse, score
 from conftest import DOCUMENTS
 from oracles import maxsim
 

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from colbert_zero import tracking
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.tracking import check_reporters, reporting
+from colbert_zero.training import reporters as tracking
+from colbert_zero.training.reporters import check_reporters, reporting
 from test_study import data, study, write_rows
 
 

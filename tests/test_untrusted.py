@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.model import Alignment, assemble, load_model, save_model, train_tokenizer, write_scratch
-from colbert_zero.untrusted import check_checkpoint
+from colbert_zero.models.encoders import Alignment, assemble, load_model, save_model
+from colbert_zero.models.scratch import train_tokenizer, write_scratch
+from colbert_zero.models.untrusted import check_checkpoint
 
 ALIGNMENT = Alignment("search_query: ", "search_document: ", "[Q]", "[D]", 8, 12)
 TINY = {

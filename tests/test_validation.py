@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers.sentence_transformer.evaluation import nano_beir
 
-from colbert_zero import validation
-from colbert_zero.collection import Collection
+from colbert_zero.data.collection import Collection
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.evaluation import measure, rank
-from colbert_zero.recipe import check_recipe
-from colbert_zero.records import read_json
-from colbert_zero.validation import NANOBEIR_SETS, choose, chosen, sample, validate
+from colbert_zero.evaluation import validation
+from colbert_zero.evaluation.ranking import rank
+from colbert_zero.evaluation.runs import measure
+from colbert_zero.evaluation.validation import NANOBEIR_SETS, choose, chosen, sample, validate
+from colbert_zero.files import read_json
+from colbert_zero.recipe.reading import check_recipe
 from test_study import data, study, write_rows
 
 
@@ -249,7 +250,7 @@ def test_only_what_decides_about_the_weights_enters_a_phases_id(tmp_path):
         entry["phases"]["unsupervised"] |= spec
         one = study(tmp_path, entry)
         one.prepare([("unsupervised",)])
-        return one.run_id(("unsupervised",))
+        return one.phase_id(("unsupervised",))
 
     best = {"select": "best", "evaluate_every": 2}
     plain = identity({})

@@ -1,4 +1,12 @@
-"""The errors a user is meant to see."""
+"""The errors a user is meant to see, and how values are shown in them."""
+
+import difflib
+import json
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    pass
 
 
 class ColbertZeroError(Exception):
@@ -18,3 +26,31 @@ class ProcessLost(Exception):
 
 class Stopped(Exception):
     """The user or the scheduler asked to stop; the message says what is kept and how to go on. Exit code 0."""
+
+
+def short(text: str) -> str:
+    """Text from the data on one short printable line."""
+    text = text if len(text) <= 60 else text[:57] + "…"
+    return text if text.isprintable() else ascii(text)
+
+
+def reason(error: Exception) -> str:
+    """A library's error in a line: its first, of printable characters."""
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return "".join(c if c.isprintable() else "?" for c in text[:200])
+
+
+def near(word: Any, words: Iterable[Any]) -> str:
+    """The end of a message about a word that is none of these: the one that was meant, or all of them."""
+    words = [str(w) for w in words]
+    if alike := difflib.get_close_matches(str(word), words, 1, cutoff=0.7):
+        return f", did you mean {alike[0]}?"
+    return f" (there are: {', '.join(words)})" if words else ""
+
+
+def show(value: Any) -> str:
+    """A value as the user wrote it, on one short line."""
+    if isinstance(value, dict | list):
+        return ("an empty " if not value else "a ") + ("mapping" if isinstance(value, dict) else "list")
+    text = json.dumps(value, default=str, ensure_ascii=not str(value).isprintable())
+    return text if len(text) <= 60 else text[:57] + "…"

@@ -21,6 +21,7 @@ from colbert_zero.report.sweep import short_key, short_value
 console = Console(highlight=False)
 
 _SWEEP_COLLECTIONS = 4
+_SHOWN_ROWS, _SHOWN_TEXTS, _SHOWN_CHARACTERS = 20, 3, 150
 
 # What a table shows of a system.
 Column = Callable[[dict[str, Any]], str]
@@ -215,3 +216,30 @@ def best_overrides(record: dict[str, Any]) -> str:
     """The options that give a recipe the best point's values."""
     values = next(point["values"] for point in record["points"] if point["id"] == record["best"])
     return " ".join("--set " + shlex.quote(f"{key}={json.dumps(value)}") for key, value in values.items())
+
+
+def rows_in_words(seen: dict[str, Any]) -> str:
+    """The rows of a step in words: what they are of, the first numbers, a few texts."""
+    rows, source = seen["rows"], seen["source"] + (f", part {seen['part']}" if seen["part"] != seen["source"] else "")
+    more = f", … ({len(rows):,} in all)" if len(rows) > _SHOWN_ROWS else ""
+    lines = [
+        f"{seen['phase']}, step {seen['step']:,} of {seen['steps']:,}: {len(rows):,} rows of {source}, "
+        f"in pass {seen['epoch']:,} over it",
+        f"rows {', '.join(map(str, rows[:_SHOWN_ROWS]))}{more}",
+    ]
+    for row, texts in list(zip(rows, seen["texts"], strict=True))[:_SHOWN_TEXTS]:
+        lines += ["", f"row {row}", *(f"  {label:9} {_short(text)}" for label, text in _labelled(texts))]
+    return "\n".join(lines)
+
+
+def _labelled(texts: dict[str, Any]) -> list[tuple[str, str]]:
+    lines: list[tuple[str, str]] = [(key, texts[key]) for key in ("query", "document") if key in texts]
+    lines += [("negative", text) for text in texts.get("negatives", ())]
+    return lines + [
+        (f"{s:9.4f}", text) for s, text in zip(texts.get("scores", ()), texts.get("documents", ()), strict=True)
+    ]
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"

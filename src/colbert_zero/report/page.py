@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from colbert_zero.records import atomic_file
+from colbert_zero.files import atomic_file
 from colbert_zero.report.answer import findings, headline
 from colbert_zero.report.drawing import Plot
 from colbert_zero.report.plots import cost_plot, loss_plot, quality_plot

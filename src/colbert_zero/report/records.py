@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.records import read_json
+from colbert_zero.files import read_json
 
 MEASURE = "nDCG@10"
 SCHEMA = 1

@@ -1,0 +1,69 @@
+"""The commands, a file a noun. Each body only parses, calls and prints."""
+
+import os
+import sys
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from colbert_zero.cli import data, model, recipes, study
+from colbert_zero.errors import ColbertZeroError, ProcessLost, Stopped
+from colbert_zero.terminal import console
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Train multi-vector (ColBERT) retrievers from zero, and learn whether pre-training was worth its cost.\n\n"
+    "Start with:  [bold]colbert-zero run quickstart[/bold]",
+)
+app.add_typer(recipes.recipes_app, name="recipes")
+for command in (study.run, study.train, study.sweep, model.evaluate, data.data, study.report, recipes.schema):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run a command; a user's mistake is one message and exit code 2, an interruption exit code 130."""
+    # Threads that wait by spinning slow each other down by an order of magnitude once another process wants a core;
+    # threads that never spin are a quarter slower alone. Read when torch is imported, which the commands do.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    try:
+        try:
+            app()
+        except RuntimeError as error:
+            # An exchange with another process fails in many ways when that process has gone.
+            raise _watch().cause_of(error) if _watch() else error  # noqa: B904 - it may be the error itself
+    except Stopped as stop:
+        console.print(f"colbert-zero: {stop}", markup=False, soft_wrap=True)
+        if watch := _watch():
+            watch.leave(stopped=True)
+    except ColbertZeroError as error:
+        _end(str(error), 2)
+    except ProcessLost as error:
+        _end(str(error), 1)
+    except OSError as error:
+        # A full disk or a missing right is no mistake of the recipe; nothing half-written was kept.
+        _end(f"{error}. What is finished is kept; the same command goes on", 1)
+    except KeyboardInterrupt:
+        _end("stopped. The same command goes on where this one was", 130)
+
+
+def _watch() -> Any:
+    """The module of that name, once a command has needed it: its import loads torch, which takes seconds."""
+    return sys.modules.get("colbert_zero.watch")
+
+
+def _end(message: str, code: int) -> None:
+    """Print why this process ends, once for all of them if they end for the same reason, and exit."""
+    watch, rank = _watch(), os.environ.get("RANK", "0")
+    if watch.fail(message) if watch else rank == "0":
+        who = f"process {rank}: " if rank != "0" else ""
+        Console(stderr=True, highlight=False).print(f"colbert-zero: {who}{message}", markup=False, soft_wrap=True)
+    if watch and sys.modules["colbert_zero.processes"].world_size() > 1:
+        # Leaving the interpreter would wait for exchanges that nobody answers.
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -1,0 +1,65 @@
+"""What the commands share: their options, and the study they work in."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from colbert_zero.recipe.schema import Recipe
+from colbert_zero.terminal import RichShow, console
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set phases.unsupervised.learning_rate=1e-3"),
+]
+OutOption = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where to write; out/NAME by default.")]
+
+
+def command_line() -> str:
+    """The command as it was typed."""
+    return " ".join(["colbert-zero", *sys.argv[1:]])
+
+
+def study_in(recipe: Recipe, out: Path | None) -> Any:
+    """The study in its folder."""
+    from colbert_zero.study.study import Study
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "colbert-zero" / "docstrings"
+    return Study(recipe, out or Path("out") / recipe.name, RichShow(), cache)
+
+
+@contextmanager
+def held_study(recipe: Recipe, out: Path | None) -> Iterator[Any]:
+    """The study in its folder, which is this run's alone meanwhile; started by a launcher, together with the others."""
+    from colbert_zero.files import writing
+    from colbert_zero.processes import is_main
+    from colbert_zero.watch import leave
+
+    start_processes()
+    study = study_in(recipe, out)
+    with writing(study.folder) if is_main() else nullcontext():
+        yield study
+    leave()
+
+
+def start_processes() -> None:
+    """Join the other processes, if a launcher started some; only the main one prints."""
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    from colbert_zero import processes, watch
+
+    # Our bars tell what takes time; reading and writing weights does not.
+    disable_progress_bar()
+    watch.stop_on_sigterm()
+    watch.start()
+    console.quiet = not processes.is_main()
+    gpus = torch.cuda.device_count()
+    if gpus > 1 and processes.world_size() == 1:
+        hint = f"One of {gpus} GPUs is used; for all: torchrun --nproc-per-node {gpus} -m colbert_zero"
+        console.print(" ".join([hint, *sys.argv[1:]]), markup=False, soft_wrap=True)

@@ -1,0 +1,61 @@
+"""`evaluate`: a checkpoint at work."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from colbert_zero.cli.common import start_processes
+from colbert_zero.terminal import RichShow, console
+
+
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A checkpoint: folder or Hub id, dense or multi-vector; or `bm25`.")
+    ],
+    collection: Annotated[
+        str,
+        typer.Option(metavar="PATH|NAME", help="A folder in BEIR layout, or a Hub data set such as a NanoBEIR one."),
+    ],
+    split: Annotated[str | None, typer.Option(help="Which qrels; test for folders, train for the Hub.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write scores, also of each query.")
+    ] = None,
+    run_file: Annotated[
+        Path | None, typer.Option("--run", metavar="FILE", help="Write the ranking in TREC format.")
+    ] = None,
+) -> None:
+    """Rank a collection exactly with any dense or multi-vector checkpoint, and score it.
+
+    Examples:
+
+      colbert-zero evaluate out/quickstart/phases/distillation-0123456789ab/model --collection data/scifact
+      colbert-zero evaluate lightonai/GTE-ModernColBERT-v1 --collection zeta-alpha-ai/NanoSciFact --json scores.json
+      colbert-zero evaluate bm25 --collection data/scifact
+    """
+    from colbert_zero.data.collection import load_beir, load_hub
+    from colbert_zero.evaluation.ranking import rank, rank_bm25
+    from colbert_zero.evaluation.runs import measure, write_run
+    from colbert_zero.files import write_json
+    from colbert_zero.models.encoders import load_model
+    from colbert_zero.processes import is_main
+    from colbert_zero.watch import leave
+
+    start_processes()
+    folder = Path(collection).expanduser()
+    loaded = load_beir(folder, split or "test") if folder.is_dir() else load_hub(collection, split or "train")
+    if model == "bm25":
+        ranking = rank_bm25(loaded)
+    else:
+        with RichShow().bar(f"evaluating on {loaded.name}", loaded.documents_count) as advance:
+            ranking = rank(load_model(model), loaded, progress=lambda done, total: advance(done, {}))
+    scores, per_query = measure(ranking, loaded.qrels)
+    counts = {"collection": loaded.name, "documents": loaded.documents_count, "queries": len(loaded.qrels)}
+    console.print(f"{loaded.name}: {loaded.documents_count:,} documents, {len(loaded.qrels):,} queries", markup=False)
+    for name, value in scores.items():
+        console.print(f"  {name:8} {value:.4f}", markup=False)
+    if run_file and is_main():
+        write_run(run_file, ranking, Path(model).name or "run")
+    if json_file and is_main():
+        write_json(json_file, {**counts, "scores": scores, "per_query": per_query})
+    leave()

@@ -1,0 +1,1 @@
+"""What is read: training sources, their order, and collections."""

@@ -1,0 +1,144 @@
+"""Rows, checked."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from colbert_zero.errors import short
+from colbert_zero.files import LONGEST_TEXT, parse_json
+from colbert_zero.recipe.schema import Columns
+
+PAIRS = pa.schema([("query", pa.string()), ("document", pa.string()), ("negatives", pa.list_(pa.string()))])
+
+_SCORES = pa.list_(pa.float32())
+
+CANDIDATES = pa.schema([("query", pa.string()), ("documents", pa.list_(pa.int64())), ("scores", _SCORES)])
+
+SCORED_TEXTS = pa.schema([("query", pa.string()), ("documents", pa.list_(pa.string())), ("scores", _SCORES)])
+
+_LONGEST_ROW = 64 * LONGEST_TEXT
+
+_LARGEST_SCORE = float(np.finfo(np.float32).max)
+
+
+class BadRow(Exception):
+    """This row cannot be used; the message says why."""
+
+
+# ---- Checking
+
+
+def as_object(row: Any) -> dict[str, Any]:
+    """A row as a dict; a line of JSON is parsed."""
+    if isinstance(row, BadRow):
+        raise row
+    if isinstance(row, bytes):
+        if b"\0" in row:
+            raise BadRow("a NUL byte: this is not JSON in UTF-8")
+        try:
+            row = parse_json(row.decode("utf-8-sig"))
+        except UnicodeDecodeError:
+            raise BadRow("invalid UTF-8: save the file as UTF-8") from None
+        except ValueError as error:
+            raise BadRow(f"broken JSON: {error}; one object a line is expected") from None
+    if not isinstance(row, dict):
+        raise BadRow(f"not an object with keys: found {_type(row)}")
+    return row
+
+
+def _type(value: Any) -> str:
+    names = {str: "text", int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "an object",
+             bytes: "bytes (a binary column)"}  # fmt: skip
+    return "nothing (null)" if value is None else names.get(type(value), type(value).__name__)
+
+
+def as_text(value: Any, key: str) -> str:
+    """A value that is usable text."""
+    if not isinstance(value, str):
+        raise BadRow(f"`{key}` is not text: found {_type(value)}")
+    if len(value) > LONGEST_TEXT:
+        raise BadRow(f"`{key}` is too long: {len(value):,} characters, at most {LONGEST_TEXT:,}")
+    if "\0" in value:
+        raise BadRow(f"`{key}` has a NUL character")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise BadRow(f"`{key}` has half a surrogate pair, which is no character") from None
+    # Zero-width and control characters are no text either.
+    if not any(character.isprintable() and not character.isspace() for character in value):
+        raise BadRow(f"`{key}` is empty")
+    return value
+
+
+def as_texts(values: list[Any], key: str) -> list[str]:
+    """Usable texts, together not beyond what a batch of rows may hold."""
+    texts = [as_text(value, key) for value in values]
+    if (length := sum(map(len, texts))) > _LONGEST_ROW:
+        raise BadRow(f"`{key}` is too long: {length:,} characters together, at most {_LONGEST_ROW:,}")
+    return texts
+
+
+def value_of(row: dict[str, Any], key: str) -> Any:
+    """The value under a key that must be there."""
+    if key not in row:
+        raise BadRow(f"no `{key}`: the row has {short(', '.join(map(str, row))) or 'no keys'}")
+    return row[key]
+
+
+def as_identifier(value: Any, key: str) -> str:
+    """Ids are compared as text: 7 and "7" are the same."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise BadRow(f"`{key}` is not an id: found {_type(value)}, wanted text or a whole number")
+    return value
+
+
+def _two_or_more(value: Any, key: str) -> list[Any]:
+    if not isinstance(value, list) or len(value) < 2:
+        found = f"{len(value)}" if isinstance(value, list) else _type(value)
+        raise BadRow(f"`{key}` is not a list of two or more: found {found}")
+    return value
+
+
+def _scores(value: Any, key: str, count: int) -> list[float]:
+    if not isinstance(value, list) or len(value) != count:
+        found = f"{len(value)}" if isinstance(value, list) else _type(value)
+        raise BadRow(f"`{key}` is not one number a document: {count} documents, found {found}")
+    for score in value:
+        if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) <= _LARGEST_SCORE:
+            raise BadRow(f"`{key}` has something that is no finite number: {short(repr(score))}")
+    return [float(score) for score in value]
+
+
+def check_row(row: Any, columns: Columns) -> tuple[pa.Schema, dict[str, Any]]:
+    """A row of pairs, or of candidates with scores, under our column names."""
+    row = as_object(row)
+    query = as_text(value_of(row, columns.query), columns.query)
+    if columns.documents in row and columns.document not in row:
+        texts = as_texts(_two_or_more(row[columns.documents], columns.documents), columns.documents)
+        scores = _scores(value_of(row, columns.scores), columns.scores, len(texts))
+        return SCORED_TEXTS, {"query": query, "documents": texts, "scores": scores}
+    document = as_text(value_of(row, columns.document), columns.document)
+    negatives = row.get(columns.negative)
+    negatives = [] if negatives is None else negatives if isinstance(negatives, list) else [negatives]
+    negatives = as_texts(negatives, columns.negative)
+    return PAIRS, {"query": query, "document": document, "negatives": negatives}
+
+
+def check_ids(
+    row: Any, query_numbers: dict[str, int], document_numbers: dict[str, int], queries: pa.ChunkedArray
+) -> tuple[pa.Schema, dict[str, Any]]:
+    """A row of ids and scores, resolved."""
+    row = as_object(row)
+    query = as_identifier(value_of(row, "query_id"), "query_id")
+    if query not in query_numbers:
+        raise BadRow(f"`query_id` is not among the queries: {short(query)}")
+    listed = _two_or_more(value_of(row, "document_ids"), "document_ids")
+    documents = [as_identifier(document, "document_ids") for document in listed]
+    if missing := [document for document in documents if document not in document_numbers]:
+        raise BadRow(f"`document_ids` are not all among the documents: {short(', '.join(missing))}")
+    scores = _scores(value_of(row, "scores"), "scores", len(documents))
+    numbers = [document_numbers[document] for document in documents]
+    return CANDIDATES, {"query": queries[query_numbers[query]].as_py(), "documents": numbers, "scores": scores}

@@ -1,0 +1,282 @@
+"""Training sources: docstrings, JSON lines, Parquet and Hub data sets, checked row by row and kept as Arrow files.
+
+A source has parts (a package, a file, a configuration); a batch comes from one part. Prepared sources are
+memory-mapped: a row is read where it lies, text never fills the memory. Streamed sources are not prepared (streams.py).
+"""
+
+import itertools
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from huggingface_hub import HfApi
+
+from colbert_zero.data.docstrings import docstring_pairs, packages_fingerprint
+from colbert_zero.data.held_out import hold_out
+from colbert_zero.data.prepared import DOCUMENTS, Progress, arrow_file
+from colbert_zero.data.readers import Rows, hub_path, input_files, tables
+from colbert_zero.data.rows import PAIRS, BadRow, as_identifier, as_object, as_text, check_ids, check_row, value_of
+from colbert_zero.data.streams import is_streamed, look_up
+from colbert_zero.errors import ColbertZeroError, short
+from colbert_zero.files import (
+    atomic_folder,
+    file_fingerprint,
+    file_state,
+    fingerprint,
+    read_json,
+    write_checksums,
+    write_json,
+)
+from colbert_zero.recipe.schema import Docstrings, HeldOut, Hub, Jsonl, Parquet, Recipe
+
+_VERSION = 1
+
+
+# ---- Fingerprints of what a source is made of
+
+
+def source_id(name: str, recipe: Recipe, data: Path) -> str:
+    """Fingerprint of a file, Hub or docstring source: its recipe entry, its input's content, what is held out of it.
+
+    Raises:
+        ColbertZeroError: An input does not exist or cannot be reached.
+    """
+    spec = recipe.sources[name]
+    held_out = {c: s.asked() for c, s in recipe.collections.items()
+                if isinstance(s, HeldOut) and s.source == name}  # fmt: skip
+    inputs: Any
+    if isinstance(spec, Docstrings):
+        inputs = packages_fingerprint(spec.packages)
+    elif isinstance(spec, Hub):
+        inputs = _hub_fingerprint(name, spec, data)
+    else:
+        assert isinstance(spec, Jsonl | Parquet)
+        keys = ["path"] if spec.path else ["train", "queries", "documents"]
+        files = {key: input_files(name, key, getattr(spec, key)) for key in keys}
+        inputs = {key: file_fingerprints(found, found[0].parent, data) for key, found in files.items()}
+    # Where the data lie is not what they are: a folder that moved is not prepared again.
+    places = {"path"} if isinstance(spec, Hub) else {"path", "train", "queries", "documents"}
+    if not is_streamed(spec):
+        places |= {"streaming", "shuffle_buffer"}
+    entry = spec.asked(exclude=places)
+    return fingerprint(_VERSION, entry, inputs, held_out, recipe.seed if held_out else 0)
+
+
+def file_fingerprints(files: list[Path], folder: Path, data: Path) -> list[list[str]]:
+    """Each file's name in a folder and fingerprint; a file is read again only when its size or time changed.
+
+    Raises:
+        ColbertZeroError: A file cannot be read.
+    """
+    cache = data / "fingerprints.json"
+    known, result, changed = _known(cache), [], False
+    for file in files:
+        try:
+            key, state = os.path.realpath(file), file_state(file)
+            if known.get(key, {}).get("state") != state:
+                known[key], changed = {"state": state, "fingerprint": file_fingerprint(file)}, True
+        except OSError as error:
+            raise ColbertZeroError(f"{file}: cannot be read ({error.strerror}); mend it or its rights") from None
+        result.append([os.path.relpath(file, folder), known[key]["fingerprint"]])
+    if changed:
+        write_json(cache, known)
+    return result
+
+
+def folder_fingerprints(folder: Path, data: Path) -> list[list[str]]:
+    """Name and fingerprint of every file in a folder that is not hidden."""
+    inside = (f for f in folder.rglob("*") if f.is_file())
+    files = sorted(f for f in inside if not any(p.startswith(".") for p in f.relative_to(folder).parts))
+    return file_fingerprints(files, folder, data)
+
+
+def _known(cache: Path) -> dict[str, Any]:
+    """The fingerprints written down; a cache that is damaged is made anew."""
+    try:
+        known = read_json(cache)
+        return {k: v for k, v in known.items() if isinstance(v["state"], list) and isinstance(v["fingerprint"], str)}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
+
+
+def _hub_fingerprint(name: str, spec: Hub, data: Path) -> Any:
+    folder = Path(hub_path(spec))
+    if folder.is_dir():
+        return folder_fingerprints(folder, data)
+    if spec.revision and len(spec.revision) == 40:
+        return spec.revision
+    try:
+        return HfApi().dataset_info(spec.path, revision=spec.revision, timeout=20).sha
+    except Exception as error:  # the Hub's client lets through the errors of its HTTP library, which changed
+        raise ColbertZeroError(
+            f"sources.{name}.path: {spec.path!r} is no folder here and cannot be found on the Hub "
+            f"({type(error).__name__}). Check the name and the connection; with a full commit hash as `revision` "
+            "and the data in the cache, no connection is needed"
+        ) from None
+
+
+# ---- Preparing
+
+
+def prepare_source(name: str, recipe: Recipe, data: Path, docstring_cache: Path, progress: Progress | None) -> Path:
+    """Read, check and keep a file, Hub or docstring source in the folder that is returned, if it is not there yet.
+
+    The record counts every row read: rows + dropped + held_out. Rows after `limit` are not read; reasons that begin
+    with `file:`, `queries:` or `documents:` count files, and rows of the three-table form's text tables.
+
+    Raises:
+        ColbertZeroError: A row cannot be used (with file, row and mend), or nothing is left.
+    """
+    identity = source_id(name, recipe, data)
+    folder = data / f"{name}-{identity}"
+    if (folder / "source.json").is_file():
+        return folder
+    if is_streamed(recipe.sources[name]):
+        return _look_up(name, recipe.sources[name], identity, data)
+    spec, started, dropped = recipe.sources[name], time.monotonic(), Counter[str]()
+    with atomic_folder(folder) as temporary:
+        if isinstance(spec, Docstrings):
+            parts = _write_docstrings(spec, temporary, docstring_cache, dropped, progress)
+        else:
+            parts = _write_tables(name, spec, temporary, dropped)
+        held_out = 0
+        for collection, held in recipe.collections.items():
+            if isinstance(held, HeldOut) and held.source == name:
+                held_out += hold_out(collection, held, recipe.seed, temporary, parts, dropped)
+        parts = _without_empty(temporary, parts)
+        if not sum(parts.values()):
+            raise ColbertZeroError(f"sources.{name}: no usable row is left; left out: {dict(dropped)}")
+        record = {
+            "id": identity, "kind": spec.kind, "parts": parts, "rows": sum(parts.values()),
+            "dropped": dict(dropped), "held_out": held_out, "seconds": round(time.monotonic() - started, 3),
+        }  # fmt: skip
+        write_json(temporary / "source.json", record)
+        write_checksums(temporary)
+        if _has_files(spec) and source_id(name, recipe, data) != identity:
+            raise ColbertZeroError(
+                f"sources.{name}: a file changed while it was read; leave the files as they are and start the run again"
+            )
+    return folder
+
+
+def _look_up(name: str, spec: Any, identity: str, data: Path) -> Path:
+    """A source of which nothing is copied: only what its parts are is looked up, once, and kept."""
+    folder, started = data / f"{name}-{identity}", time.monotonic()
+    if isinstance(spec, Hub) and isinstance(commit := _hub_fingerprint(name, spec, data), str):
+        spec = spec.model_copy(update={"revision": commit})  # a branch may move while training streams it
+    found = look_up(name, spec)
+    record = {
+        "id": identity, "kind": spec.kind, "parts": {part: rows for part, (rows, _) in found.items()},
+        "rows": sum(rows for rows, _ in found.values()), "dropped": {}, "held_out": 0,
+        "streamed": {part: first for part, (_, first) in found.items()},
+        "revision": getattr(spec, "revision", None), "seconds": round(time.monotonic() - started, 3),
+    }  # fmt: skip
+    with atomic_folder(folder) as temporary:
+        write_json(temporary / "source.json", record)
+    return folder
+
+
+def _has_files(spec: Any) -> bool:
+    """Whether a source is made of files of this machine."""
+    return isinstance(spec, Jsonl | Parquet) or (isinstance(spec, Hub) and os.path.isdir(hub_path(spec)))
+
+
+def _write_docstrings(
+    spec: Docstrings, folder: Path, cache: Path, dropped: Counter[str], progress: Progress | None
+) -> dict[str, int]:
+    pairs, counts = docstring_pairs(spec.packages, cache, progress)
+    dropped.update(counts.dropped)
+    dropped.update({f"file: {reason}": count for reason, count in counts.passed_over.items()})
+    small = [package for package, rows in pairs.items() if len(rows) < spec.min_rows]
+    if len(small) > 1:
+        pairs["others"] = [row for package in small for row in pairs.pop(package)]
+    parts = {}
+    for number, (package, rows) in enumerate(pairs.items()):
+        with arrow_file(folder / f"{number}.arrow", PAIRS) as write:
+            for query, document in rows[: spec.limit]:
+                write({"query": query, "document": document, "negatives": []})
+        parts[package] = len(rows[: spec.limit])
+    return parts
+
+
+def _without_empty(folder: Path, parts: dict[str, int]) -> dict[str, int]:
+    """Leave out parts of which every row is held out or dropped; files are numbered anew."""
+    left = [number for number, rows in enumerate(parts.values()) if rows]
+    for new, old in enumerate(left):
+        os.replace(folder / f"{old}.arrow", folder / f"{new}.arrow")
+    return {part: rows for part, rows in parts.items() if rows}
+
+
+def _write_tables(name: str, spec: Any, folder: Path, dropped: Counter[str]) -> dict[str, int]:
+    """Rows of files or of a Hub data set; the three-table form resolves its ids to texts and row numbers."""
+    check: Callable[[Any], tuple[pa.Schema, dict[str, Any]]]
+    if spec.train is None:
+        check = partial(check_row, columns=spec.columns)
+    else:
+        queries = _write_texts(name, spec, "queries", folder / "queries.arrow", dropped)
+        documents = _write_texts(name, spec, "documents", folder / "documents.arrow", dropped)
+        texts = pa.ipc.open_stream(pa.memory_map(str(folder / "queries.arrow"))).read_all()["text"]
+        check = partial(check_ids, query_numbers=queries, document_numbers=documents, queries=texts)
+        (folder / "queries.arrow").unlink()
+    parts: dict[str, int] = {}
+    schema = None
+    for part, where, rows in tables(name, spec, "path" if spec.train is None else "train"):
+        checked = itertools.islice(_checked(name, spec, rows, check, dropped), spec.limit)
+        first = next(checked, None)
+        if first is None:
+            raise ColbertZeroError(f"{where} has no usable row; mend it, or take it out of sources.{name}")
+        schema = schema or first[1]
+        with arrow_file(folder / f"{len(parts)}.arrow", schema) as write:
+            parts[part] = 0
+            for place, form, row in itertools.chain([first], checked):
+                if form is not schema:
+                    raise ColbertZeroError(
+                        f"{place}: rows of one source must all be pairs or all be scored candidates; put the "
+                        "others into a source of their own"
+                    )
+                write(row)
+                parts[part] += 1
+    return parts
+
+
+def _write_texts(name: str, spec: Any, table: str, path: Path, dropped: Counter[str]) -> dict[str, int]:
+    """Write one text table of the three-table form; returns id -> row number."""
+    key = "query_id" if table == "queries" else "document_id"
+    numbers: dict[str, int] = {}
+
+    def check(row: Any) -> tuple[str, str]:
+        row = as_object(row)
+        identifier, text = as_identifier(value_of(row, key), key), as_text(value_of(row, "text"), "text")
+        if identifier in numbers:
+            raise BadRow(f"`{key}` stands twice: {short(identifier)}")
+        return identifier, text
+
+    with arrow_file(path, DOCUMENTS) as write:
+        for _, _, rows in tables(name, spec, table):
+            for _, identifier, text in _checked(name, spec, rows, check, dropped, f"{table}: "):
+                numbers[identifier] = len(numbers)
+                write({"text": text})
+    return numbers
+
+
+def _checked(
+    name: str, spec: Any, rows: Rows, check: Callable[[Any], tuple[Any, Any]], dropped: Counter[str], table: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """(place, *checked) of the usable rows; the others are refused or counted."""
+    for place, row in rows:
+        try:
+            schema, checked = check(row)
+        except BadRow as error:
+            if spec.on_bad_rows == "error":
+                raise ColbertZeroError(
+                    f"{place}: {error}. Mend the row, or set `sources.{name}.on_bad_rows: skip` to pass over such "
+                    "rows and count them"
+                ) from None
+            dropped[table + str(error).split(":")[0]] += 1
+            continue
+        yield place, schema, checked

@@ -1,0 +1,90 @@
+"""Runs and measures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import ir_measures
+import numpy as np
+
+from colbert_zero.errors import ColbertZeroError
+from colbert_zero.files import atomic_file, text_lines
+
+# {query id: [(document id, score), ...]}, best first.
+Run = dict[str, list[tuple[str, float]]]
+
+# {query id: {measure: score}}
+PerQuery = dict[str, dict[str, float]]
+
+MEASURES = ("nDCG@10", "R@100", "RR@10")
+
+
+def measure(
+    run: Run, qrels: dict[str, dict[str, int]], measures: Sequence[str] = MEASURES
+) -> tuple[dict[str, float], PerQuery]:
+    """Score a run; every query of the qrels counts, one without an answer with 0.
+
+    Args:
+        run: Its order counts, not its scores: trec_eval would sort equal scores in an order of its own.
+        qrels: {query id: {document id: grade}}; a grade of 0 or less is not relevant.
+        measures: Names as ir_measures writes them.
+
+    Returns:
+        Means over the queries, {measure: score}, and each query's, {query id: {measure: score}}.
+
+    Raises:
+        ColbertZeroError: A measure has no such name.
+    """
+    parsed = {}
+    for name in measures:
+        try:
+            parsed[ir_measures.parse_measure(name)] = name
+        except (NameError, ValueError, SyntaxError) as error:
+            raise ColbertZeroError(f"{name!r} is no measure ({error}); write, say, nDCG@10 or RR@10") from None
+    ranks = {
+        query_id: {document_id: float(-rank) for rank, (document_id, _) in enumerate(run[query_id])}
+        for query_id in qrels
+        if run.get(query_id)
+    }
+    per_query: PerQuery = {query_id: {} for query_id in qrels}
+    for score in ir_measures.iter_calc(list(parsed), qrels, ranks):
+        per_query[score.query_id][parsed[score.measure]] = float(score.value)
+    means = {name: float(np.mean([scores[name] for scores in per_query.values()])) for name in measures}
+    return means, per_query
+
+
+def write_run(path: str | Path, run: Run, tag: str) -> None:
+    """Write a run in TREC format (query Q0 document rank score tag), atomically.
+
+    Raises:
+        ColbertZeroError: An id or the tag is empty or has white space, which the format cannot hold.
+    """
+    for text in (tag, *run, *(document_id for documents in run.values() for document_id, _ in documents)):
+        if text.split() != [text]:
+            raise ColbertZeroError(f"{path}: {text!r} cannot stand in a TREC run: empty or with white space")
+    with atomic_file(Path(path)) as file:
+        for query_id, documents in run.items():
+            for place, (document_id, score) in enumerate(documents, 1):
+                file.write(f"{query_id} Q0 {document_id} {place} {score!r} {tag}\n")
+
+
+def read_run(path: str | Path) -> Run:
+    """Read a run in TREC format; a query's documents are ordered by rank.
+
+    Raises:
+        ColbertZeroError: A line is wrong or a document is there twice; names file and line.
+    """
+    placed: dict[str, dict[str, tuple[int, float]]] = {}
+    for where, line in text_lines(Path(path)):
+        try:
+            query_id, _, document_id, place, score, _ = line.split()
+            entry = int(place), float(score)
+        except ValueError:
+            raise ColbertZeroError(f"{where}: write query Q0 document rank score tag, not {line!r}") from None
+        documents = placed.setdefault(query_id, {})
+        if document_id in documents:
+            raise ColbertZeroError(f"{where}: document {document_id!r} is there twice for query {query_id!r}")
+        documents[document_id] = entry
+    return {
+        query_id: [(d, score) for d, (_, score) in sorted(documents.items(), key=lambda item: item[1][0])]
+        for query_id, documents in placed.items()
+    }

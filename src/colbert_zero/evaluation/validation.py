@@ -1,0 +1,187 @@
+"""The small collections that training and sweeps are judged on: NanoBEIR, or a sample of the recipe's own."""
+
+import copy
+import hashlib
+import heapq
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi
+
+from colbert_zero.data.collection import Collection, load_beir, load_hub, write_beir
+from colbert_zero.evaluation.ranking import rank
+from colbert_zero.evaluation.runs import measure
+from colbert_zero.files import atomic_folder, fingerprint, read_json, write_json
+from colbert_zero.models.encoders import Model
+from colbert_zero.recipe.schema import Recipe
+
+MEASURE = "nDCG@10"
+
+NANOBEIR = "sentence-transformers/NanoBEIR-en"
+"""The data set of sentence-transformers' evaluators; each set is a split of its corpus, queries and qrels."""
+
+NANOBEIR_SETS = tuple(
+    f"Nano{name}"
+    for name in ("ClimateFEVER", "DBPedia", "FEVER", "FiQA2018", "HotpotQA", "MSMARCO", "NFCorpus", "NQ",
+                 "QuoraRetrieval", "SCIDOCS", "ArguAna", "SciFact", "Touche2020")
+)  # fmt: skip
+
+_TIMEOUT_SECONDS = 5
+
+_VERSION = 1
+
+_RECORD = "validation.json"
+
+
+def choose(recipe: Recipe, collections: dict[str, Collection], folder: Path, say: Callable[[str], None]) -> Path:
+    """The folder of what was chosen earlier for these collections, else NanoBEIR, else a sample; kept in BEIR layout.
+
+    Args:
+        recipe: Its `validation` entry says what is wanted.
+        collections: The recipe's own, by name. A change in one means a new sample.
+        folder: Where the choice is kept: a folder each, with validation.json, which says where it came from.
+        say: Told what is used and why.
+    """
+    contents = {name: collection.fingerprint for name, collection in collections.items()}
+    sample = folder / f"sample-{fingerprint(_VERSION, recipe.validation.asked(), contents)}"
+    nanobeir = folder / "nanobeir"
+    kept = [sample, nanobeir] if recipe.validation.nanobeir else [sample]
+    found = next((path for path in kept if (path / _RECORD).is_file()), None)
+    if found is None:
+        why = "`validation.nanobeir` is false"
+        if recipe.validation.nanobeir:
+            say(f"validation: asking the Hub for {NANOBEIR}")
+            why = _fetch_nanobeir(nanobeir)
+        found = sample if why else nanobeir
+        if why:
+            _write_sample(sample, recipe, collections, why)
+    say(_description(read_json(found / _RECORD), recipe, found))
+    return found
+
+
+def chosen(folder: Path) -> list[Collection]:
+    """The collections of a folder that `choose` returned."""
+    return [load_beir(folder / name, name=name) for name in read_json(folder / _RECORD)["collections"]]
+
+
+def validate(
+    model: Model, collections: Iterable[Collection], progress: Callable[[int], None] | None = None
+) -> dict[str, float]:
+    """nDCG@10 of a model on each collection. Its mode, its tokenizer and the random state stay as they were.
+
+    Args:
+        model: Dense or multi-vector; may be in training.
+        collections: Small ones.
+        progress: Called with the documents done in all.
+    """
+    own, done, scores = _with_own_tokenizer(model), 0, {}
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        for collection in collections:
+            report = (lambda ranked, _, before=done: progress(before + ranked)) if progress else None
+            run = rank(own, collection, 10, report)
+            scores[collection.name] = measure(run, collection.qrels, (MEASURE,))[0][MEASURE]
+            done += collection.documents_count
+    return scores
+
+
+def _with_own_tokenizer(model: Model) -> Model:
+    """The same weights with a copy of the tokenizer.
+
+    A fast tokenizer holds the length to cut to, and a thread is cutting the next training batches with this one.
+    """
+    own = copy.copy(model)
+    own._modules = dict(model._modules)
+    first: Any = copy.copy(model[0])
+    first.processor = copy.deepcopy(first.processor)
+    own._modules[next(iter(own._modules))] = first
+    return own
+
+
+# ---- NanoBEIR
+
+
+def _fetch_nanobeir(folder: Path) -> str:
+    """Write NanoBEIR as the Hub has it today; returns "", or why it cannot be had."""
+    try:
+        revision = HfApi().dataset_info(NANOBEIR, timeout=_TIMEOUT_SECONDS).sha
+        with atomic_folder(folder) as temporary:
+            sizes = {}
+            for name in NANOBEIR_SETS:
+                collection = load_hub(NANOBEIR, name, revision)
+                write_beir(collection, temporary / name)
+                sizes[name] = _size(collection)
+            record = {"schema": 1, "from": "nanobeir", "dataset": NANOBEIR, "revision": revision, "why": None}
+            write_json(temporary / _RECORD, {**record, "collections": sizes})
+    except Exception as error:  # the Hub's client lets through the errors of its HTTP library, which changed
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return f"NanoBEIR cannot be had from the Hub ({reason})"
+    return ""
+
+
+# ---- A sample of the recipe's own
+
+
+def _write_sample(folder: Path, recipe: Recipe, collections: dict[str, Collection], why: str) -> None:
+    with atomic_folder(folder) as temporary:
+        sizes = {}
+        for name, collection in collections.items():
+            small = sample(name, collection, recipe.validation.documents, recipe.validation.queries)
+            write_beir(small, temporary / name)
+            sizes[name] = _size(small)
+        record = {"schema": 1, "from": "sample", "dataset": None, "revision": None, "why": why}
+        write_json(temporary / _RECORD, {**record, "collections": sizes})
+
+
+def sample(name: str, collection: Collection, documents: int, queries: int) -> Collection:
+    """A part of a collection, the same in every order and on every machine.
+
+    Queries and filling documents are those whose ids have the smallest hashes. One pass over the corpus; memory
+    holds the sample and nothing else.
+
+    Args:
+        name: Of the sample.
+        collection: Stays as it is.
+        documents: As many, or as many as are judged for the chosen queries if those are more.
+        queries: At most.
+    """
+    smallest = set(heapq.nsmallest(queries, collection.queries, key=_hash))
+    asked = {query_id: text for query_id, text in collection.queries.items() if query_id in smallest}
+    qrels = {query_id: collection.qrels[query_id] for query_id in asked}
+    judged = {document_id for grades in qrels.values() for document_id in grades}
+    kept: list[tuple[int, str, str]] = []
+    others: list[tuple[int, int, str, str]] = []  # a heap, the largest hash first
+    for place, (document_id, text) in enumerate(collection.documents()):
+        if document_id in judged:
+            kept.append((place, document_id, text))
+        elif len(judged) + len(others) < documents:
+            heapq.heappush(others, (-_hash(document_id), place, document_id, text))
+        elif others:
+            heapq.heappushpop(others, (-_hash(document_id), place, document_id, text))
+    corpus = {document_id: text for _, document_id, text in sorted(kept + [entry[1:] for entry in others])}
+    return Collection.from_memory(name, corpus, asked, qrels)
+
+
+def _hash(identifier: str) -> int:
+    return int.from_bytes(hashlib.blake2b(identifier.encode(), digest_size=8).digest(), "big")
+
+
+# ---- What is said
+
+
+def _size(collection: Collection) -> dict[str, int]:
+    return {"documents": collection.documents_count, "queries": len(collection.qrels)}
+
+
+def _description(record: dict[str, Any], recipe: Recipe, folder: Path) -> str:
+    sizes = record["collections"].values()
+    counts = ", ".join(f"{sum(size[key] for size in sizes):,} {key}" for key in ("documents", "queries"))
+    if record["from"] == "nanobeir":
+        return f"validation: NanoBEIR ({len(sizes)} sets, {counts}; {record['dataset']} at {record['revision'][:7]})"
+    text = f"validation: a sample of {', '.join(record['collections'])} ({counts}), because {record['why']}"
+    if recipe.validation.nanobeir:
+        text += f"; delete {folder} to ask the Hub again"
+    if any(phase.select == "best" for phase in recipe.phases.values()):
+        text += ". With `select: best` the phases then choose by test queries, and their scores are too good"
+    return text

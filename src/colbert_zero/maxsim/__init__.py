@@ -1,0 +1,1 @@
+"""MaxSim in training: exact scores in bounded memory, with sparse gradients."""

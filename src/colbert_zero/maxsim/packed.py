@@ -1,0 +1,76 @@
+"""Spans without padding, and the legend of dimensions."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+EMPTY_DOCUMENT_SCORE = -1e9
+"""Score of a document without tokens, as in sentence-transformers: below every real one, without gradient."""
+
+
+class Spans(NamedTuple):
+    """Spans whose tokens are rows of a table: text i has rows starts[i] ... starts[i] + lengths[i] - 1."""
+
+    values: Tensor
+    starts: Tensor
+    lengths: Tensor
+
+
+def row_starts(lengths: Tensor) -> Tensor:
+    """(texts + 1,): row of each text's first token, and the number of rows."""
+    return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+
+
+def row_ranges(starts: Tensor, lengths: Tensor) -> Tensor:
+    """The numbers starts[i] ... starts[i] + lengths[i] - 1 of every i, one after the other."""
+    before = row_starts(lengths)
+    return torch.repeat_interleave(starts - before[:-1], lengths) + torch.arange(int(before[-1]))
+
+
+class Packed(NamedTuple):
+    """Token embeddings of several texts without padding.
+
+    Attributes:
+        values: Real tokens of all texts, in text order, (tokens, dim).
+        lengths: Tokens of each text, (texts,), int64; 0 is allowed. They sum to `tokens`.
+    """
+
+    values: Tensor
+    lengths: Tensor
+
+
+def pack(embeddings: Tensor, mask: Tensor | None = None) -> Packed:
+    """Keep the real tokens only. Differentiable.
+
+    Args:
+        embeddings: (texts, tokens, dim).
+        mask: (texts, tokens), non-zero for a real token, in any pattern; without it all are real.
+
+    Raises:
+        ValueError: The shapes differ; names both.
+    """
+    texts, tokens, _ = embeddings.shape
+    if mask is None:
+        return Packed(embeddings.flatten(0, 1), torch.full((texts,), tokens, dtype=torch.int64))
+    if mask.shape != (texts, tokens):
+        raise ValueError(f"mask has shape {tuple(mask.shape)}, the embeddings {tuple(embeddings.shape)}")
+    real = mask.bool().to(embeddings.device)
+    rows = real.flatten().nonzero().squeeze(1)
+    return Packed(_TakeRows.apply(embeddings.flatten(0, 1), rows), real.sum(1).cpu())
+
+
+class _TakeRows(torch.autograd.Function):
+    """`index_select` of distinct rows: its gradient is a copy, where PyTorch's adds row by row."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.shape = table.shape
+        return table.index_select(0, rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient.new_zeros(ctx.shape).index_copy_(0, ctx.saved_tensors[0], gradient), None

@@ -1,0 +1,1 @@
+"""Encoders, dense and multi-vector, and BM25."""

@@ -1,0 +1,224 @@
+"""Encoders: from a Hub id, a folder or an architecture; their markers, prompts and lengths, and the alignment of those.
+
+Every checkpoint is an ordinary sentence-transformers one (safetensors) that carries its prompts and lengths, so that
+`MultiVectorEncoder(folder).encode_query(...)` is all a user needs. What sentence-transformers has no place for stands
+beside it in colbert_zero.json.
+"""
+
+import os
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from sentence_transformers import MultiVectorEncoder, SentenceTransformer
+from sentence_transformers.base.modules import Normalize, Transformer
+from sentence_transformers.base.modules.dense import Dense
+from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.util import load_file_path
+
+from colbert_zero.errors import ColbertZeroError, reason
+from colbert_zero.files import read_json, write_json
+from colbert_zero.models.untrusted import check_checkpoint, check_no_pickles
+
+Representation = Literal["dense", "multi-vector"]
+
+Model = SentenceTransformer | MultiVectorEncoder
+
+_META = "colbert_zero.json"
+
+# Stated outright, because a checkpoint's own JSON may say otherwise.
+_SAFE = {"use_safetensors": True, "weights_only": True}
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """What queries and documents are wrapped in, and how long they may be: the same in training and in use."""
+
+    query_prompt: str
+    document_prompt: str
+    query_marker: str
+    document_marker: str
+    query_tokens: int
+    document_tokens: int
+
+    def prefix(self, task: str, representation: Representation) -> str:
+        """What is put before a text: the marker (multi-vector only), then the prompt."""
+        prompt, marker = getattr(self, f"{task}_prompt"), getattr(self, f"{task}_marker")
+        return f"{marker} {prompt}" if representation == "multi-vector" and marker else prompt
+
+
+def read_alignment(folder: str | Path) -> dict[str, Any] | None:
+    """What a checkpoint says of its prompts, markers and lengths; None where it was not made by this program.
+
+    Raises:
+        ColbertZeroError: It says nothing that could be understood.
+    """
+    path = Path(folder) / _META
+    if not path.is_file():
+        return None
+    with suppress(ValueError, TypeError, KeyError, RecursionError):
+        known = read_json(path)
+        if all(isinstance(known[f"{task}_prompt"], str) for task in ("query", "document")):
+            return known
+    raise ColbertZeroError(f"{path}: not what this program writes; delete it, and the model counts as another's")
+
+
+def check_alignment(start: dict[str, Any] | None, alignment: Alignment, phase: str, parent: str) -> None:
+    """Refuse to train on prompts other than those a checkpoint was trained with.
+
+    Raises:
+        ColbertZeroError: Names both.
+    """
+    if start is None:
+        return
+    for task in ("query", "document"):
+        had, wants = start[f"{task}_prompt"], getattr(alignment, f"{task}_prompt")
+        if had != wants:
+            raise ColbertZeroError(
+                f"phases.{phase}: its start, {parent}, was trained with the {task} prompt {had!r}, this phase has "
+                f"{wants!r}. Stripping or adding prompts hurts clearly; give the phase the same `prompts`, or, for an "
+                "ablation, `allow_prompt_mismatch: true`"
+            )
+
+
+def _base_modules(base: str, options: dict[str, Any]) -> tuple[Transformer, Dense | None, dict[str, Any] | None]:
+    """Transformer, token projection (of a multi-vector checkpoint) and known alignment of a start."""
+    known = read_alignment(base)
+    local = {key: options[key] for key in ("revision",) if options.get(key)}
+    if load_file_path(base, "modules.json", **local) is None:
+        check_checkpoint(base, options.get("revision"), options.get("trust_remote_code", False))
+        # Left open, transformers would ask at the terminal whether to run a checkpoint's code.
+        options = {"trust_remote_code": False, **options}
+        hub = {key: value for key, value in options.items() if key != "attn_implementation"}
+        transformer = Transformer(
+            base,
+            model_kwargs={**_SAFE, **options},
+            processor_kwargs=dict(hub),
+            config_kwargs=dict(hub),
+        )
+        return transformer, None, known
+    loaded = load_model(base, **options)
+    transformer = next(module for module in loaded if isinstance(module, Transformer))
+    projection = next((m for m in loaded if isinstance(m, Dense) and m.module_input_name == "token_embeddings"), None)
+    if known is None and any(loaded.prompts.get(task) for task in ("query", "document")):
+        known = {f"{task}_prompt": loaded.prompts.get(task) or "" for task in ("query", "document")}
+    return transformer, projection, known
+
+
+def assemble(
+    base: str,
+    representation: Representation,
+    alignment: Alignment,
+    dim: int,
+    seed: int,
+    phase: str,
+    allow_prompt_mismatch: bool = False,
+    **options: Any,
+) -> Model:
+    """The model a phase starts from.
+
+    Args:
+        base: Hub id or folder: a transformers encoder, a dense or a multi-vector checkpoint.
+        representation: What the phase trains. A dense start becomes multi-vector by a new linear projection, without
+            bias, in place of the pooling.
+        alignment: Prompts, markers and lengths; markers and prompts come on top of the lengths.
+        dim: Width of a token vector.
+        seed: Of the projection's random weights.
+        phase: Named in errors.
+        allow_prompt_mismatch: Do not compare the prompts with those of the start.
+        options: `attn_implementation`; `revision` and `trust_remote_code` for the Hub.
+
+    Raises:
+        ColbertZeroError: The prompts or the projection's width differ, or the lengths exceed the encoder's positions.
+    """
+    try:
+        transformer, projection, known = _base_modules(base, options)
+    except ColbertZeroError:
+        raise
+    except Exception as error:  # whatever may be wrong with a checkpoint, and there is much
+        raise ColbertZeroError(f"phases.{phase}: cannot load the start {base!r}: {reason(error)}") from error
+    if not allow_prompt_mismatch:
+        check_alignment(known, alignment, phase, base)
+    tokenizer, hidden = transformer.tokenizer, transformer.get_embedding_dimension()
+    assert tokenizer is not None
+    prefixes = {task: alignment.prefix(task, representation) for task in ("query", "document")}
+    if representation == "multi-vector":
+        markers = [m for m in (alignment.query_marker, alignment.document_marker) if m]
+        tokenizer.add_special_tokens({"extra_special_tokens": markers}, replace_extra_special_tokens=False)
+        embeddings: Any = transformer.model.get_input_embeddings()
+        if len(tokenizer) > len(embeddings.weight):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                transformer.model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    for task, prefix in prefixes.items():
+        extra = len(tokenizer(prefix.rstrip(), add_special_tokens=False)["input_ids"]) if prefix else 0
+        setattr(transformer, f"{task}_length", getattr(alignment, f"{task}_tokens") + extra)
+    positions = getattr(transformer.config, "max_position_embeddings", None)
+    longest = max(transformer.query_length or 0, transformer.document_length or 0)
+    if positions and longest > positions:
+        raise ColbertZeroError(
+            f"phases.{phase}: texts of {longest} tokens (with markers and prompts) do not fit the encoder's "
+            f"{positions} positions; lower query_tokens or document_tokens"
+        )
+    prompts = {
+        task: prefix if prefix == "" or prefix.endswith(" ") else f"{prefix} " for task, prefix in prefixes.items()
+    }
+    modules: list[torch.nn.Module]
+    if representation == "dense":
+        modules = [transformer, Pooling(hidden, pooling_mode="mean"), Normalize()]
+        return SentenceTransformer(modules=modules, prompts=prompts, similarity_fn_name="cosine")
+    if projection is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            identity = torch.nn.Identity()
+            projection = Dense(hidden, dim, False, identity, module_input_name="token_embeddings")
+    elif projection.out_features != dim:
+        raise ColbertZeroError(
+            f"model.dim: {dim}, but {base!r} has token vectors of {projection.out_features}; make them equal"
+        )
+    modules = [transformer, projection, MultiVectorMask(), Normalize(module_input_name="token_embeddings")]
+    return MultiVectorEncoder(modules=modules, prompts=prompts)
+
+
+def save_model(model: Model, folder: Path, alignment: Alignment) -> None:
+    """Write a checkpoint: safetensors weights, tokenizer, prompts, markers and lengths."""
+    representation = "multi-vector" if isinstance(model, MultiVectorEncoder) else "dense"
+    model.save_pretrained(str(folder), create_model_card=False)
+    write_json(folder / _META, {"representation": representation, **asdict(alignment)})
+
+
+def load_model(path: str | Path, **options: Any) -> Model:
+    """Load a dense or multi-vector checkpoint (folder or Hub id), whichever it is. Safetensors only.
+
+    Args:
+        path: Folder or Hub id.
+        options: As for `assemble`.
+
+    Raises:
+        ColbertZeroError: It cannot be loaded, or its weights are a pickle.
+    """
+    path = str(path)
+    local = {key: options[key] for key in ("revision",) if options.get(key)}
+    if os.path.isdir(path):
+        check_no_pickles(path)
+    try:
+        check_checkpoint(path, options.get("revision"), options.get("trust_remote_code", False))
+        kind = ""
+        if config := load_file_path(path, "config_sentence_transformers.json", **local):
+            kind = read_json(Path(config)).get("model_type") or ""
+        if not kind and (config := load_file_path(path, "config.json", **local)):
+            kind = "ColBERT" if "HF_ColBERT" in (read_json(Path(config)).get("architectures") or []) else ""
+        elif not kind and not config:
+            raise OSError("no config.json or config_sentence_transformers.json there")
+        model_class = MultiVectorEncoder if kind in ("MultiVectorEncoder", "ColBERT") else SentenceTransformer
+        attention = {key: options.pop(key) for key in ("attn_implementation",) if key in options}
+        return model_class(path, model_kwargs={**_SAFE, **attention}, **options)
+    except ColbertZeroError:
+        raise
+    except Exception as error:  # as in `assemble`
+        raise ColbertZeroError(
+            f"{path}: cannot be loaded as a dense or multi-vector checkpoint: {reason(error)}"
+        ) from error

@@ -1,0 +1,182 @@
+"""Texts to packed embeddings, little padding, the texts' order kept."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from sentence_transformers import MultiVectorEncoder, SentenceTransformer
+from sentence_transformers.util import batch_to_device
+from torch import Tensor
+
+from colbert_zero.maxsim.packed import Packed, pack
+
+Encoder = MultiVectorEncoder | SentenceTransformer
+
+Task = Literal["query", "document"]
+
+# Names under which a model may keep its prompt, the first present one counting, as in encode_document.
+PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
+
+TEXTS_TOKENISED_AT_ONCE = 512
+
+
+def chunk_tokens(device: torch.device) -> int:
+    """Tokens encoded at once where memory does not ask for less: the caches of a CPU want few, a GPU's units many."""
+    return 2048 if device.type == "cpu" else 16_384
+
+
+@torch.no_grad()
+def encode(model: Encoder, texts: list[str], task: Task, mini_batch_tokens: int | None = None) -> Packed:
+    """Embed texts without gradients, as the model's encode_query and encode_document do.
+
+    Args:
+        model: A multi-vector model, or a dense one, whose texts have one token each here.
+        texts: Any order; sorted by length inside, so that a batch has little padding.
+        task: Chooses prompt, length, expansion and skip list.
+        mini_batch_tokens: Most tokens of one forward pass, padding included; a single text may exceed it.
+
+    Returns:
+        The texts' scored tokens in the order of `texts`, float32, on the model's device.
+    """
+    if not texts:
+        return Packed(torch.zeros(0, model.get_embedding_dimension() or 0), torch.zeros(0, dtype=torch.int64))
+    budget = mini_batch_tokens or chunk_tokens(model.device)
+    by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    encoded: list[int] = []
+    parts: list[Packed] = []
+    with _evaluating(model):
+        for start in range(0, len(texts), TEXTS_TOKENISED_AT_ONCE):
+            group = by_length[start : start + TEXTS_TOKENISED_AT_ONCE]
+            features = model.preprocess([texts[i] for i in group], prompt=_prompt(model, task), task=task)
+            chunks = []
+            for rows, chunk in _chunks(features, budget):
+                chunks.append(forward(model, chunk, task))
+                encoded += [group[row] for row in rows]
+            # One copy a group: thousands of small tensors, alive together, would leave the heap in pieces.
+            parts.append(concatenate(chunks))
+    return reorder(concatenate(parts), torch.tensor(encoded).argsort())
+
+
+def concatenate(parts: list[Packed]) -> Packed:
+    """Packed texts, one part after the other."""
+    return Packed(torch.cat([part.values for part in parts]), torch.cat([part.lengths for part in parts]))
+
+
+def reorder(texts: Packed, order: Tensor) -> Packed:
+    """Packed texts in another order, which may repeat or leave out some. Differentiable.
+
+    Args:
+        texts: Packed.
+        order: The new order: place i takes text order[i], (n,), int64, on the CPU.
+    """
+    lengths = texts.lengths[order]
+    first = (texts.lengths.cumsum(0) - texts.lengths)[order]
+    before = lengths.cumsum(0) - lengths
+    rows = torch.repeat_interleave(first - before, lengths) + torch.arange(int(lengths.sum()))
+    return Packed(texts.values.index_select(0, rows.to(texts.values.device)), lengths)
+
+
+def _prompt(model: Encoder, task: Task) -> str | None:
+    """The prompt encode_query or encode_document would choose."""
+    names = [name for name in PROMPT_NAMES[task] if name in model.prompts]
+    name = names[0] if names else model.default_prompt_name
+    return model.prompts.get(name) if name else None
+
+
+@contextmanager
+def _evaluating(model: Encoder) -> Iterator[None]:
+    """Evaluation mode and padded inputs inside, each module's own settings after."""
+    training = [module for module in model.modules() if module.training]
+    flattening: list[Any] = [module for module in model.modules() if getattr(module, "can_flatten_inputs", False)]
+    model.eval()
+    # Inputs flattened for flash attention have no rows to sort by length.
+    for module in flattening:
+        module.can_flatten_inputs = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+        for module in flattening:
+            module.can_flatten_inputs = True
+
+
+def _chunks(features: dict[str, Any], mini_batch_tokens: int) -> Iterator[tuple[list[int], dict[str, Any]]]:
+    """Cut tokenised texts into chunks of like length: (row numbers, features without idle columns)."""
+    used = features["attention_mask"].bool()
+    if (expansion := features.get("query_expansion_positions")) is not None:
+        used = used | expansion.bool()
+    # Padding may stand on either side, so a row needs the columns from its first used one to its last.
+    columns = torch.arange(used.shape[1])
+    first = torch.where(used, columns, used.shape[1]).amin(1)
+    last = torch.where(used, columns, -1).amax(1)
+    order = (last - first).argsort(stable=True, descending=True).tolist()
+    start = 0
+    while start < len(order):
+        # Longest first, so the first row of a chunk sets its width.
+        width = max(int(last[order[start]] - first[order[start]]) + 1, 1)
+        rows = order[start : start + max(1, mini_batch_tokens // width)]
+        window = slice(int(first[rows].min()), int(last[rows].max()) + 1)
+        yield rows, {name: _cut(value, used.shape, rows, window) for name, value in features.items()}
+        start += len(rows)
+
+
+def _cut(value: Any, shape: torch.Size, rows: list[int], window: slice) -> Any:
+    if isinstance(value, Tensor) and value.shape[:2] == shape:
+        return value[rows, window]
+    return value
+
+
+def forward(model: Any, features: dict[str, Any], task: str) -> Packed:
+    """Packed embeddings of tokenised texts; a dense text has one token. Differentiable.
+
+    They are float32, but in the type of autocast on a CUDA device, whose matrix units then score them; MaxSim sums
+    products in float32 either way.
+
+    Args:
+        model: Dense or multi-vector, possibly wrapped.
+        features: `input_ids` and `attention_mask`, (texts, tokens), and whatever else the model reads.
+        task: "query" or "document".
+    """
+    transformer = getattr(model, "module", model)[0]
+    # Set where flash attention takes texts without padding.
+    if getattr(transformer, "data_collator", None) is not None:
+        features = unpadded(features["input_ids"], features["attention_mask"], transformer._flatten_position_offset)
+    device = next(model.parameters()).device
+    out = model(batch_to_device(features, device), task=task)
+    scored = (
+        torch.get_autocast_dtype("cuda")
+        if device.type == "cuda" and torch.is_autocast_enabled("cuda")
+        else torch.float32
+    )
+    if "sentence_embedding" in out:
+        return pack(out["sentence_embedding"].to(scored)[:, None])
+    return pack(out["token_embeddings"].to(scored), out["attention_mask"])
+
+
+def unpadded(input_ids: Tensor, attention_mask: Tensor, first_position: int = 0) -> dict[str, Any]:
+    """Texts one behind the other, as flash attention's variable-length functions take them.
+
+    Args:
+        input_ids: (texts, tokens), padded on the right.
+        attention_mask: (texts, tokens).
+        first_position: Of every text; RoBERTa counts from its padding's number + 1.
+
+    Returns:
+        What transformers' DataCollatorWithFlattening returns for the same texts.
+    """
+    real = attention_mask.bool()
+    lengths = real.sum(1)
+    ends = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+    texts = torch.arange(len(real), device=real.device).to(torch.int32)
+    longest = int(lengths.max())
+    return {
+        "input_ids": input_ids[real][None],
+        "position_ids": (real.cumsum(1) - 1 + first_position)[real][None],
+        "seq_idx": texts.repeat_interleave(lengths)[None],
+        "cu_seq_lens_q": ends,
+        "cu_seq_lens_k": ends,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }

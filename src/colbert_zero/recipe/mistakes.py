@@ -1,0 +1,288 @@
+"""A recipe's mistakes in the user's words: the key's path, what is wrong, what was found, the mend."""
+
+import difflib
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from colbert_zero.errors import near, show
+
+if TYPE_CHECKING:
+    from colbert_zero.recipe.schema import Recipe
+
+
+SECTIONS = ("sources", "collections", "teachers", "phases", "pipelines")
+
+_NAME_MEND = "use at most 60 letters, digits, - and _, beginning with a letter or digit"
+
+_SHOULD = {
+    "switch": "a number",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "int_parsing_size": "a smaller number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "greater_than": "greater than {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "at most {le:g}",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "literal_error": "one of {expected}",
+    "list_type": "a list",
+    "too_short": "one entry or more",
+    "dict_type": "a mapping of keys",
+    "model_type": "a mapping of keys",
+    "model_attributes_type": "a mapping of keys",
+}
+
+
+def explain(error: Any, keys: Callable[[list[Any], str | None], Iterable[str]]) -> str:
+    """One of pydantic's errors in the user's words.
+
+    Args:
+        error: An entry of `ValidationError.errors()`.
+        keys: The keys allowed at a path; a source's or collection's kind comes beside.
+    """
+    path, kind, value, context = list(error["loc"]), error["type"], error["input"], error.get("ctx", {})
+    if kind == "invalid_key" or path[-1] == "[key]":
+        path = [part for part in path if part != "[key]"]
+        mend = _NAME_MEND if isinstance(path[-1], str) else "put it in quotes"
+        return f"{_dotted(path[:-1]) or 'top level'}: the name {show(path[-1])} cannot be used; {mend}"
+    # A discriminated union adds the branch it took, which the user did not write.
+    branch = path.pop(2) if path[0] in ("sources", "collections") and len(path) > 2 else None
+    if path[0] == "phases" and path[2:3] == ["temperature"] and len(path) > 3:
+        del path[3]
+    where = _dotted(path)
+    if kind in ("missing", "union_tag_not_found"):
+        return f"{where}{'' if kind == 'missing' else '.kind'}: missing; this key is required"
+    if kind == "extra_forbidden":
+        return f"{where}: unknown key{near(path[-1], keys(path[:-1], branch))}"
+    if kind == "union_tag_invalid":
+        kinds = context["expected_tags"].replace("'", "").split(", ")
+        return f"{where}.kind: {show(value['kind'])} is unknown{near(value['kind'], kinds)}"
+    if kind in ("string_pattern_mismatch", "string_too_long"):
+        return f"{where}: {show(value)} cannot be a name; {_NAME_MEND}"
+    mend = "; put it in quotes" if kind == "string_type" and isinstance(value, int | float | list) else ""
+    if kind == "literal_error":
+        context = {"expected": context["expected"].replace("'", "").replace(" or ", ", ")}
+        alike = difflib.get_close_matches(str(value), context["expected"].split(", "), 1)
+        mend = near(value, alike)
+    should = _SHOULD[kind].format(**context) if kind in _SHOULD else error["msg"]
+    return f"{where}: should be {should}, found {show(value)}{mend}"
+
+
+def _dotted(path: list[Any]) -> str:
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
+    return text if text.isprintable() else ascii(text)
+
+
+# ---- What keys and entries do to each other
+
+
+def _entries(data: dict[str, Any], section: str) -> list[tuple[Any, dict[str, Any]]]:
+    entries = data.get(section)
+    entries = entries if isinstance(entries, dict) else {}
+    return [(name, entry) for name, entry in entries.items() if isinstance(entry, dict)]
+
+
+def _given(entry: dict[str, Any], *keys: str) -> list[str]:
+    return [key for key in keys if entry.get(key) is not None]
+
+
+def contradictions(data: dict[str, Any]) -> list[str]:
+    """Keys of one entry that do not go together. On the raw data, to be told together with all the rest."""
+    wrong = []
+    model = data.get("model")
+    if isinstance(model, dict):
+        if len(_given(model, "base", "architecture")) != 1:
+            wrong.append("model: give exactly one of `base` (a Hub id or folder) and `architecture` (from scratch)")
+        architecture = model.get("architecture")
+        if isinstance(architecture, dict) and "model_type" not in architecture:
+            wrong.append("model.architecture: needs `model_type`, for example `model_type: modernbert`")
+    for name, source in _entries(data, "sources"):
+        tables = _given(source, "train", "queries", "documents")
+        if source.get("kind") in ("jsonl", "parquet") and (
+            len(tables) not in (0, 3) or bool(tables) == bool(_given(source, "path"))
+        ):
+            wrong.append(f"sources.{name}: give either `path`, or all three of `train`, `queries` and `documents`")
+        if source.get("kind") == "hub" and (len(tables) not in (0, 3) or (tables and _given(source, "configs"))):
+            wrong.append(f"sources.{name}: give either `configs`, or all three of `train`, `queries` and `documents`")
+        if source.get("kind") in ("parquet", "hub"):
+            if source.get("streaming") is True and tables:
+                wrong.append(
+                    f"sources.{name}.streaming: the three-table form looks texts up by their ids and cannot be "
+                    "streamed; leave `streaming` out"
+                )
+            if _given(source, "shuffle_buffer") and source.get("streaming") in (None, False):
+                wrong.append(
+                    f"sources.{name}.shuffle_buffer: only for what is streamed (the rest is shuffled as a whole); "
+                    "leave it out, or add `streaming: true`"
+                )
+    for name, teacher in _entries(data, "teachers"):
+        if not (teacher.get("pipeline") and teacher.get("pipeline_weight", 1)) and not teacher.get("bm25_weight"):
+            wrong.append(f"teachers.{name}: needs a `pipeline`, a `bm25_weight` above 0, or both")
+    for name, phase in _entries(data, "phases"):
+        if len(_given(phase, "steps", "epochs")) == 2:
+            wrong.append(f"phases.{name}: give `steps` or `epochs`, not both")
+        if phase.get("objective") == "distillation" and phase.get("negatives"):
+            wrong.append(f"phases.{name}.negatives: distillation uses all candidates of a query; leave it out")
+        if phase.get("objective") == "contrastive" and _given(phase, "student_scores"):
+            wrong.append(f"phases.{name}.student_scores: only distillation scales the student's scores; leave it out")
+        if (
+            phase.get("objective") == "distillation"
+            and phase.get("length_normalised") is True
+            and phase.get("student_scores") in (None, "min-max")
+        ):
+            wrong.append(
+                f"phases.{name}.length_normalised: scales each query's scores, and so does `student_scores: min-max`; "
+                "leave it out, or set `student_scores: raw`"
+            )
+        if phase.get("select") == "best" and not _given(phase, "evaluate_every"):
+            wrong.append(f"phases.{name}.select: best needs `evaluate_every`, the steps between evaluations; add it")
+    return wrong
+
+
+def wrong_references(recipe: "Recipe", data: dict[str, Any]) -> list[str]:
+    """Names that point nowhere, and entries that cannot work together."""
+    names = {"teachers": {}} | {key: data[key] for key in SECTIONS if key in data}
+    if len(names) < len(SECTIONS) or not all(isinstance(names[key], dict) for key in names):
+        return []  # a section without names, which is told elsewhere
+    wrong = _wrong_sources(recipe, names) + _wrong_phases(recipe, names)
+    chains = {f"pipelines.{name}": chain for name, chain in recipe.pipelines.items()}
+    chains |= {f"teachers.{name}.pipeline": teacher.pipeline for name, teacher in recipe.teachers.items()}
+    for place, chain in chains.items():
+        wrong += [f"{place}: no phase {p!r}{near(p, names['phases'])}" for p in chain if p not in names["phases"]]
+        wrong += [f"{place}: the phase {p!r} stands twice" for p in dict.fromkeys(chain) if chain.count(p) > 1]
+        kinds = [recipe.phases[p].representation if p in recipe.phases else None for p in chain]
+        if ("multi-vector", "dense") in pairwise(kinds):
+            wrong.append(f"{place}: a dense phase cannot follow a multi-vector one; put it before")
+        wrong += [_other_prompts(recipe, *pair) for pair in pairwise(chain) if set(pair) <= set(recipe.phases)]
+    taken = {"bm25": "the lexical baseline"} | {f"teacher-{name}": "a teacher" for name in names["teachers"]}
+    firsts = {chain[0]: recipe.phases.get(chain[0]) for chain in chains.values() if chain}
+    dense = {name for name, first in firsts.items() if first and first.representation == "dense"}
+    for name, chain in recipe.pipelines.items():
+        if name in taken or (name in dense and chain != [name]):
+            wrong.append(f"pipelines.{name}: the name of {taken.get(name, 'the dense phase alone')}; choose another")
+    for name in recipe.teachers:
+        if name in _teachers_behind(recipe, name):
+            wrong.append(f"teachers.{name}.pipeline: one of its phases learns from this very teacher")
+    return [mistake for mistake in wrong if mistake]
+
+
+def _other_prompts(recipe: "Recipe", before: str, name: str) -> str:
+    """What to say of a phase whose start is trained with other prompts; nothing where that is allowed."""
+    phase = recipe.phases[name]
+    had, wants = recipe.phases[before].prompts or recipe.prompts, phase.prompts or recipe.prompts
+    if phase.allow_prompt_mismatch or had == wants:
+        return ""
+    return (
+        f"phases.{name}.prompts: {wants.query!r} and {wants.document!r}, but its start {before!r} is trained with "
+        f"{had.query!r} and {had.document!r}, and changing prompts hurts clearly; make them equal, or, for an "
+        "ablation, add `allow_prompt_mismatch: true`"
+    )
+
+
+def _teachers_behind(recipe: "Recipe", name: str) -> set[str]:
+    """Every teacher whose scores were used, directly or not, in training this one."""
+    behind: set[str] = set()
+    waiting = [name]
+    while waiting:
+        teacher = recipe.teachers.get(waiting.pop())
+        phases = [recipe.phases[p] for p in teacher.pipeline if p in recipe.phases] if teacher else []
+        sources = [recipe.sources.get(source) for phase in phases for source in phase.sources]
+        found = {source.teacher for source in sources if source and source.kind == "scored"} - behind
+        behind |= found
+        waiting += found
+    return behind
+
+
+def _wrong_sources(recipe: "Recipe", names: dict[str, Any]) -> list[str]:
+    """What is wrong between sources, teachers and collections."""
+    wrong = []
+    for name, source in recipe.sources.items():
+        place = f"sources.{name}"
+        if source.kind in ("mined", "scored"):
+            of = recipe.sources.get(source.of)
+            if source.of not in names["sources"]:
+                wrong.append(f"{place}.of: no source {source.of!r}{near(source.of, names['sources'])}")
+            elif source.kind == "mined" and _is_streamed(of):
+                wrong.append(
+                    f"{place}.of: {source.of!r} is only streamed, and mining needs all its documents; take "
+                    f"`streaming` out of sources.{source.of}, perhaps with a `limit`"
+                )
+            elif source.kind == "mined" and of and not _has_pairs(of, allow_mined=False):
+                wrong.append(f"{place}.of: {source.of!r} has no plain pairs ({of.kind}); mine a source of pairs")
+            elif source.kind == "scored" and of and of.kind != "mined":
+                wrong.append(f"{place}.of: {source.of!r} has no mined negatives; point it at a source of kind mined")
+        if source.kind == "scored" and source.teacher not in names["teachers"]:
+            wrong.append(f"{place}.teacher: no teacher {source.teacher!r}{near(source.teacher, names['teachers'])}")
+        if source.kind == "mined" and source.skip + source.negatives > source.depth:
+            wrong.append(
+                f"{place}.depth: {source.depth} documents hold no {source.negatives} negatives"
+                f"{f' after {source.skip} skipped' if source.skip else ''}; raise it"
+            )
+    for name, held in recipe.collections.items():
+        if held.kind != "held-out":
+            continue
+        place, of = f"collections.{name}", recipe.sources.get(held.source)
+        if held.source not in names["sources"]:
+            wrong.append(f"{place}.source: no source {held.source!r}{near(held.source, names['sources'])}")
+        elif _is_streamed(of):
+            wrong.append(
+                f"{place}.source: {held.source!r} is only streamed, and pairs are held out before training; name "
+                f"another source, or take `streaming` out of sources.{held.source}"
+            )
+        elif of and not _has_pairs(of, allow_mined=False):
+            wrong.append(f"{place}.source: {held.source!r} has no plain pairs ({of.kind}); name a source of pairs")
+        if held.queries and held.queries > held.documents:
+            wrong.append(f"{place}.queries: {held.queries} is more than the {held.documents} pairs held out")
+    return wrong
+
+
+def _is_streamed(source: Any) -> bool:
+    return source is not None and source.kind in ("parquet", "hub") and source.streaming
+
+
+def _has_pairs(source: Any, allow_mined: bool) -> bool:
+    """Whether a source's rows may be pairs, as far as the recipe tells."""
+    if source.kind == "mined":
+        return allow_mined
+    # With both `path` and `train` the entry is refused for that alone.
+    return source.kind == "docstrings" or (
+        source.kind != "scored" and (source.train is None or (source.kind != "hub" and source.path is not None))
+    )
+
+
+def _wrong_phases(recipe: "Recipe", names: dict[str, Any]) -> list[str]:
+    """What is wrong between phases and their sources."""
+    wrong = []
+    for name, phase in recipe.phases.items():
+        for source_name in phase.sources:
+            place, source = f"phases.{name}.sources", recipe.sources.get(source_name)
+            if source_name not in names["sources"]:
+                wrong.append(f"{place}: no source {source_name!r}{near(source_name, names['sources'])}")
+            elif source is None:
+                continue
+            elif phase.objective == "distillation" and source.kind in ("docstrings", "mined"):
+                wrong.append(
+                    f"{place}: {source_name!r} has no teacher scores for distillation; use a source of kind "
+                    "scored, or rows with `documents` and `scores`"
+                )
+            elif phase.objective == "contrastive" and source.kind == "scored":
+                wrong.append(f"{place}: {source_name!r} is for distillation; use {source.of!r} here")
+            elif phase.objective == "contrastive" and not _has_pairs(source, allow_mined=True):
+                wrong.append(f"{place}: {source_name!r} has scored candidates, for distillation, and no pairs")
+            elif phase.negatives and source.kind == "docstrings":
+                wrong.append(f"phases.{name}.negatives: {source_name!r} has no hard negatives; mine them (kind: mined)")
+            elif source.kind == "mined" and phase.negatives > source.negatives:
+                wrong.append(f"phases.{name}.negatives: {phase.negatives}, but {source_name!r} has {source.negatives}")
+        wrong += [
+            f"phases.{name}.sources: {s!r} stands twice"
+            for s in dict.fromkeys(phase.sources)
+            if phase.sources.count(s) > 1
+        ]
+    return wrong

@@ -1,0 +1,1 @@
+"""Pipelines of phases, trained, evaluated and compared."""

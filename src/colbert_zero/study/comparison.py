@@ -1,0 +1,269 @@
+"""A study's results: everything trained and evaluated, compared, counted and written down (docs/records.md)."""
+
+import os
+import platform
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from colbert_zero.data.collection import Collection
+from colbert_zero.evaluation.ranking import rank_bm25
+from colbert_zero.evaluation.runs import Run
+from colbert_zero.evaluation.significance import compare
+from colbert_zero.files import fingerprint, read_json, write_json
+from colbert_zero.processes import agree, is_main, world_size
+from colbert_zero.recipe.schema import Mined, Recipe, Scored
+from colbert_zero.study.graph import chains_of, graph
+from colbert_zero.study.rankings import Ranker
+from colbert_zero.study.study import Study
+from colbert_zero.teaching.teacher import describe, fuse
+
+
+def run_study(study: Study, only: list[str] | None, command: str) -> dict[str, Any]:
+    """Train and evaluate everything a recipe's pipelines need that is not there yet; returns results.json's content."""
+    recipe = study.recipe
+    chains = chains_of(recipe, only)
+    nodes = graph(recipe, chains)
+    if not study.collections:
+        study.prepare(nodes)
+    if is_main():
+        write_json(study.folder / "recipe.json", recipe.model_dump())
+        write_json(study.folder / "environment.json", environment(command))
+    study.rankings.fusions = {
+        _identity(study, name): [_part_identity(study, part) for _, part in parts]
+        for name, parts in _parts(recipe, nodes).items()
+        if len(parts) > 1
+    }
+    systems = _Systems(study)
+    systems.add("bm25", "baseline", (), None, lambda: study.evaluate("bm25", "bm25", _bm25))
+    for chain in nodes:
+        study.train(chain)
+        owner = next((name for name, c in chains.items() if c[: len(chain)] == chain), None)
+        if recipe.phases[chain[-1]].representation == "dense":
+            systems.add_phase("+".join(chain), "baseline", chain, None)
+        elif owner is not None:
+            systems.add_phase(owner if chains[owner] == chain else f"{owner}@{chain[-1]}", "pipeline", chain, owner)
+    # A dense pipeline, or a second one with the same phases, is a system under its own name too.
+    for name, chain in chains.items():
+        if name not in systems.records:
+            systems.add_phase(name, "pipeline", chain, name)
+    teachers, data = _teachers(study, nodes), _data(study, nodes)
+    results = {
+        "schema": 1, "recipe": recipe.name,
+        "collections": {
+            name: {"documents": c.documents_count, "queries": len(c.qrels)} for name, c in study.collections.items()
+        },
+        "systems": systems.records,
+        "comparisons": _comparisons(study, systems.records, list(chains)),
+    }  # fmt: skip
+    if is_main():
+        write_json(study.folder / "teachers.json", teachers)
+        write_json(study.folder / "data.json", data)
+        write_json(study.folder / "results.json", results)
+    return results
+
+
+def _bm25(collection: Collection, depth: int) -> Run:
+    """BM25's run, made by the main process alone."""
+    return rank_bm25(collection, depth) if is_main() else {}
+
+
+class _Systems:
+    """The systems of results.json, evaluated as they come."""
+
+    def __init__(self, study: Study):
+        self.study = study
+        self.records: dict[str, Any] = {}
+
+    def add_phase(self, name: str, kind: str, chain: tuple[str, ...], pipeline: str | None) -> None:
+        """Evaluate a trained phase's model as a system."""
+        self.add(name, kind, chain, pipeline, partial(self.study.evaluate_phase, name, chain))
+
+    def add(
+        self, name: str, kind: str, chain: tuple[str, ...], pipeline: str | None, evaluate: Callable[[], Any]
+    ) -> None:
+        """Evaluate a system and keep its record."""
+        phases = [self.study.train(chain[: n + 1]) for n in range(len(chain))]
+        self.records[name] = {
+            "kind": kind,
+            "pipeline": pipeline,
+            "after": chain[-1] if pipeline is not None and name != pipeline else None,
+            "representation": phases[-1]["representation"] if phases else "lexical",
+            "phases": [
+                {key: phase[key] for key in ("name", "id", "device_seconds", "texts", "tokens")} for phase in phases
+            ],
+            "device_seconds": round(sum(phase["device_seconds"] for phase in phases), 3),
+            "scores": evaluate(),
+        }
+        self.study.show.say(f"{name}: nDCG@10 {mean_score(self.records[name]):.4f}")
+
+
+def families(systems: dict[str, Any], pipelines: list[str]) -> dict[str, list[tuple[str, str]]]:
+    """The pairs of systems that a study tests, in two families; each is corrected for its own number of tests.
+
+    `pipelines`: every two finished pipelines, and each against BM25 and the dense baseline with the highest mean.
+    `checkpoints`: each finished pipeline against every multi-vector checkpoint on its way, whosever name that has; one
+    that is a finished pipeline itself is in the first family already.
+    """
+    dense = [n for n, s in systems.items() if s["kind"] == "baseline" and s["representation"] == "dense"]
+    dense = [max(dense, key=lambda name: mean_score(systems[name]))] if dense else []
+    pairs = list(combinations(pipelines, 2))
+    last = {name: system["phases"][-1]["id"] if system["phases"] else None for name, system in systems.items()}
+    pairs += [(p, other) for other in ("bm25", *dense) for p in pipelines if last[p] != last[other]]
+    # A checkpoint with two names goes by the later one, a pipeline's own.
+    named = {last[name]: name for name, system in systems.items() if system["representation"] == "multi-vector"}
+    on_the_way = [
+        (p, named[phase["id"]]) for p in pipelines for phase in systems[p]["phases"][:-1] if phase["id"] in named
+    ]
+    known = {frozenset(pair) for pair in pairs}
+    return {"pipelines": pairs, "checkpoints": [pair for pair in on_the_way if frozenset(pair) not in known]}
+
+
+def mean_score(system: dict[str, Any]) -> float:
+    """A system's mean nDCG@10 over collections, each with the same weight."""
+    scores = [scores["nDCG@10"] for scores in system["scores"].values()]
+    return sum(scores) / len(scores)
+
+
+def _comparisons(study: Study, systems: dict[str, Any], pipelines: list[str]) -> list[dict[str, Any]]:
+    """The tests of both families, on the mean over collections and on each."""
+    rows = []
+    for family, pairs in families(systems, pipelines).items():
+        per_query = {
+            collection: {
+                system: read_json(study.folder / "per_query" / f"{system}.{collection}.json")
+                for system in dict.fromkeys(name for pair in pairs for name in pair)
+            }
+            for collection in study.collections
+        }
+        tested = compare(per_query, pairs, "nDCG@10", seed=study.recipe.seed)
+        rows += [{"family": family, **row} for row in tested]
+    return rows
+
+
+# A part of a teacher: a chain of phases, or BM25.
+Part = tuple[str, ...] | Literal["bm25"]
+
+
+def _parts(recipe: Recipe, nodes: list[tuple[str, ...]]) -> dict[str, list[tuple[float, Part]]]:
+    """The teachers whose scores these phases are trained on: (weight, part), those with a weight."""
+    used: dict[str, list[tuple[float, Part]]] = {}
+    for source in dict.fromkeys(name for chain in nodes for name in recipe.phases[chain[-1]].sources):
+        spec = recipe.sources[source]
+        while isinstance(spec, Mined | Scored):
+            if isinstance(spec, Scored):
+                teacher = recipe.teachers[spec.teacher]
+                parts: list[tuple[float, Part]] = [(teacher.bm25_weight, "bm25")]
+                if teacher.pipeline:
+                    parts.append((teacher.pipeline_weight, tuple(teacher.pipeline)))
+                used[spec.teacher] = [(weight, part) for weight, part in parts if weight]
+            spec = recipe.sources[spec.of]
+    return used
+
+
+def _part_identity(study: Study, part: Part) -> str:
+    return "bm25" if part == "bm25" else study.phase_id(part)
+
+
+def _identity(study: Study, name: str) -> str:
+    """What a fused teacher's ranking is known by."""
+    teacher = study.recipe.teachers[name]
+    return fingerprint(teacher.asked(), study.phase_id(tuple(teacher.pipeline)) if teacher.pipeline else None)
+
+
+def _teachers(study: Study, nodes: list[tuple[str, ...]]) -> dict[str, Any]:
+    """Each teacher that was used: what it is, how good, what it cost."""
+
+    def ranker(part: Part) -> Ranker:
+        return _bm25 if part == "bm25" else partial(study.rank, part)
+
+    records = {}
+    for name, parts in _parts(study.recipe, nodes).items():
+        sources = [source for source in _sources(study, nodes).values() if source.get("teacher") == name]
+        teacher = study.recipe.teachers[name]
+        chain = tuple(teacher.pipeline)
+        phases = [study.train(chain[: n + 1]) for n in range(len(chain))]
+
+        def fused(collection: Collection, depth: int, parts: list[tuple[float, Part]] = parts) -> Run:
+            deep = study.rankings.deep
+            return fuse([(w, deep(_part_identity(study, p), collection, ranker(p))) for w, p in parts], depth)
+
+        if len(parts) > 1:
+            scores = study.evaluate(f"teacher-{name}", _identity(study, name), fused)
+        else:
+            # One part's order is the fused one's.
+            [(_, part)] = parts
+            scores = study.evaluate(f"teacher-{name}", _part_identity(study, part), ranker(part))
+        records[name] = {
+            "description": describe(teacher),
+            "parts": [{"name": "BM25" if p == "bm25" else " → ".join(p), "weight": w} for w, p in reversed(parts)],
+            "device_seconds": round(sum(phase["device_seconds"] for phase in phases), 3),
+            "scoring_seconds": round(sum(source["seconds"] for source in sources), 3),
+            "scores": scores,
+            "queries": sum(source["rows"] for source in sources),
+            "n_ways": sources[0]["n_ways"] if sources else None,
+        }
+    return records
+
+
+def _sources(study: Study, nodes: list[tuple[str, ...]]) -> dict[str, Any]:
+    """Records of the sources that these phases are trained on and of what those are made of, opened or not yet."""
+    names = set(study.sources)
+    for name in (name for chain in nodes for name in study.recipe.phases[chain[-1]].sources):
+        names.add(name)
+        while isinstance(spec := study.recipe.sources[name], Mined | Scored):
+            name = spec.of
+            names.add(name)
+    # A second run that finds all phases trained has opened none of the sources that are made on the way.
+    made = [name for name in study.recipe.sources if name in names and agree(study.is_made(name))]
+    return {name: study.source(name).record for name in made}
+
+
+def _data(study: Study, nodes: list[tuple[str, ...]]) -> dict[str, Any]:
+    return {
+        "sources": {
+            name: {k: v for k, v in source.items() if k != "id"} for name, source in _sources(study, nodes).items()
+        },
+        "collections": {
+            name: {
+                "documents": collection.documents_count,
+                "queries": len(collection.qrels),
+                "judgements": sum(len(grades) for grades in collection.qrels.values()),
+                "from": study.recipe.collections[name].model_dump(),
+            }
+            for name, collection in study.collections.items()
+        },
+    }
+
+
+def environment(command: str) -> dict[str, Any]:
+    """environment.json: what ran where."""
+    processor = next(
+        (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), ""
+    )
+    return {
+        "colbert_zero": version("colbert-zero"),
+        "python": platform.python_version(),
+        **{name.replace("-", "_"): version(name) for name in ("torch", "transformers", "sentence-transformers")},
+        "platform": platform.platform(),
+        "processor": processor or platform.processor(),
+        "cores": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or ["cpu"],
+        "processes": world_size(),
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+    }
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []

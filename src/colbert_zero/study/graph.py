@@ -1,0 +1,59 @@
+"""Chains of phases."""
+
+from colbert_zero.errors import ColbertZeroError
+from colbert_zero.recipe.schema import Recipe, Scored
+
+# ---- Chains of phases
+
+
+def chains_of(recipe: Recipe, only: list[str] | None) -> dict[str, tuple[str, ...]]:
+    """Pipelines to run, as chains of phases.
+
+    Raises:
+        ColbertZeroError: A name in `only` is no pipeline.
+    """
+    for name in only or []:
+        if name not in recipe.pipelines:
+            raise ColbertZeroError(f"--only {name}: no such pipeline (there are: {', '.join(recipe.pipelines)})")
+    return {name: tuple(chain) for name, chain in recipe.pipelines.items() if not only or name in only}
+
+
+def chain_to(recipe: Recipe, phase: str) -> tuple[str, ...]:
+    """The chain that ends in a phase, which may be named PIPELINE@PHASE.
+
+    Raises:
+        ColbertZeroError: There is none, or several that start differently.
+    """
+    pipeline, _, name = phase.rpartition("@")
+    chains = {n: tuple(c) for n, c in recipe.pipelines.items()} | {
+        n: tuple(t.pipeline) for n, t in recipe.teachers.items()
+    }
+    found = {c[: c.index(name) + 1]: n for n, c in chains.items() if name in c and pipeline in ("", n)}
+    if not found:
+        names = ", ".join(dict.fromkeys(p for chain in chains.values() for p in chain))
+        raise ColbertZeroError(f"--phase {phase}: no pipeline has it (there are: {names})")
+    if len(found) > 1:
+        raise ColbertZeroError(
+            f"--phase {phase}: it starts differently in each of several pipelines; say which: "
+            + ", ".join(f"{n}@{name}" for n in found.values())
+        )
+    return next(iter(found))
+
+
+def graph(recipe: Recipe, chains: dict[str, tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Every phase that the chains need, each once, a start before what builds on it, teachers before their students."""
+    ordered: dict[tuple[str, ...], None] = {}
+
+    def visit(chain: tuple[str, ...]) -> None:
+        if not chain or chain in ordered:
+            return
+        visit(chain[:-1])
+        for name in recipe.phases[chain[-1]].sources:
+            spec = recipe.sources[name]
+            if isinstance(spec, Scored):
+                visit(tuple(recipe.teachers[spec.teacher].pipeline))
+        ordered[chain] = None
+
+    for chain in chains.values():
+        visit(chain)
+    return list(ordered)

@@ -1,0 +1,393 @@
+"""A study: its pipelines become a graph of phases, each found by its fingerprint, made and evaluated if missing."""
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from colbert_zero.data.collection import Collection, load_beir, load_hub
+from colbert_zero.data.order import Order
+from colbert_zero.data.prepared import Part, Source, open_source
+from colbert_zero.data.sources import folder_fingerprints, prepare_source, source_id
+from colbert_zero.errors import ColbertZeroError
+from colbert_zero.evaluation import validation
+from colbert_zero.evaluation.ranking import rank
+from colbert_zero.evaluation.runs import PerQuery, Run
+from colbert_zero.files import atomic_folder, fingerprint, read_json
+from colbert_zero.models.encoders import Alignment, load_model
+from colbert_zero.models.scratch import check_architecture, train_tokenizer, write_scratch
+from colbert_zero.processes import agree, appears, is_main, made_by_main, share
+from colbert_zero.recipe.schema import Beir, HeldOut, Mined, Phase, Recipe, Scored
+from colbert_zero.study.rankings import Ranker, Rankings
+from colbert_zero.teaching.negatives import mine
+from colbert_zero.teaching.teacher import score
+from colbert_zero.training.phase import order_of, steps_of, too_large, train_phase
+from colbert_zero.training.reporters import check_reporters, reporting
+from colbert_zero.training.trainer import Training
+from colbert_zero.watch import stop_if_asked
+
+T = TypeVar("T")
+
+RECORD_VERSION = 1
+"""Part of every fingerprint: raised when a change of the code makes older phases incomparable."""
+
+_TOKENIZER_ROWS = 100_000
+"""Rows of a streamed source that a tokenizer is trained on: its parts' first ones."""
+
+
+class Show(Protocol):
+    """How progress reaches the user; the command line has the real one."""
+
+    def say(self, text: str) -> None:
+        """One line."""
+
+    def bar(self, name: str, total: int) -> "AbstractContextManager[Callable[[int, dict[str, Any]], None]]":
+        """A progress bar; the callable takes what is done so far and figures to show."""
+
+
+@dataclass
+class Study:
+    """One run of a recipe in a folder.
+
+    Attributes:
+        recipe: Checked.
+        folder: Where the records go.
+        show: Progress.
+        cache: Where parsed docstrings are kept between studies.
+    """
+
+    recipe: Recipe
+    folder: Path
+    show: Show
+    cache: Path
+    sources: dict[str, Source] = field(default_factory=dict)
+    collections: dict[str, Collection] = field(default_factory=dict)
+    validation: list[Collection] = field(default_factory=list)
+    rankings: Rankings = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rankings = Rankings(self.folder, RECORD_VERSION)
+
+    @property
+    def data(self) -> Path:
+        """Prepared sources."""
+        return self.folder / "data"
+
+    # ---- What there is to do: fingerprints, before anything is trained
+
+    def prepare(self, chains: list[tuple[str, ...]]) -> None:
+        """Check the architecture, read the sources these chains need, and load the collections.
+
+        A tokenizer trained from scratch reads all texts of the recipe, whatever phases are trained now.
+        """
+        check_reporters(self.recipe.reporters)
+        names = {name for chain in chains for phase in chain for name in self.recipe.phases[phase].sources}
+        if self.recipe.model.architecture:
+            check_architecture(self.recipe.model.architecture)
+            names |= {name for phase in self.recipe.phases.values() for name in phase.sources}
+        names |= {spec.source for spec in self.recipe.collections.values() if isinstance(spec, HeldOut)}
+        for phase in dict.fromkeys(name for chain in chains for name in chain):
+            share(self.recipe.phases[phase].global_batch_size, f"phases.{phase}.global_batch_size")
+        self.prepare_sources(names)
+        for name, spec in self.recipe.collections.items():
+            self.collections[name] = self._collection(name, spec)
+        if any(self.recipe.phases[phase].evaluate_every for chain in chains for phase in chain):
+            self.prepare_validation()
+
+    def prepare_sources(self, names: set[str]) -> None:
+        """Read the files, data sets or docstrings that these sources are made of."""
+        roots = {self._root(name) for name in names}
+        for name in (name for name in self.recipe.sources if name in roots):
+            make = partial(prepare_source, name, self.recipe, self.data, self.cache)
+            self.sources[name] = self._make(f"data: {name}", name, make)
+
+    def prepare_validation(self) -> list[Collection]:
+        """The small collections that training is judged on, chosen at first use."""
+        if not self.validation:
+            choose = partial(
+                validation.choose, self.recipe, self.collections, self.folder / "validation", self.show.say
+            )
+            self.validation = made_by_main(choose, validation.chosen)
+        return self.validation
+
+    def _make(self, title: str, name: str, make: Callable[[Callable[[int, int], None]], Path]) -> Source:
+        """A source that the main process makes under a progress bar, in the folder that `make` returns."""
+        with self.show.bar(title, 0) as advance:
+
+            def report(done: int, total: int) -> None:
+                stop_if_asked()
+                advance(done, {"total": total})
+
+            return made_by_main(lambda: make(report), partial(open_source, name, spec=self.recipe.sources[name]))
+
+    def _collection(self, name: str, spec: Any) -> Collection:
+        if isinstance(spec, HeldOut):
+            return load_beir(self.sources[spec.source].folder / f"held-out-{name}", name=name)
+        if isinstance(spec, Beir):
+            return load_beir(Path(spec.path).expanduser(), spec.split, name)
+        return load_hub(spec.path, spec.split, spec.revision)
+
+    def _root(self, name: str) -> str:
+        """The source of texts that a mined or scored source is made of."""
+        spec = self.recipe.sources[name]
+        return self._root(spec.of) if isinstance(spec, Mined | Scored) else name
+
+    def source_id(self, name: str) -> str:
+        """Fingerprint of a source, whether it is made yet or not."""
+        spec = self.recipe.sources[name]
+        if isinstance(spec, Mined):
+            return fingerprint(RECORD_VERSION, spec.asked(), self.source_id(spec.of))
+        if isinstance(spec, Scored):
+            teacher = self.recipe.teachers[spec.teacher]
+            run = self.phase_id(tuple(teacher.pipeline)) if teacher.pipeline else None
+            return fingerprint(RECORD_VERSION, spec.asked(), teacher.asked(), self.source_id(spec.of), run)
+        return self.sources[name].id if name in self.sources else source_id(name, self.recipe, self.data)
+
+    def is_made(self, name: str) -> bool:
+        """Whether a source is prepared, mined or scored already."""
+        return (self.data / f"{name}-{self.source_id(name)}" / "source.json").is_file()
+
+    def start_id(self) -> str:
+        """Fingerprint of the model before any phase."""
+        model = self.recipe.model
+        if model.base is not None:
+            folder = Path(model.base).expanduser()
+            if not folder.is_dir():
+                return fingerprint(RECORD_VERSION, model.asked())
+            # What is in it, not where it lies: another model put in its place is another start.
+            files = folder_fingerprints(folder, self.data)
+            return fingerprint(RECORD_VERSION, model.asked(exclude={"base"}), files)
+        roots = sorted({self._root(name) for phase in self.recipe.phases.values() for name in phase.sources})
+        texts = [self.source_id(name) for name in roots]
+        return fingerprint(RECORD_VERSION, model.asked(), self.recipe.markers.asked(), self.recipe.seed, texts)
+
+    def phase_id(self, chain: tuple[str, ...]) -> str:
+        """Fingerprint of all that makes the last phase of a chain: its entry, data, prompts, and its parent's."""
+        spec = self.recipe.phases[chain[-1]]
+        parent = self.phase_id(chain[:-1]) if len(chain) > 1 else self.start_id()
+        made_of = spec.asked(exclude={"checkpoint_every", "keep_checkpoints", "evaluate_every", "select"})
+        if spec.select == "best":
+            judged_on = [[c.name, c.fingerprint] for c in self.prepare_validation()]
+            made_of |= {"select": "best", "evaluate_every": spec.evaluate_every, "validation": judged_on}
+        sources = [[name, self.source_id(name)] for name in spec.sources]
+        alignment = vars(self.alignment(spec))
+        return fingerprint(RECORD_VERSION, made_of, alignment, self.recipe.model.dim, self.recipe.seed, sources, parent)
+
+    def phase_folder(self, chain: tuple[str, ...]) -> Path:
+        """Where a phase is, or will be, kept."""
+        return self.folder / "phases" / f"{chain[-1]}-{self.phase_id(chain)}"
+
+    def is_done(self, chain: tuple[str, ...]) -> bool:
+        """Whether a phase is trained; its folder appears only whole."""
+        return bool(agree((self.phase_folder(chain) / "phase.json").is_file()))
+
+    def alignment(self, spec: Phase) -> Alignment:
+        """Prompts, markers and lengths of a phase."""
+        prompts, markers = spec.prompts or self.recipe.prompts, self.recipe.markers
+        lengths = self.recipe.lengths(spec)
+        return Alignment(prompts.query, prompts.document, markers.query, markers.document, *lengths)
+
+    # ---- Making what is missing
+
+    def source(self, name: str) -> Source:
+        """A source, made now if it is mined or scored and not there yet."""
+        if name not in self.sources:
+            spec, identity = self.recipe.sources[name], self.source_id(name)
+            folder = self.data / f"{name}-{identity}"
+            if agree((folder / "source.json").is_file()):
+                appears(folder / "source.json")
+                self.sources[name] = open_source(name, folder, spec)
+                return self.sources[name]
+            assert isinstance(spec, Mined | Scored)
+            of, model = self.source(spec.of), None
+            if isinstance(spec, Mined):
+                make = partial(mine, name, spec, of, identity, self.data)
+                self.sources[name] = self._make(f"hard negatives: {name}", name, make)
+                return self.sources[name]
+            teacher = self.recipe.teachers[spec.teacher]
+            if teacher.pipeline and teacher.pipeline_weight:
+                self.train(tuple(teacher.pipeline))
+                model = load_model(self.phase_folder(tuple(teacher.pipeline)) / "model") if is_main() else None
+            make = partial(score, name, spec, teacher, of, model, identity, self.data)
+            self.sources[name] = self._make(f"teacher scores: {name}", name, make)
+        return self.sources[name]
+
+    def start(self) -> tuple[str, dict[str, Any]]:
+        """The model before any phase (folder or Hub id) and options for loading it; made now if it is from scratch."""
+        model = self.recipe.model
+        if model.base is not None:
+            base = Path(model.base).expanduser()
+            options = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+            return (str(base) if base.is_dir() else model.base), {k: v for k, v in options.items() if v}
+        folder = self.folder / "phases" / f"start-{self.start_id()}"
+        made_by_main(lambda: folder if folder.is_dir() else self._write_start(folder), lambda _: None)
+        return str(folder), {}
+
+    def _write_start(self, folder: Path) -> Path:
+        """A tokenizer trained on the recipe's sources, and an encoder with random weights."""
+        model = self.recipe.model
+        assert model.architecture is not None
+        self.show.say("training the tokenizer and writing random weights")
+        roots = dict.fromkeys(self._root(name) for phase in self.recipe.phases.values() for name in phase.sources)
+        texts = (
+            text
+            for parts in (self.source(name).parts for name in roots)
+            for part in parts.values()
+            for rows in part.sample(_TOKENIZER_ROWS // len(parts))
+            for column in _text_columns(rows)
+            for text in column
+        )
+        markers = [self.recipe.markers.query, self.recipe.markers.document]
+        longest = max(sum(self.recipe.lengths(phase)) for phase in self.recipe.phases.values()) + 64
+        tokenizer = train_tokenizer(texts, model.vocabulary, markers, longest)
+        with atomic_folder(folder) as temporary:
+            write_scratch(temporary, model.architecture, tokenizer, self.recipe.seed)
+        return folder
+
+    def parts(self, spec: Phase) -> dict[str, Part]:
+        """All parts of a phase's sources, as it reads them."""
+        parts = (part for source in spec.sources for part in self.source(source).parts.values())
+        return {part.name: part.for_phase(spec) for part in parts}
+
+    def train(self, chain: tuple[str, ...]) -> dict[str, Any]:
+        """The record of a chain's last phase, trained now if it is not yet."""
+        folder = self.phase_folder(chain)
+        stop_if_asked()
+        if self.is_done(chain):
+            return read_json(folder / "phase.json")
+        if len(chain) > 1:
+            self.train(chain[:-1])
+            start, options = str(self.phase_folder(chain[:-1]) / "model"), dict[str, Any]()
+            appears(Path(start))
+            parent = self.phase_id(chain[:-1])
+        else:
+            (start, options), parent = self.start(), None
+        spec = self.recipe.phases[chain[-1]]
+        parts = self.parts(spec)
+        check_columns(chain[-1], spec, parts)
+        seed = self.recipe.seed if spec.seed is None else spec.seed
+        steps = steps_of(spec, order_of(spec, parts, seed, chain[-1]))
+        if self.recipe.model.attention:
+            options["attn_implementation"] = self.recipe.model.attention
+        run = Training(
+            chain[-1],
+            self.phase_id(chain),
+            chain,
+            parent,
+            start,
+            spec,
+            self.alignment(spec),
+            seed,
+            steps,
+            self.recipe.model.dim,
+            options,
+        )
+        validate = partial(validation.validate, collections=self.prepare_validation()) if spec.evaluate_every else None
+        reporters = tuple(self.recipe.reporters)
+        with (
+            self.show.bar(" → ".join(chain), steps) as advance,
+            reporting(reporters, self.folder, folder.name, self.recipe.name),
+        ):
+            report = lambda log: advance(log["step"], log)  # noqa: E731
+            return train_phase(run, parts, folder, report, validate, self.show.say, reporters)
+
+    def plan(self, chains: list[tuple[str, ...]]) -> list[list[str]]:
+        """A row a phase, for the user: name, what it trains, its start, data, steps, texts, tokens, if done."""
+        rows = []
+        for chain in chains:
+            spec = self.recipe.phases[chain[-1]]
+            done, start = self.is_done(chain), chain[-2] if len(chain) > 1 else self.recipe.model.base or "scratch"
+            record = read_json(self.phase_folder(chain) / "phase.json") if done else None
+            if record:
+                steps, texts, tokens = record["steps"], record["texts"], f"{record['tokens']:,}"
+            else:
+                steps, texts, tokens = self._estimate(chain[-1], spec)
+            trains = f"{spec.representation}, {spec.objective}"
+            state = "done" if done else ""
+            rows.append([chain[-1], trains, start, ", ".join(spec.sources), f"{steps:,}", f"{texts:,}", tokens, state])
+        return rows
+
+    def _estimate(self, name: str, spec: Phase) -> tuple[int, int, str]:
+        """Steps, texts and most tokens of a phase, from the rows that its sources have or will have."""
+        rows: dict[str, int] = {}
+        ways = spec.negatives + 1
+        for source in spec.sources:
+            count, total, entry = None, 0, self.recipe.sources[source]
+            while isinstance(entry, Mined | Scored):
+                count = min(filter(None, (count, entry.queries)), default=None)
+                ways = entry.negatives + 1 if isinstance(entry, Mined) and spec.objective == "distillation" else ways
+                entry = self.recipe.sources[entry.of]
+            parts = self.sources[self._root(source)].parts
+            total = sum(len(part) for part in parts.values())
+            for part, table in parts.items():
+                if spec.objective == "distillation" and table.scored:
+                    ways = max(ways, *table.lengths())
+                rows[f"{source}:{part}"] = len(table) if count is None else len(table) * min(count, total) // total
+        order = Order(rows, spec.global_batch_size, self.recipe.seed, spec.alpha)
+        if not order.names:
+            raise too_large(name, spec, rows)
+        steps = steps_of(spec, order)
+        queries, documents = self.recipe.lengths(spec)
+        pairs = steps * spec.global_batch_size
+        return steps, pairs * (1 + ways), f"{pairs * (queries + ways * documents):,}"
+
+    # ---- Evaluation
+
+    def evaluate(self, system: str, identity: str, make: Ranker) -> dict[str, dict[str, float]]:
+        """Scores of a system on every collection; what its identity has ranked before is not ranked again."""
+        scores = {}
+        for name, collection in self.collections.items():
+            stop_if_asked()
+            scores[name] = _means(self.rankings.scores(system, identity, collection, make))
+        return scores
+
+    def rank(self, chain: tuple[str, ...], collection: Collection, depth: int) -> Run:
+        """Rank a collection with a trained phase's model."""
+        model = load_model(self.phase_folder(chain) / "model")
+        with self.show.bar(f"evaluating {chain[-1]} on {collection.name}", collection.documents_count) as advance:
+            return rank(model, collection, depth, lambda done, total: advance(done, {}))
+
+    def evaluate_phase(self, system: str, chain: tuple[str, ...]) -> dict[str, dict[str, float]]:
+        """Scores of a trained phase."""
+        return self.evaluate(system, self.phase_id(chain), partial(self.rank, chain))
+
+
+def _text_columns(rows: dict[str, list[Any]]) -> list[list[str]]:
+    columns = [rows["query"]]
+    if "document" in rows:
+        columns.append(rows["document"])
+    if "documents" in rows:
+        columns.append([text for row in rows["documents"] for text in row])
+    return columns
+
+
+def _means(per_query: PerQuery) -> dict[str, float]:
+    measures = next(iter(per_query.values()))
+    return {m: math.fsum(scores[m] for scores in per_query.values()) / len(per_query) for m in measures}
+
+
+def check_columns(name: str, spec: Phase, parts: dict[str, Part]) -> None:
+    """Refuse data that lacks what the objective needs, before training.
+
+    Raises:
+        ColbertZeroError: Names the part, what it lacks and the mend.
+    """
+    for part in parts.values():
+        scored = part.scored
+        if scored != (spec.objective == "distillation"):
+            has, wants = ("scored candidates", "pairs") if scored else ("pairs", "candidates with scores")
+            raise ColbertZeroError(f"phases.{name}.sources: {part.name} has {has}, {spec.objective} needs {wants}")
+        lengths = part.lengths()
+        if scored and len(lengths) > 1:
+            raise ColbertZeroError(
+                f"phases.{name}.sources: {part.name} has rows of {min(lengths)} to {max(lengths)} candidates; "
+                "distillation needs the same number in every row of a source"
+            )
+        if not scored and min(lengths, default=spec.negatives) < spec.negatives:
+            raise ColbertZeroError(
+                f"phases.{name}.negatives: {spec.negatives}, but {part.name} has rows with only {min(lengths)}; "
+                "lower it to that, or mine more"
+            )

@@ -1,0 +1,121 @@
+"""Teacher scores: the weighted sum of a trained scorer and BM25, each min-max normalised over a query's candidates."""
+
+import time
+from pathlib import Path
+
+import torch
+
+from colbert_zero.data.prepared import DOCUMENTS, Progress, Source, arrow_file
+from colbert_zero.data.rows import CANDIDATES
+from colbert_zero.evaluation.runs import Run
+from colbert_zero.files import atomic_folder, write_checksums, write_json
+from colbert_zero.maxsim.scores import packed_candidate_scores
+from colbert_zero.models.bm25 import Bm25
+from colbert_zero.models.encoders import Model
+from colbert_zero.models.encoding import encode, reorder
+from colbert_zero.recipe.schema import Scored, Teacher
+from colbert_zero.teaching.negatives import share_out, spread
+from colbert_zero.training.losses import min_max
+
+_BLOCK = 128
+
+
+def describe(teacher: Teacher) -> str:
+    """What a teacher is, in words."""
+    parts = []
+    if teacher.pipeline and teacher.pipeline_weight:
+        parts.append(f"{teacher.pipeline_weight:g} × {' → '.join(teacher.pipeline)}")
+    if teacher.bm25_weight:
+        parts.append(f"{teacher.bm25_weight:g} × BM25")
+    return " + ".join(parts) + ", each min-max normalised per query"
+
+
+def score(
+    name: str,
+    spec: Scored,
+    teacher: Teacher,
+    source: Source,
+    model: Model | None,
+    identity: str,
+    data: Path,
+    progress: Progress | None,
+) -> Path:
+    """A source of candidates with the teacher's scores, made once and kept in the folder that is returned.
+
+    A query's candidates are its document and its mined negatives. Documents are encoded a block of queries at a
+    time, each once a block, so that memory does not grow with the source.
+    """
+    folder = data / f"{name}-{identity}"
+    if (folder / "source.json").is_file():
+        return folder
+    started, done = time.monotonic(), 0
+    documents = source.documents
+    assert documents is not None
+    bm25 = Bm25(documents["text"]) if teacher.bm25_weight else None
+    counts = share_out({part.name: len(part) for part in source.parts.values()}, spec.queries)
+    total = sum(counts.values())
+    with atomic_folder(folder) as temporary:
+        with arrow_file(temporary / "documents.arrow", DOCUMENTS) as write:
+            for text in documents["text"]:
+                write({"text": text})
+        kept: dict[str, int] = {}
+        for part in source.tables.values():
+            rows = spread(part, counts[part.name])
+            with arrow_file(temporary / f"{len(kept)}.arrow", CANDIDATES) as write:
+                for start in range(0, len(rows), _BLOCK):
+                    block = part.rows[rows[start : start + _BLOCK]]
+                    columns = zip(block["document"], block["negatives"], strict=True)
+                    candidates = torch.tensor([[document, *negatives] for document, negatives in columns])
+                    scores = torch.zeros(candidates.shape)
+                    if model is not None:
+                        scores += teacher.pipeline_weight * min_max(
+                            _model_scores(model, block["query"], candidates, source)
+                        )
+                    if bm25 is not None:
+                        lexical = torch.from_numpy(bm25.score_pairs(block["query"], candidates.numpy()))
+                        scores += teacher.bm25_weight * min_max(lexical)
+                    for row in zip(block["query"], candidates.tolist(), scores.tolist(), strict=True):
+                        write(dict(zip(("query", "documents", "scores"), row, strict=True)))
+                    done += len(candidates)
+                    if progress:
+                        progress(done, total)
+            kept[part.name.split("/", 1)[1]] = len(rows)
+        record = {
+            "id": identity,
+            "kind": "scored",
+            "parts": kept,
+            "rows": total,
+            "dropped": {},
+            "held_out": 0,
+            "of": source.name,
+            "teacher": spec.teacher,
+            "n_ways": candidates.shape[1],
+            "seconds": round(time.monotonic() - started, 3),
+        }
+        write_json(temporary / "source.json", record)
+        write_checksums(temporary)
+    return folder
+
+
+def _model_scores(model: Model, queries: list[str], candidates: torch.Tensor, source: Source) -> torch.Tensor:
+    """MaxSim of each query with its candidates, (queries, n_ways); every distinct document is encoded once."""
+    distinct, places = torch.unique(candidates, return_inverse=True)
+    part = next(iter(source.tables.values()))
+    documents = reorder(encode(model, part.texts(distinct.numpy()), "document"), places.flatten())
+    return packed_candidate_scores(encode(model, queries, "query"), documents, candidates.shape[1]).cpu()
+
+
+def fuse(runs: list[tuple[float, Run]], depth: int) -> Run:
+    """Rank by the weighted sum of runs' scores, each min-max normalised over what it retrieved for a query.
+
+    A document that a run did not retrieve has 0 in it. Ties go by document id.
+    """
+    fused: dict[str, dict[str, float]] = {}
+    for weight, run in runs:
+        for query, ranked in run.items():
+            sums = fused.setdefault(query, {})
+            if ranked:
+                high, low = ranked[0][1], ranked[-1][1]
+                for document, value in ranked:
+                    sums[document] = sums.get(document, 0.0) + weight * (value - low) / max(high - low, 1e-9)
+    return {query: sorted(sums.items(), key=lambda item: (-item[1], item[0]))[:depth] for query, sums in fused.items()}

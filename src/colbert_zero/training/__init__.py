@@ -1,0 +1,1 @@
+"""One phase: its batches, its loss, its loop, its checkpoints."""

@@ -1,0 +1,153 @@
+"""Training checkpoints: atomic, checked, without pickles."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.optim import Optimizer
+from transformers.trainer_callback import TrainerState
+
+from colbert_zero.errors import ColbertZeroError
+from colbert_zero.files import atomic_folder, file_fingerprint, read_json, write_json
+from colbert_zero.processes import process_rank, world_size
+
+_STATE = "trainer_state.json"
+
+_FILES = ("weights.safetensors", "optimizer.safetensors", "random.safetensors", "schedule.json", "run.json", _STATE)
+
+
+def checkpoint_path(work: Path, step: int) -> Path:
+    """Where the checkpoint after so many steps lies."""
+    return work / f"step-{step}"
+
+
+def save_checkpoint(
+    folder: Path,
+    weights: nn.Module,
+    optimizer: Optimizer,
+    schedule: Any,
+    state: TrainerState,
+    random: dict[str, torch.Tensor],
+    run: dict[str, Any],
+) -> None:
+    """Write all that training goes on from, or nothing.
+
+    Args:
+        folder: The checkpoint's.
+        weights: The model, with the loss's own parameters.
+        optimizer: Its moments and settings.
+        schedule: The learning rate's.
+        state: The trainer's: step and log.
+        random: Random states of all processes, as `random_states` gives them.
+        run: Of whose training: `id` (all that made it, hashed), and positions in streamed sources.
+
+    Raises:
+        ColbertZeroError: It cannot be written, as on a full disk; what was there before is still whole.
+    """
+    try:
+        with atomic_folder(folder) as temporary:
+            save_file({k: v.contiguous() for k, v in weights.state_dict().items()}, temporary / "weights.safetensors")
+            optimiser = optimizer.state_dict()
+            tensors = {
+                f"{index}.{key}": value.contiguous()
+                for index, values in optimiser["state"].items()
+                for key, value in values.items()
+            }
+            save_file(tensors, temporary / "optimizer.safetensors")
+            numbers = {"groups": optimiser["param_groups"], "schedule": schedule.state_dict()}
+            write_json(temporary / "schedule.json", numbers)
+            save_file(random, temporary / "random.safetensors")
+            state.save_to_json(str(temporary / _STATE))
+            write_json(temporary / "run.json", run)
+            write_json(temporary / "checksums.json", {name: file_fingerprint(temporary / name) for name in _FILES})
+    except (OSError, SafetensorError) as error:
+        before = last_checkpoint(folder.parent, run["id"])[0]
+        raise ColbertZeroError(
+            f"{folder}: this checkpoint cannot be written ({error}), so training stops. "
+            + (f"The one before it, {before.name}, is whole; " if before else "There is none before it; ")
+            + "make room or mend the disk, and the same command goes on from there"
+        ) from None
+
+
+def random_states() -> dict[str, torch.Tensor]:
+    """This process's random states."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def load_checkpoint(folder: Path, weights: nn.Module) -> None:
+    """Put a checkpoint's weights into a module of the same shape."""
+    weights.load_state_dict(load_file(folder / "weights.safetensors"))
+
+
+def load_optimizer(folder: Path, optimizer: Optimizer, schedule: Any) -> None:
+    """Put a checkpoint's optimiser state and schedule back."""
+    numbers = json.loads((folder / "schedule.json").read_text())
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in load_file(folder / "optimizer.safetensors").items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": numbers["groups"]})
+    schedule.load_state_dict(numbers["schedule"])
+
+
+def load_random_states(folder: Path) -> bool:
+    """Put this process's random states back; false where as many processes as now did not write them."""
+    random = load_file(folder / "random.safetensors")
+    if len(random["cpu"]) != world_size():
+        return False
+    torch.set_rng_state(random["cpu"][process_rank()].clone())  # a row of a table is not aligned as it wants
+    if "cuda" in random and torch.cuda.is_available():
+        torch.cuda.set_rng_state(random["cuda"][process_rank()].clone())
+    return True
+
+
+def load_run(folder: Path) -> dict[str, Any]:
+    """Of whose training a checkpoint is: `id`, and positions in streamed sources."""
+    return read_json(folder / "run.json")
+
+
+def damage(folder: Path, phase_id: str) -> str | None:
+    """What is wrong with a checkpoint; None where every file is there with the bytes that were written."""
+    try:
+        checksums = read_json(folder / "checksums.json")
+        for name in _FILES:
+            if file_fingerprint(folder / name) != checksums.get(name):
+                return f"{name} is not what was written"
+        if load_run(folder)["id"] != phase_id:
+            return "it belongs to another training"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        return f"it cannot be read ({error})"
+    return None
+
+
+def checkpoints(work: Path) -> list[Path]:
+    """A phase's checkpoints, the newest first, whole or not."""
+    found = [path for path in work.glob("step-*") if path.name.removeprefix("step-").isdecimal() and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+
+
+def last_checkpoint(work: Path, phase_id: str) -> tuple[Path | None, dict[Path, str]]:
+    """The newest whole checkpoint of a phase, and what is wrong with those that are newer."""
+    damaged: dict[Path, str] = {}
+    for path in checkpoints(work):
+        if not (wrong := damage(path, phase_id)):
+            return path, damaged
+        damaged[path] = wrong
+    return None, damaged
+
+
+def delete_checkpoint(folder: Path) -> None:
+    """Delete a checkpoint; first its name, so that half of one is never taken for a whole."""
+    doomed = folder.with_name(f".{folder.name}.deleted.tmp")
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
