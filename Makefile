@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: install quickstart test slow-test check lint types benchmark clean
+.PHONY: install quickstart fix test slow-test check ci lint types docs benchmark clean
 
 install: $(VENV)/.installed
 
@@ -16,17 +16,26 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 quickstart: install
 	$(BIN)/colbert-zero run recipes/quickstart.yaml --out out/quickstart
 
+# make test ARGS="-k order -x"
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --durations=5 $(ARGS)
 
 slow-test: install
 	$(BIN)/python -m pytest -m slow
 
-check: lint types test slow-test
+# What to run before a commit; and what `.ci/run` runs, with whole runs of minutes each.
+check: lint types test
+
+ci: check slow-test
+
+fix: install
+	$(BIN)/ruff check --fix --quiet .
+	$(BIN)/ruff format .
 
 lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache
 
 types: install
 	$(BIN)/mypy

@@ -1,6 +1,7 @@
 """A 20-document collection and tiny seeded encoders, shared by all tests."""
 
 import string
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,49 +13,12 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from colbert_zero import cli
 from colbert_zero.data.collection import Collection
+from helpers import DOCUMENTS, PROMPTS, QRELS, QUERIES
 
-PROMPTS = {"query": "[Q] search_query: ", "document": "[D] search_document: "}
-
-DOCUMENTS = {
-    "lift": "The lift of a wing in a slipstream grows with the angle of attack.",
-    "drag": "Drag of a thin wing at supersonic speed, measured in a wind tunnel.",
-    "heat": "Heat transfer to a blunt body in hypersonic flow.",
-    "boundary": "A boundary layer separates where the pressure rises.",
-    "flutter": "Flutter of a panel heated on one side.",
-    "library": "A library lends books; its catalogue lists every title.",
-    "index": "An index maps each term to the documents that contain it.",
-    "stem": "A stemmer cuts the endings of words, so that libraries and library meet.",
-    "query": "A query is short; a document is long.",
-    "rank": "Documents are ranked by their similarity to the query.",
-    "lens": "The crystalline lens of the eye focuses light.",
-    "glucose": "Glucose in the plasma of mother and child at delivery.",
-    "oxygen": "Oxygen in the blood and in the cerebrospinal fluid.",
-    "lung": "Cells of the lung take up oxygen and give off carbon dioxide.",
-    "heart": "The heart pumps blood through the body.",
-    "algebra": "An international algebraic language for computers.",
-    "root": "Extraction of roots by repeated subtraction.",
-    "matrix": "Programs that multiply a matrix by a vector, and a matrix by a matrix, on a digital computer.",
-    "sort": "Sorting.",
-    "sharing": "A time sharing system lets several people use one computer at the same time.",
-}
-QUERIES = {
-    "q1": "lift and drag of a wing",
-    "q2": "how do libraries list books",
-    "q3": "oxygen in blood",
-    "q4": "computer",
-    "q5": "what is ranked for a query, and by which similarity",
-}
 # Tiny tensors: a second thread only adds waiting.
 torch.set_num_threads(1)
-
-QRELS = {
-    "q1": {"lift": 2, "drag": 2, "boundary": 1},
-    "q2": {"library": 2, "index": 1, "stem": 0},
-    "q3": {"oxygen": 2, "lung": 1, "heart": 1},
-    "q4": {"algebra": 1, "matrix": 1, "sharing": 1},
-    "q5": {"rank": 1},
-}
 
 
 @pytest.fixture(scope="session")
@@ -126,3 +90,26 @@ def tiny_dense(backbone: Path) -> SentenceTransformer:
     """A dense model of 32 dimensions; do not change it."""
     modules = [Transformer(str(backbone)), Pooling(32, "mean"), Normalize()]
     return SentenceTransformer(modules=modules, prompts=PROMPTS, device="cpu")
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run a command; returns exit code, standard output, standard error."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["colbert-zero", *map(str, words)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

@@ -5,9 +5,10 @@ import re
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from helpers import ROOT
+
+ROOT = ROOT
 
 
 def test_every_package_that_is_imported_is_declared():

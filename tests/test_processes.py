@@ -1,11 +1,9 @@
 """Training by real processes: what they agree on, and what happens when one of them dies."""
 
 import json
-import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +13,6 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from colbert_zero import watch
@@ -23,9 +20,20 @@ from colbert_zero.errors import ColbertZeroError, Stopped
 from colbert_zero.evaluation.ranking import rank, rank_bm25
 from colbert_zero.files import read_json
 from colbert_zero.processes import appears, share
-from test_study import data, study, write_rows
+from helpers import (
+    STEPS,
+    data,
+    environment,
+    free_port,
+    launch,
+    newest_step,
+    study,
+    succeed,
+    wait_for,
+    write_recipe,
+    write_rows,
+)
 
-STEPS = 240
 # Writes, for every batch that is read: its step, the reader's rank, and which rows of which part.
 LOGGING = """
 import json, os, sys, time
@@ -56,42 +64,6 @@ cli.main()
 """
 
 
-def write_recipe(folder, **phase):
-    """A recipe whose batches divide by two and by three; mini_batch_tokens makes the middle phase a cached one."""
-    write_rows(folder / "pairs.jsonl")
-    recipe = data(folder)
-    recipe["phases"]["unsupervised"] |= {"global_batch_size": 12, "mini_batch_tokens": 100_000, **phase}
-    recipe["phases"]["supervised"] |= {"global_batch_size": 6, "mini_batch_tokens": 50}
-    recipe["phases"]["distillation"] |= {"global_batch_size": 6}
-    recipe["pipelines"] = {"full": ["unsupervised", "supervised", "distillation"]}
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-def environment(**more):
-    return os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"} | {key: str(value) for key, value in more.items()}
-
-
-def launch(world, *command):
-    """torchrun's command line for so many processes, or the plain one for one."""
-    if world == 1:
-        return [sys.executable, *command]
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(world), "--master-port", str(free_port())]
-    return [sys.executable, *launcher, *command]
-
-
-def succeed(command, folder, **variables):
-    """Run a command that must succeed; returns what it printed."""
-    done = subprocess.run(command, cwd=folder, env=environment(**variables), capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 @contextmanager
 def two_in_training(folder):
     """Two processes in a long training, which no launcher would end; yielded when it has begun."""
@@ -116,13 +88,6 @@ def two_in_training(folder):
         for process in both:
             process.kill()
             process.wait()
-
-
-def wait_for(condition, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
 
 
 def weights(folder, phase):
@@ -272,11 +237,6 @@ def test_training_killed_at_ten_moments_and_resumed_by_one_or_three_sees_the_sam
     assert set().union(*seen["killed"]) == set(expected)
     assert all(min(attempt, default=0) > 0 for attempt in seen["killed"][3:])
     assert_same_training(tmp_path / "whole" / "out", killed / "out", ["unsupervised"])
-
-
-def newest_step(folder):
-    found = [int(path.name.split("-")[1]) for path in folder.glob("out/phases/*.unfinished/step-*")]
-    return max(found, default=0)
 
 
 def global_batches(folder: Path, attempt: int):

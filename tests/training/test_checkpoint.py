@@ -15,8 +15,7 @@ from colbert_zero.recipe.reading import load_recipe
 from colbert_zero.study.study import Study
 from colbert_zero.training import phase as phases
 from colbert_zero.training.checkpoint import checkpoints, damage, last_checkpoint
-from test_processes import environment, newest_step, wait_for, write_recipe
-from test_study import Silent, data, study, write_rows
+from helpers import Silent, data, environment, newest_step, study, wait_for, write_recipe, write_rows
 
 TRAIN = [sys.executable, "-m", "colbert_zero", "train", "recipe.yaml", "--phase", "unsupervised", "--out", "out"]
 

@@ -1,4 +1,3 @@
-import gzip
 import json
 import os
 import signal
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,72 +19,21 @@ from colbert_zero.data.prepared import MINED, Source, arrow_file, open_source
 from colbert_zero.data.sources import prepare_source, source_id
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.recipe.reading import check_recipe
-from colbert_zero.recipe.schema import Recipe
-
-PAIRS = [{"query": f"question {n}", "document": f"answer {n}"} for n in range(30)]
-SCORED = [{"query": f"q {n}", "documents": [f"a {n}", f"b {n}"], "scores": [1, n / 2]} for n in range(5)]
-QUERIES = [{"query_id": n, "text": f"question {n}"} for n in range(4)]
-DOCUMENTS = [{"document_id": f"d{n}", "text": f"document {n}"} for n in range(6)]
-TRAIN = [{"query_id": str(n), "document_ids": ["d1", f"d{n + 2}"], "scores": [0.5, n]} for n in range(4)]
-THREE = {"train": TRAIN, "queries": QUERIES, "documents": DOCUMENTS}
-
-
-def recipe(spec: dict[str, Any], **held_out: Any) -> Recipe:
-    scored = "train" in spec or spec.get("kind") == "hub"
-    phase = {"representation": "multi-vector", "global_batch_size": 2, "learning_rate": 0.1, "sources": ["s"]}
-    held = {"held": {"kind": "held-out", "source": "s", **held_out}} if held_out else {}
-    return check_recipe(
-        {
-            "name": "tiny",
-            "model": {"base": "x"},
-            "sources": {"s": spec},
-            "collections": held or {"c": {"kind": "beir", "path": "x"}},
-            "phases": {"p": {**phase, "objective": "distillation" if scored else "contrastive"}},
-            "pipelines": {"full": ["p"]},
-        }
-    )
-
-
-def prepare(tmp_path: Path, spec: dict[str, Any], **held_out: Any) -> Source:
-    return open_source("s", prepare_source("s", recipe(spec, **held_out), tmp_path / "data", tmp_path / "cache", None))
-
-
-def refusal(tmp_path: Path, spec: dict[str, Any], **held_out: Any) -> str:
-    """The message; nothing that could be taken for a prepared source may be left."""
-    with pytest.raises(ColbertZeroError) as caught:
-        prepare(tmp_path, spec, **held_out)
-    assert not list(tmp_path.glob("data/*/source.json"))
-    message = str(caught.value).replace(f"{tmp_path}/", "")
-    assert "\n" not in message
-    return message
-
-
-def read(source: Source) -> dict[str, list[dict[str, Any]]]:
-    """Rows of each part as dicts."""
-    result = {}
-    for name, part in source.parts.items():
-        columns = part.read(range(len(part)))
-        result[name] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    return result
-
-
-def jsonl(path: Path, rows: list[Any]) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = b"".join(
-        row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows for row in (row, b"\n")
-    )
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
-    return str(path)
-
-
-def parquet(path: Path, rows: list[Any]) -> str:
-    pq.write_table(pa.Table.from_pylist(rows), path)
-    return str(path)
-
-
-def as_pairs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{"query": row["query"], "document": row["document"], "negatives": row.get("negatives", [])} for row in rows]
-
+from example_sources import (
+    PAIRS,
+    SCORED,
+    THREE,
+    TRAIN,
+    as_pairs,
+    hub_folder,
+    jsonl,
+    parquet,
+    prepare,
+    read,
+    recipe,
+    refusal,
+)
+from helpers import ROOT
 
 # ---- What is read
 
@@ -157,24 +104,6 @@ def test_three_tables_are_joined_by_id(tmp_path: Path, kind: str, write: Callabl
     }
     assert source.documents is not None
     assert len(source.documents) == 6
-
-
-def hub_folder(folder: Path, tables: dict[str, list[Any]], write: Callable[..., str] = parquet) -> str:
-    """A local folder laid out as on the Hub."""
-    folder.mkdir()
-    lines = ["---", "configs:"]
-    for name, rows in tables.items():
-        file = write(folder / f"{name}.{write.__name__}", rows)
-        lines += [f"- config_name: {name}", "  data_files:", "  - split: train", f"    path: {Path(file).name}"]
-    (folder / "README.md").write_text("\n".join([*lines, "---", "# Data"]))
-    return str(folder)
-
-
-@pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
 @pytest.mark.usefixtures("offline")
@@ -568,7 +497,7 @@ def test_a_kill_while_preparing_leaves_nothing_taken_for_finished(tmp_path: Path
     )
     made = recipe({"kind": "jsonl", "path": path}, documents=10)
     (tmp_path / "recipe.json").write_text(made.model_dump_json())
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "src")}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run([sys.executable, "kill.py"], cwd=tmp_path, env=environment, check=False)
     assert done.returncode == -signal.SIGKILL
     assert list(tmp_path.glob("data/.s-*.tmp/0.arrow"))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from colbert_zero.data.collection import Collection, load_beir, load_hub, write_beir
 from colbert_zero.errors import ColbertZeroError
-from conftest import DOCUMENTS, QRELS, QUERIES
+from helpers import DOCUMENTS, QRELS, QUERIES
 
 CORPUS = ['{"_id": "d1", "title": "T", "text": "one"}', '{"_id": "d2", "text": "two"}']
 QUERY_LINES = ['{"_id": "q1", "text": "first"}', '{"_id": "q2", "text": "never judged"}']

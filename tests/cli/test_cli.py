@@ -7,25 +7,8 @@ import sys
 import pytest
 import yaml
 
-from colbert_zero import cli
 from colbert_zero.data.collection import write_beir
 from colbert_zero.recipe.reading import RECIPES, load_recipe
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Run a command; returns exit code, standard output, standard error."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["colbert-zero", *map(str, words)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def test_every_command_is_in_the_help_and_teaches_by_example(command):

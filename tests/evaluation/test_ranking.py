@@ -17,7 +17,7 @@ from colbert_zero.evaluation.runs import measure, read_run, write_run
 from colbert_zero.maxsim.packed import Packed
 from colbert_zero.models.bm25 import Bm25
 from colbert_zero.models.encoding import encode
-from conftest import DOCUMENTS, QRELS, QUERIES
+from helpers import DOCUMENTS, QRELS, QUERIES
 from oracles import maxsim, maxsim_matrix, ndcg, recall, reciprocal_rank
 
 TEXTS = [*DOCUMENTS.values(), "", ". . .", "word " * 200, "unseen glyph ☃"]

@@ -21,7 +21,7 @@ from colbert_zero.data.collection import load_beir, load_hub
 from colbert_zero.data.prepared import Source
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.files import LONGEST_TEXT
-from test_sources import (
+from example_sources import (
     DOCUMENTS,
     PAIRS,
     QUERIES,
@@ -29,14 +29,12 @@ from test_sources import (
     TRAIN,
     hub_folder,
     jsonl,
-    offline,
     parquet,
     prepare,
     read,
     refusal,
 )
 
-__all__ = ["offline"]
 # A long run: HOSTILE_EXAMPLES=20000 pytest tests/test_hostile.py
 EXAMPLES = int(os.environ.get("HOSTILE_EXAMPLES", "40"))
 fuzz = settings(

@@ -17,7 +17,7 @@ from colbert_zero.evaluation.runs import measure
 from colbert_zero.evaluation.validation import NANOBEIR_SETS, choose, chosen, sample, validate
 from colbert_zero.files import read_json
 from colbert_zero.recipe.reading import check_recipe
-from test_study import data, study, write_rows
+from helpers import data, study, write_rows
 
 
 class Hub:

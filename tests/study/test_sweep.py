@@ -12,8 +12,7 @@ from colbert_zero.report.sweep import draw
 from colbert_zero.study import study as studies
 from colbert_zero.study.sweep import plan_sweep, run_sweep
 from colbert_zero.terminal import best_overrides, sweep_table
-from test_cli import command  # noqa: F401 - a fixture
-from test_study import data, study, write_rows
+from helpers import data, study, write_rows
 
 RATE, BATCH = "phases.unsupervised.learning_rate", "phases.unsupervised.global_batch_size"
 
@@ -186,7 +185,7 @@ def test_points_share_the_phases_before_the_one_that_is_swept(folder, trained):
     assert record["chain"] == ["unsupervised", "supervised"]
 
 
-def test_the_command_prints_a_table_and_where_the_plot_is(folder, monkeypatch, command):  # noqa: F811
+def test_the_command_prints_a_table_and_where_the_plot_is(folder, monkeypatch, command):
     monkeypatch.chdir(folder)
     words = ("sweep", "mine.yaml", "--grid", f"{RATE}=1e-3,2e-3", "--steps", 2, "--out", "printed")
     code, out, error = command(*words)

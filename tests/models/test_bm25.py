@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colbert_zero.models.bm25 import Bm25
-from conftest import DOCUMENTS, QUERIES
+from helpers import DOCUMENTS, QUERIES
 
 words = st.sampled_from(["wing", "wings", "lift", "the", "drag", "x", "zebra"])
 texts = st.lists(st.lists(words, max_size=6), min_size=1, max_size=9)

@@ -9,7 +9,7 @@ import pytest
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.training import reporters as tracking
 from colbert_zero.training.reporters import check_reporters, reporting
-from test_study import data, study, write_rows
+from helpers import data, study, write_rows
 
 
 def test_a_reporter_that_is_not_installed_is_told_before_any_data_are_read(tmp_path, monkeypatch):

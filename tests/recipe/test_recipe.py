@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.recipe.reading import RECIPES, check_recipe, load_recipe
 from colbert_zero.recipe.schema import Recipe, Temperature
+from helpers import ROOT
 
 JARGON = (
     "Input should",
@@ -460,7 +461,7 @@ def test_the_schema_describes_every_key() -> None:
 
 def test_the_command_line_prints_the_mistakes_alone_and_exits_with_2(tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text("name: tiny\nmodle: {}\n")
-    source = Path(__file__).parents[1] / "src"
+    source = ROOT / "src"
     command = [sys.executable, "-m", "colbert_zero", "run", "broken.yaml"]
     environment = {**os.environ, "PYTHONPATH": str(source)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
@@ -472,7 +473,7 @@ def test_the_command_line_prints_the_mistakes_alone_and_exits_with_2(tmp_path: P
 
 
 def test_the_documentation_names_every_key_with_its_description() -> None:
-    page = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text()
+    page = (ROOT / "docs" / "recipes.md").read_text()
     schema = Recipe.model_json_schema()
     for model in (schema, *schema["$defs"].values()):
         for key, entry in model.get("properties", {}).items():

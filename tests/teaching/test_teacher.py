@@ -13,7 +13,7 @@ from colbert_zero.models.encoding import encode
 from colbert_zero.recipe.schema import Mined, Scored, Teacher
 from colbert_zero.teaching.negatives import mine
 from colbert_zero.teaching.teacher import fuse, score
-from conftest import DOCUMENTS
+from helpers import DOCUMENTS
 from oracles import maxsim
 
 

@@ -7,7 +7,6 @@ the test of each shows its outcome. Tests marked gpu run the same comparison on 
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from colbert_zero.maxsim import late_interaction as maxsim_late_interaction
 from colbert_zero.maxsim import scores as maxsim
 from colbert_zero.maxsim.packed import Packed
 from colbert_zero.maxsim.scores import _checked, candidate_scores, packed_candidate_scores, packed_scores
+from helpers import ROOT
 from oracles import maxsim_matrix
 
 UNEVEN = [3, 0, 5, 1, 40], [20, 0, 1, 70, 7, 3]
@@ -168,7 +168,7 @@ def interpreted():
     command = [sys.executable, "-m", "pytest", *options, __file__]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-    folder = Path(__file__).parent.parent
+    folder = ROOT
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder).stdout
 
 

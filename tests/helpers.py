@@ -1,0 +1,188 @@
+"""What tests of several folders share: a small collection, studies on files, real processes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+
+from colbert_zero.recipe.reading import check_recipe
+from colbert_zero.study.study import Study
+
+ROOT = Path(__file__).parents[1]
+
+
+PROMPTS = {"query": "[Q] search_query: ", "document": "[D] search_document: "}
+
+
+DOCUMENTS = {
+    "lift": "The lift of a wing in a slipstream grows with the angle of attack.",
+    "drag": "Drag of a thin wing at supersonic speed, measured in a wind tunnel.",
+    "heat": "Heat transfer to a blunt body in hypersonic flow.",
+    "boundary": "A boundary layer separates where the pressure rises.",
+    "flutter": "Flutter of a panel heated on one side.",
+    "library": "A library lends books; its catalogue lists every title.",
+    "index": "An index maps each term to the documents that contain it.",
+    "stem": "A stemmer cuts the endings of words, so that libraries and library meet.",
+    "query": "A query is short; a document is long.",
+    "rank": "Documents are ranked by their similarity to the query.",
+    "lens": "The crystalline lens of the eye focuses light.",
+    "glucose": "Glucose in the plasma of mother and child at delivery.",
+    "oxygen": "Oxygen in the blood and in the cerebrospinal fluid.",
+    "lung": "Cells of the lung take up oxygen and give off carbon dioxide.",
+    "heart": "The heart pumps blood through the body.",
+    "algebra": "An international algebraic language for computers.",
+    "root": "Extraction of roots by repeated subtraction.",
+    "matrix": "Programs that multiply a matrix by a vector, and a matrix by a matrix, on a digital computer.",
+    "sort": "Sorting.",
+    "sharing": "A time sharing system lets several people use one computer at the same time.",
+}
+
+
+QUERIES = {
+    "q1": "lift and drag of a wing",
+    "q2": "how do libraries list books",
+    "q3": "oxygen in blood",
+    "q4": "computer",
+    "q5": "what is ranked for a query, and by which similarity",
+}
+
+
+QRELS = {
+    "q1": {"lift": 2, "drag": 2, "boundary": 1},
+    "q2": {"library": 2, "index": 1, "stem": 0},
+    "q3": {"oxygen": 2, "lung": 1, "heart": 1},
+    "q4": {"algebra": 1, "matrix": 1, "sharing": 1},
+    "q5": {"rank": 1},
+}
+
+
+TOPICS = (
+    "wing lift drag flow body heat panel flutter",
+    "index term query rank stem list library book",
+    "blood lung heart oxygen lens eye plasma cell",
+    "root matrix sort program language computer share time",
+)
+
+
+def rows(count):
+    """Pairs whose query shares two rare words with its document."""
+    for i in range(count):
+        words = TOPICS[i % 4].split()
+        key = f"key{i} code{i * 7 % 1000}"
+        yield {
+            "query": f"{key} {words[i % 8]}",
+            "document": f"{' '.join(words[i % 5 :])} {key} {' '.join(words[: i % 5])} text",
+        }
+
+
+def write_rows(path, count=160):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows(count)))
+
+
+def data(folder, **changes):
+    contrastive = {
+        "objective": "contrastive", "sources": ["pairs"], "global_batch_size": 16, "learning_rate": 2e-3, "steps": 6,
+    }  # fmt: skip
+    recipe = {
+        "name": "tiny",
+        "model": {
+            "architecture": {
+                "model_type": "bert", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+                "intermediate_size": 32, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+            },
+            "vocabulary": 600, "dim": 16,
+        },
+        "query_tokens": 12, "document_tokens": 24,
+        "prompts": {"query": "q: ", "document": "d: "},
+        "sources": {
+            "pairs": {"kind": "jsonl", "path": str(folder / "pairs.jsonl")},
+            "hard": {"kind": "mined", "of": "pairs", "negatives": 3, "queries": 64},
+            "scored": {"kind": "scored", "of": "hard", "teacher": "blend"},
+        },
+        "collections": {"held-out": {"kind": "held-out", "source": "pairs", "documents": 30, "queries": 20}},
+        "teachers": {"blend": {"pipeline": ["unsupervised"], "bm25_weight": 1.0}},
+        "phases": {
+            "dense": {**contrastive, "representation": "dense", "temperature": 0.05},
+            "unsupervised": {**contrastive, "representation": "multi-vector"},
+            "supervised": {
+                **contrastive, "representation": "multi-vector", "sources": ["hard"], "negatives": 2,
+                "global_batch_size": 8, "steps": 3,
+            },
+            "distillation": {
+                "representation": "multi-vector", "objective": "distillation", "sources": ["scored"],
+                "global_batch_size": 8, "learning_rate": 1e-3, "steps": 3,
+            },
+        },
+        "pipelines": {"kd-only": ["dense", "distillation"], "full": ["unsupervised", "supervised", "distillation"]},
+    }  # fmt: skip
+    return recipe | changes
+
+
+class Silent:
+    def say(self, text):
+        pass
+
+    @contextmanager
+    def bar(self, name, total):
+        yield lambda done, values: None
+
+
+def study(folder, recipe):
+    return Study(check_recipe(recipe), folder / "out", Silent(), folder / "cache")
+
+
+STEPS = 240
+
+
+def write_recipe(folder, **phase):
+    """A recipe whose batches divide by two and by three; mini_batch_tokens makes the middle phase a cached one."""
+    write_rows(folder / "pairs.jsonl")
+    recipe = data(folder)
+    recipe["phases"]["unsupervised"] |= {"global_batch_size": 12, "mini_batch_tokens": 100_000, **phase}
+    recipe["phases"]["supervised"] |= {"global_batch_size": 6, "mini_batch_tokens": 50}
+    recipe["phases"]["distillation"] |= {"global_batch_size": 6}
+    recipe["pipelines"] = {"full": ["unsupervised", "supervised", "distillation"]}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def environment(**more):
+    return os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"} | {key: str(value) for key, value in more.items()}
+
+
+def launch(world, *command):
+    """torchrun's command line for so many processes, or the plain one for one."""
+    if world == 1:
+        return [sys.executable, *command]
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(world), "--master-port", str(free_port())]
+    return [sys.executable, *launcher, *command]
+
+
+def succeed(command, folder, **variables):
+    """Run a command that must succeed; returns what it printed."""
+    done = subprocess.run(command, cwd=folder, env=environment(**variables), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def wait_for(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def newest_step(folder):
+    found = [int(path.name.split("-")[1]) for path in folder.glob("out/phases/*.unfinished/step-*")]
+    return max(found, default=0)
