@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from colbert_zero.training.gradcache import grad_cache
+
 
 def maxsim(query: Tensor, document: Tensor) -> float:
     """MaxSim of two texts' token embeddings, (q_tokens, dim) and (d_tokens, dim), in float64."""
@@ -55,3 +57,35 @@ def reciprocal_rank(ranking: Sequence[str], grades: dict[str, int], cutoff: int 
         if grades.get(document_id, 0) > 0:
             return 1 / place
     return 0.0
+
+
+def train(model, objective, batches, spec, seed: int) -> list[float]:
+    """One process's training as a paper would write it: AdamW, schedule, clipping, autocast. The losses."""
+    torch.manual_seed(seed)
+    model.train()
+    named = [*model.named_parameters(), *objective.named_parameters()]
+    trained = [(name, p) for name, p in named if p.requires_grad]
+    plain = [p for name, p in trained if name.endswith("bias") or "norm" in name.lower() or name == "log_temperature"]
+    decaying = [p for _, p in trained if not any(p is other for other in plain)]
+    groups = [{"params": decaying, "weight_decay": spec.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=spec.learning_rate, fused=True)
+    warmup, losses = math.ceil(spec.warmup * len(batches)), []
+
+    def rate(step: int) -> float:
+        if step < warmup:
+            return step / max(1, warmup)
+        left = (step - warmup) / max(1, len(batches) - warmup)
+        return {"constant": 1.0, "linear": 1 - left, "cosine": 0.5 * (1 + math.cos(math.pi * left))}[spec.schedule]
+
+    for step in range(len(batches)):
+        queries, documents, scores = batches[step]
+        for group in optimizer.param_groups:
+            group["lr"] = spec.learning_rate * rate(step)
+        precision = lambda: torch.autocast("cpu", torch.bfloat16, enabled=spec.precision == "bfloat16")  # noqa: E731
+        loss_of = objective.of(queries, documents, scores)
+        loss, _ = grad_cache(model, (queries, documents), loss_of, spec.mini_batch_tokens, precision)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), spec.max_gradient_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses

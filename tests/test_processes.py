@@ -38,11 +38,11 @@ from helpers import (
 LOGGING = """
 import json, os, sys, time
 from colbert_zero import cli
-from colbert_zero.data import sources
+from colbert_zero.data import prepared
 from colbert_zero.training import batches
 
 read_now = []
-read, get = sources.ArrowPart.read, batches.Batches.__getitem__
+read, get = prepared.ArrowPart.read, batches.Batches.__getitem__
 
 def logged_read(part, rows):
     read_now.append([part.name, [int(row) for row in rows]])
@@ -58,7 +58,7 @@ def logged_get(self, step):
         file.write(json.dumps(line) + "\\n")
     return batch
 
-sources.ArrowPart.read, batches.Batches.__getitem__ = logged_read, logged_get
+prepared.ArrowPart.read, batches.Batches.__getitem__ = logged_read, logged_get
 sys.argv[0] = "colbert-zero"
 cli.main()
 """
@@ -177,7 +177,7 @@ def test_sigterm_to_one_process_saves_ends_all_with_success_and_says_how_to_go_o
     step = int(re.search(r"stopped by SIGTERM after step ([\d,]+) of 100,000", said)[1].replace(",", ""))
     assert "The same command goes on from there" in said
     [work] = tmp_path.glob("out/phases/unsupervised-*.unfinished")
-    assert read_json(work / f"step-{step}" / "run.json")["step"] == step == newest_step(tmp_path)
+    assert read_json(work / f"step-{step}" / "state.json")["step"] == step == newest_step(tmp_path)
 
 
 def test_a_ranking_shared_out_among_processes_is_the_ranking_of_one(tiny_multi_vector, collection, monkeypatch):

@@ -138,8 +138,7 @@ def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
     padded[: len(rows)] = rows
     parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded)
-    process_rank = dist.get_rank()
-    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]), sum(sizes[:process_rank])
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]), sum(sizes[: process_rank()])
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:

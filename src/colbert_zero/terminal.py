@@ -64,6 +64,7 @@ class RichShow:
                     waited = values["waited_seconds"] / max(values["elapsed_seconds"], 1e-9)
                     figures = f"loss {values['loss']:.3f}" + (f", {speed:,.0f} texts/s" if speed else "")
                     figures += f", {waited:.1%} of the time waiting for data"
+                # An evaluation on the way has no loss; the figures of the step before stay.
                 progress.update(
                     task, completed=done, total=values.get("total", total or None), figures=figures, visible=True
                 )

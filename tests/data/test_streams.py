@@ -23,6 +23,7 @@ from colbert_zero.data.sources import prepare_source, source_id
 from colbert_zero.data.streams import READ_AGAIN
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.files import read_json
+from colbert_zero.models.encoders import tokeniser
 from colbert_zero.recipe.reading import check_recipe
 from colbert_zero.recipe.schema import Recipe
 from colbert_zero.study.study import Study, check_columns
@@ -330,18 +331,18 @@ def test_a_checkpoint_serves_its_step_though_batches_were_read_ahead(
 
     def batches() -> Batches:
         parts = parts_of(tmp_path, made)
-        return Batches(parts, order_of(made.phases["p"], parts, 1, "p"), tiny_multi_vector, 40, 0)
+        return Batches(parts, order_of(made.phases["p"], parts, 1, "p"), tokeniser(tiny_multi_vector), 40, 0)
 
     first = batches()
-    expected = [batch["query_input_ids"].tolist() for batch in Prefetched(first, lambda: 0)]
+    expected = [batch.queries.input_ids.tolist() for batch in Prefetched(first, 0)]
     again = batches()
-    for step, _ in enumerate(islice(Prefetched(again, lambda: 0), 20)):
+    for step, _ in enumerate(islice(Prefetched(again, 0), 20)):
         state = json.loads(json.dumps(again.stream_states(step + 1)))
         assert set(state) == {"s/a", "s/b"}
         if step % 6 == 0:
             resumed = batches()
             resumed.restore_streams(state)
-            left = [batch["query_input_ids"].tolist() for batch in Prefetched(resumed, lambda step=step: step + 1)]
+            left = [batch.queries.input_ids.tolist() for batch in Prefetched(resumed, step + 1)]
             assert left == expected[step + 1 :]
     assert again.dropped() == {}
 

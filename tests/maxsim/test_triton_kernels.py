@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from colbert_zero.errors import ColbertZeroError
 from colbert_zero.maxsim import late_interaction as maxsim_late_interaction
 from colbert_zero.maxsim import scores as maxsim
 from colbert_zero.maxsim.packed import Packed
@@ -244,14 +245,15 @@ def test_backend_is_chosen_by_the_environment_and_a_cpu_always_uses_torch(monkey
     monkeypatch.delenv(maxsim.BACKEND_VARIABLE, raising=False)
     for found, backend in ((object(), "triton"), (None, "torch")):
         monkeypatch.setattr(maxsim, "find_spec", lambda name, found=found: found)
-        assert maxsim._backend(cuda) == backend
+        assert maxsim.backend(cuda) == backend
+    monkeypatch.setattr(maxsim, "find_spec", lambda name: object())
     for backend in ("torch", "triton", "late-interaction-kernels"):
         monkeypatch.setenv(maxsim.BACKEND_VARIABLE, backend)
-        assert maxsim._backend(cuda) == backend
-        assert maxsim._backend(cpu) == "torch"
+        assert maxsim.backend(cuda) == backend
+        assert maxsim.backend(cpu) == "torch"
     monkeypatch.setenv(maxsim.BACKEND_VARIABLE, "cuda")
-    with pytest.raises(ValueError, match="COLBERT_ZERO_MAXSIM='cuda' is none of auto, torch, triton, late-inter"):
-        maxsim._backend(cpu)
+    with pytest.raises(ColbertZeroError, match="COLBERT_ZERO_MAXSIM='cuda' is none of auto, torch, triton, late-inter"):
+        maxsim.backend(cpu)
 
 
 @pytest.mark.gpu

@@ -6,7 +6,7 @@ from datasets import Dataset
 
 from colbert_zero.data.order import Order
 from colbert_zero.data.prepared import ArrowPart
-from colbert_zero.models.encoders import Alignment, assemble
+from colbert_zero.models.encoders import Alignment, assemble, tokeniser
 from colbert_zero.training.batches import Batches
 
 
@@ -17,17 +17,12 @@ def test_a_batch_has_the_token_ids_that_the_model_makes_of_its_rows(backbone, ex
     model[0].query_expansion = expansion
     rows = [{"query": f"lift of wing {n}", "document": "drag " * n, "negatives": [f"heat {n}", "x"]} for n in range(9)]
     parts = {"s/p": ArrowPart("s/p", Dataset.from_list(rows), None)}
-    batches = Batches(parts, Order({"s/p": 9}, 4, seed=0), model, steps=2, negatives=1)
+    batches = Batches(parts, Order({"s/p": 9}, 4, seed=0), tokeniser(model), steps=2, negatives=1)
     batch, drawn = batches[1], [rows[n] for n in batches.order.batch(1)[1]]
-    columns = {
-        "query": [row["query"] for row in drawn],
-        "document": [row["document"] for row in drawn],
-        "negative_0": [row["negatives"][0] for row in drawn],
-    }
-    assert {key.removesuffix("_task") for key in batch if key.endswith("_task")} == set(columns)
-    for column, texts in columns.items():
-        task = "query" if column == "query" else "document"
-        expected = model.preprocess(texts, prompt=model.prompts[task], task=task)
+    documents = [row["document"] for row in drawn] + [row["negatives"][0] for row in drawn]
+    for texts, found in (([row["query"] for row in drawn], batch.queries), (documents, batch.documents)):
+        expected = model.preprocess(texts, prompt=model.prompts[found.task], task=found.task)
         for key in ("input_ids", "attention_mask"):
-            assert batch[f"{column}_{key}"].dtype == torch.int64
-            assert torch.equal(batch[f"{column}_{key}"], expected[key])
+            assert getattr(found, key).dtype == torch.int64
+            assert torch.equal(getattr(found, key), expected[key])
+    assert batch.teacher_scores is None

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from colbert_zero.errors import ColbertZeroError
+from colbert_zero.evaluation import validation
 from colbert_zero.files import file_fingerprint, read_json, write_json, writing
 from colbert_zero.recipe.reading import load_recipe
 from colbert_zero.study.study import Study
-from colbert_zero.training import phase as phases
 from colbert_zero.training.checkpoint import checkpoints, damage, last_checkpoint
 from helpers import Silent, data, environment, newest_step, study, wait_for, write_recipe, write_rows
 
@@ -91,11 +91,11 @@ def half_written(work: Path) -> None:
 
 def borrow(work: Path) -> None:
     """Another training's checkpoint, whole in itself."""
-    file, sums = work / "step-6" / "run.json", work / "step-6" / "checksums.json"
+    file, sums = work / "step-6" / "state.json", work / "step-6" / "checksums.json"
     before = file.read_bytes()
     file.write_text('{"id": "another", "step": 6}')
     assert file.read_bytes() != before
-    write_json(sums, read_json(sums) | {"run.json": file_fingerprint(file)})
+    write_json(sums, read_json(sums) | {"state.json": file_fingerprint(file)})
 
 
 FAULTS = {
@@ -123,7 +123,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(tmp_path, undis
 
 
 def test_the_log_of_a_long_phase_is_thinned_and_its_checkpoints_know_what_was_spent(tmp_path, undisturbed, monkeypatch):
-    monkeypatch.setattr("colbert_zero.training.trainer.LOG_ENTRIES", 3)
+    monkeypatch.setattr("colbert_zero.training.log.LOG_ENTRIES", 3)
     broken, _ = unfinished(tmp_path, crash=6, checkpoint_every=4)
     broken.show = Silent()
     record = broken.train(("unsupervised",))
@@ -239,7 +239,7 @@ def test_what_a_killed_run_left_half_written_is_deleted_by_the_next(tmp_path):
         assert {path.name for path in (tmp_path / "out").rglob("*")} == {".lock", "data", "phases"}
 
 
-def test_the_best_checkpoint_stays_beside_the_last_and_is_what_the_phase_ends_with(tmp_path):
+def test_the_best_checkpoint_stays_beside_the_last_and_is_what_the_phase_ends_with(tmp_path, monkeypatch):
     write_rows(tmp_path / "pairs.jsonl")
     recipe = data(tmp_path)
     phase = {"checkpoint_every": 4, "evaluate_every": 3, "steps": 13, "select": "best", "keep_checkpoints": 1}
@@ -255,16 +255,8 @@ def test_the_best_checkpoint_stays_beside_the_last_and_is_what_the_phase_ends_wi
             return nullcontext(lambda done, values: kept.append({p.name for p in checkpoints(work)}))
 
     best.show = Watching()
-    made = phases.make_trainer
-
-    def scripted(run, model, batches, work, progress, validate, *rest):
-        return made(run, model, batches, work, progress, lambda model: {"a": next(scores)}, *rest)
-
-    phases.make_trainer, restore = scripted, made
-    try:
-        record = best.train(("unsupervised",))
-    finally:
-        phases.make_trainer = restore
+    monkeypatch.setattr(validation, "validate", lambda model, collections: {"a": next(scores)})
+    record = best.train(("unsupervised",))
     measured = [(entry["step"], entry["mean"]) for entry in record["validation"]]
     assert measured == [(3, 0.2), (6, 0.5), (9, 0.4), (12, 0.1), (13, 0.3)]
     assert (record["best_step"], record["selected_step"]) == (6, 6)

@@ -11,38 +11,23 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import DataCollatorWithFlattening
 
-from colbert_zero.models.encoding import unpadded
+from colbert_zero.models.encoding import forward, unpadded
 from colbert_zero.processes import average_gradients
+from colbert_zero.training import gradcache
+from colbert_zero.training.gradcache import TokenisedTexts, grad_cache
 from colbert_zero.training.losses import (
-    ContrastiveLoss,
-    DistillationLoss,
-    Texts,
+    Contrastive,
+    Distillation,
     contrastive_loss,
     distillation_loss,
     false_negatives,
+    identities,
 )
 from oracles import distillation, maxsim_matrix
 
-WORDS = [
-    "lift",
-    "drag",
-    "wing",
-    "heat",
-    "body",
-    "flow",
-    "index",
-    "term",
-    "stem",
-    "query",
-    "rank",
-    "lens",
-    "blood",
-    "lung",
-    "heart",
-    "root",
-    "matrix",
-    "sort",
-]
+WORDS = """
+lift drag wing heat body flow index term stem query rank lens blood lung heart root matrix sort
+""".split()  # noqa: SIM905
 
 
 def sentence(seed, words):
@@ -60,6 +45,24 @@ def batch(model, queries=5, columns=3):
     texts = [[sentence(100 * c + i, 2 + (7 * i + 3 * c) % 19) for i in range(queries)] for c in range(columns)]
     query_texts = [sentence(1000 + i, 1 + i % 6) for i in range(queries)]
     return [column(model, query_texts, "query"), *(column(model, t, "document") for t in texts)]
+
+
+def sides(features):
+    """Queries, and documents column by column."""
+    width = max(f["input_ids"].shape[1] for f in features[1:])
+    documents = [torch.cat([nn.functional.pad(f[key], (0, width - f[key].shape[1])) for f in features[1:]])
+                 for key in ("input_ids", "attention_mask")]  # fmt: skip
+    queries = TokenisedTexts(features[0]["input_ids"], features[0]["attention_mask"], "query")
+    return queries, TokenisedTexts(*documents, "document")
+
+
+def cached(model, objective, features, mini_batch_tokens=100_000, teacher=None, scale=1):
+    """Loss of a batch and its gradient of the model's weights."""
+    model.zero_grad()
+    texts = sides(features)
+    loss_of = objective.of(*texts, teacher)
+    loss, _ = grad_cache(model, texts, lambda *embeddings: scale * loss_of(*embeddings), mini_batch_tokens)
+    return loss, gradient_of(model)
 
 
 def oracle_embeddings(model, features):
@@ -90,6 +93,10 @@ def oracle_contrastive(model, features, temperature):
 def gradients(model, loss):
     model.zero_grad()
     loss.backward()
+    return gradient_of(model)
+
+
+def gradient_of(model):
     return torch.cat([p.grad.flatten().double() for p in model.parameters() if p.grad is not None])
 
 
@@ -113,10 +120,9 @@ def test_cached_gradients_equal_the_full_batch_whatever_the_chunk(model, mini_ba
     features = batch(model)
     expected_loss = oracle_contrastive(model, features, temperature)
     expected = gradients(model, expected_loss)
-    loss_fn = ContrastiveLoss(model, temperature, mini_batch_tokens=mini_batch_tokens)
-    loss = loss_fn(features)
+    loss, found = cached(model, Contrastive(temperature), features, mini_batch_tokens)
     assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-5)
-    assert_same_gradient(gradients(model, loss), expected)
+    assert_same_gradient(found, expected)
 
 
 def test_a_mask_with_holes_gives_the_full_batch_gradients(model):
@@ -126,25 +132,19 @@ def test_a_mask_with_holes_gives_the_full_batch_gradients(model):
         f["attention_mask"][1, 12:] = 0
     expected = gradients(model, oracle_contrastive(model, features, 1.0))
     for tokens in (40, 100_000):
-        loss = ContrastiveLoss(model, 1.0, mini_batch_tokens=tokens)(features)
-        assert_same_gradient(gradients(model, loss), expected)
+        assert_same_gradient(cached(model, Contrastive(), features, tokens)[1], expected)
 
 
 def test_upstream_scale_reaches_the_weights_and_the_temperature(model):
     features = batch(model)
-    losses = [ContrastiveLoss(model, 0.5, learnable=True, mini_batch_tokens=t) for t in (50, 100_000)]
     found = []
-    for loss_fn in losses:
-        loss_fn.zero_grad()
-        (3 * loss_fn(features)).backward()
-        found.append((gradients_of(model), loss_fn.log_temperature.grad.clone()))
+    for tokens in (50, 100_000):
+        objective = Contrastive(0.5, learnable=True)
+        gradient = cached(model, objective, features, tokens, scale=3)[1]
+        found.append((gradient, objective.log_temperature.grad))
     assert_same_gradient(found[0][0], found[1][0])
     assert torch.allclose(found[0][1], found[1][1], rtol=1e-3)
     assert found[0][1].abs() > 0
-
-
-def gradients_of(model):
-    return torch.cat([p.grad.flatten().double() for p in model.parameters() if p.grad is not None])
 
 
 def test_dropout_is_replayed_so_that_the_cached_gradient_fits_its_embeddings(model):
@@ -152,12 +152,10 @@ def test_dropout_is_replayed_so_that_the_cached_gradient_fits_its_embeddings(mod
         if isinstance(module, nn.Dropout):
             module.p = 0.3
     features = batch(model)
-    loss_fn = ContrastiveLoss(model, 1.0, mini_batch_tokens=60)
     torch.manual_seed(5)
-    loss = loss_fn(features)
-    found = gradients(model, loss)
+    loss, found = cached(model, Contrastive(), features, 60)
     torch.manual_seed(5)
-    again = gradients(model, ContrastiveLoss(model, 1.0, mini_batch_tokens=60)(features))
+    _, again = cached(model, Contrastive(), features, 60)
     assert torch.equal(found, again)
     # A finite difference along the gradient, with the same dropout, moves the loss as the gradient says.
     step = 1e-3 / found.norm()
@@ -166,7 +164,7 @@ def test_dropout_is_replayed_so_that_the_cached_gradient_fits_its_embeddings(mod
             if p.grad is not None:
                 p -= step * p.grad
     torch.manual_seed(5)
-    moved = loss_fn(features)
+    moved, _ = cached(model, Contrastive(), features, 60)
     assert (loss - moved).item() == pytest.approx((step * found.norm() ** 2).item(), rel=0.05)
 
 
@@ -180,23 +178,31 @@ def test_distillation_gradients_equal_the_plain_computation(model, scaling):
     expected_loss = torch.stack([distillation(*row, 0.5, scaling) for row in zip(rows, teacher, strict=True)]).mean()
     expected = gradients(model, expected_loss)
     for tokens in (50, 100_000):
-        loss = DistillationLoss(model, 0.5, mini_batch_tokens=tokens, student_scores=scaling)(features, teacher)
+        loss, found = cached(model, Distillation(0.5, scaling=scaling), features, tokens, teacher)
         assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-4)
-        assert_same_gradient(gradients(model, loss), expected)
+        assert_same_gradient(found, expected)
 
 
-def test_the_loss_without_gradient_is_the_same(model):
+@pytest.mark.parametrize("mini_batch_tokens", [60, 100_000])
+def test_real_tokens_padding_and_second_passes_are_counted_as_they_are_computed(model, mini_batch_tokens, monkeypatch):
     features = batch(model)
-    with torch.no_grad():
-        cached = ContrastiveLoss(model, 1.0, mini_batch_tokens=50)(features)
-    assert cached.item() == pytest.approx(ContrastiveLoss(model, 1.0)(features).item(), rel=1e-5)
+    texts = sides(features)
+    computed = []
+    monkeypatch.setattr(
+        gradcache, "forward", lambda m, f, task: computed.append(f["input_ids"].numel()) or forward(m, f, task)
+    )
+    _, work = grad_cache(model, texts, Contrastive().of(*texts), mini_batch_tokens)
+    assert work.texts == 20
+    assert work.tokens == sum(int(f["attention_mask"].sum()) for f in features)
+    assert work.tokens + work.padding + work.repeated == sum(computed)
+    assert work.repeated == (work.tokens + work.padding if mini_batch_tokens == 60 else 0)
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=60), st.integers(1, 2000))
 @settings(deadline=None)
 def test_chunks_hold_each_text_once_within_the_token_budget(lengths, budget):
     mask = (torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]).long()
-    texts = Texts([{"input_ids": mask, "attention_mask": mask}], "document")
+    texts = TokenisedTexts(mask, mask, "document")
     chunks = texts.chunks(budget)
     assert sorted(i for chunk in chunks for i in chunk) == list(range(len(lengths)))
     for chunk in chunks:
@@ -216,13 +222,11 @@ def test_equal_documents_and_answers_of_equal_queries_are_no_negatives():
 def test_texts_have_equal_identities_exactly_when_their_tokens_are_equal():
     ids = torch.tensor([[3, 5, 0], [3, 5, 9], [5, 3, 0], [0, 3, 5], [3, 5, 0]])
     mask = torch.tensor([[1, 1, 0], [1, 1, 0], [1, 1, 0], [1, 1, 1], [1, 1, 1]])
-    found = Texts([{"input_ids": ids, "attention_mask": mask}], "document").identities().tolist()
+    found = identities(TokenisedTexts(ids, mask, "document")).tolist()
     assert found[0] == found[1]
     assert len(set(found)) == 4
-    wider = Texts(
-        [{"input_ids": torch.tensor([[3, 5, 0, 0, 0]]), "attention_mask": torch.tensor([[1, 1, 0, 0, 0]])}], "document"
-    )
-    assert wider.identities().tolist() == found[:1]
+    wider = TokenisedTexts(torch.tensor([[3, 5, 0, 0, 0]]), torch.tensor([[1, 1, 0, 0, 0]]), "document")
+    assert identities(wider).tolist() == found[:1]
 
 
 def test_an_excluded_document_leaves_the_sum():
@@ -243,14 +247,14 @@ def cases():
 
 def loss_and_gradient(model, features, teacher, mini_batch_tokens):
     """Loss and gradient of this process's queries; parameters without a gradient have zeros."""
-    loss_class = ContrastiveLoss if teacher is None else DistillationLoss
-    loss_fn = loss_class(model, 0.7, learnable=True, mini_batch_tokens=mini_batch_tokens)
-    loss_fn.zero_grad()
-    loss = loss_fn(features) if teacher is None else loss_fn(features, teacher)
-    loss.backward()
-    average_gradients(loss_fn.parameters())
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in loss_fn.parameters()]
-    return loss.detach(), torch.cat([g.flatten().double() for g in gradients])
+    objective = (Contrastive if teacher is None else Distillation)(0.7, learnable=True)
+    model.zero_grad()
+    texts = sides(features)
+    loss, _ = grad_cache(model, texts, objective.of(*texts, teacher), mini_batch_tokens)
+    parameters = [*model.parameters(), *objective.parameters()]
+    average_gradients(parameters)
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    return loss, torch.cat([g.flatten().double() for g in gradients])
 
 
 def _worker(rank, world, port, model, features, folder):
@@ -302,7 +306,7 @@ def test_a_repeated_pair_is_not_its_own_negative(model):
     logits = maxsim_matrix(*(oracle_embeddings(model, f) for f in repeated))
     logits[0, 3] = logits[3, 0] = float("-inf")
     expected = nn.functional.cross_entropy(logits, torch.arange(4)).item()
-    assert ContrastiveLoss(model, 1.0)(repeated).item() == pytest.approx(expected, rel=1e-5)
+    assert cached(model, Contrastive(), repeated)[0].item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_distillation_is_zero_for_a_student_that_agrees_and_ignores_the_teachers_scale():

@@ -1,7 +1,7 @@
 """Reporters: that they are there before anything is computed, and where they write."""
 
-import os
 import sys
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
@@ -21,31 +21,36 @@ def test_a_reporter_that_is_not_installed_is_told_before_any_data_are_read(tmp_p
         check_reporters(["tensorboard", "wandb"])
 
 
-def test_reporters_are_told_where_to_write_and_the_environment_is_put_back(tmp_path, monkeypatch):
-    finished = []
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(finish=lambda exit_code: finished.append(exit_code)))
+class Wandb(SimpleNamespace):
+    """Takes what wandb would."""
+
+    def __init__(self):
+        super().__init__(runs=[], figures=[], ends=[])
+
+    def init(self, **settings):
+        self.runs.append(settings)
+
+    def log(self, figures):
+        self.figures.append(figures)
+
+    def finish(self, exit_code):
+        self.ends.append(exit_code)
+
+
+def test_wandb_gets_a_run_a_phase_whose_figures_end_with_it(tmp_path, monkeypatch):
+    wandb = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    monkeypatch.delenv("WANDB_DIR", raising=False)
+    with reporting(["wandb"], tmp_path, "dense-1", "recipe", {"steps": 2}) as report:
+        report({"step": 1, "loss": 0.5, "source": "pairs/pairs"})
+    assert wandb.runs == [{"project": "recipe", "name": "dense-1", "dir": str(tmp_path), "config": {"steps": 2}}]
+    assert wandb.figures == [{"train/loss": 0.5, "train/global_step": 1}]
     monkeypatch.setenv("WANDB_PROJECT", "mine")
-    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
-    before = dict(os.environ)
-    with reporting(["tensorboard", "wandb"], tmp_path, "dense-1", "recipe"):
-        assert os.environ["TENSORBOARD_LOGGING_DIR"] == str(tmp_path / "tensorboard" / "dense-1")
-        assert (os.environ["WANDB_PROJECT"], os.environ["WANDB_NAME"]) == ("mine", "dense-1")
-    assert os.environ == before
-    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "/logs")
-    seen = []
-
-    def fail():
-        with reporting(["tensorboard", "wandb"], tmp_path, "dense-1", "recipe"):
-            seen.append(os.environ["TENSORBOARD_LOGGING_DIR"])
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        fail()
-    assert seen == ["/logs/dense-1"]
-    assert os.environ["TENSORBOARD_LOGGING_DIR"] == "/logs"
-    assert finished == [0, 1]
-    with reporting([], tmp_path, "dense-1", "recipe"):
-        assert "WANDB_NAME" not in os.environ
+    with suppress(KeyError), reporting(["wandb"], tmp_path, "dense-1", "recipe", {}):
+        raise KeyError
+    assert wandb.runs[1]["project"] == "mine"
+    assert wandb.ends == [0, 1]
 
 
 def test_tensorboard_has_a_phases_figures_under_its_name(tmp_path):

@@ -1,6 +1,5 @@
 """The small collections that training and sweeps are judged on: NanoBEIR, or a sample of the recipe's own."""
 
-import copy
 import hashlib
 import heapq
 from collections.abc import Callable, Iterable
@@ -14,7 +13,7 @@ from colbert_zero.data.collection import Collection, load_beir, load_hub, write_
 from colbert_zero.evaluation.ranking import rank
 from colbert_zero.evaluation.runs import measure
 from colbert_zero.files import atomic_folder, fingerprint, read_json, write_json
-from colbert_zero.models.encoders import Model
+from colbert_zero.models.encoders import Encoder, with_own_tokenizer
 from colbert_zero.recipe.schema import Recipe
 
 MEASURE = "nDCG@10"
@@ -67,7 +66,7 @@ def chosen(folder: Path) -> list[Collection]:
 
 
 def validate(
-    model: Model, collections: Iterable[Collection], progress: Callable[[int], None] | None = None
+    model: Encoder, collections: Iterable[Collection], progress: Callable[[int], None] | None = None
 ) -> dict[str, float]:
     """nDCG@10 of a model on each collection. Its mode, its tokenizer and the random state stay as they were.
 
@@ -76,7 +75,7 @@ def validate(
         collections: Small ones.
         progress: Called with the documents done in all.
     """
-    own, done, scores = _with_own_tokenizer(model), 0, {}
+    own, done, scores = with_own_tokenizer(model), 0, {}
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         for collection in collections:
             report = (lambda ranked, _, before=done: progress(before + ranked)) if progress else None
@@ -84,19 +83,6 @@ def validate(
             scores[collection.name] = measure(run, collection.qrels, (MEASURE,))[0][MEASURE]
             done += collection.documents_count
     return scores
-
-
-def _with_own_tokenizer(model: Model) -> Model:
-    """The same weights with a copy of the tokenizer.
-
-    A fast tokenizer holds the length to cut to, and a thread is cutting the next training batches with this one.
-    """
-    own = copy.copy(model)
-    own._modules = dict(model._modules)
-    first: Any = copy.copy(model[0])
-    first.processor = copy.deepcopy(first.processor)
-    own._modules[next(iter(own._modules))] = first
-    return own
 
 
 # ---- NanoBEIR

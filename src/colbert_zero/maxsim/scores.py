@@ -3,7 +3,7 @@
 MaxSim(q, d) = sum over the query's tokens of max over the document's tokens of their dot product
 (ColBERT, arXiv 2004.12832, section 3.3). A dense embedding is a text of one token.
 
-Spans are packed, so no product is spent on padding. Documents are sorted by length and scored in blocks of
+Texts are packed, so no product is spent on padding. Documents are sorted by length and scored in blocks of
 at most `BLOCK_ELEMENTS` products; there a short document repeats its last token, which changes no maximum
 and needs no mask. The forward pass keeps, for each query token and document, the position of the best token
 (one byte up to 256 tokens), so that the gradient only gathers rows, of pairs whose incoming gradient is not
@@ -15,24 +15,28 @@ positions (at most 256 MiB) and, in the backward pass, some 20 MiB of indices; t
 a float32 copy.
 
 The above is the backend "torch", which scores on a CPU always. On CUDA the environment variable COLBERT_ZERO_MAXSIM
-chooses: "triton" (`maxsim_triton`: bf16 and fp16 are multiplied as they are, with float32 sums), "torch",
-"late-interaction-kernels" (`maxsim_late_interaction`: float32 inputs are multiplied in fp16), or "auto", the default:
+chooses: "triton" (`triton_kernels`: bf16 and fp16 are multiplied as they are, with float32 sums), "torch",
+"late-interaction-kernels" (`late_interaction`: float32 inputs are multiplied in fp16), or "auto", the default:
 "triton" where it can be imported, else "torch". What "auto" takes follows from arithmetic; it has not been measured.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
+from colbert_zero.errors import ColbertZeroError
 from colbert_zero.maxsim.cpu import AllPairs, Candidates
 from colbert_zero.maxsim.packed import Packed, Spans, pack, row_starts
 
 BACKEND_VARIABLE = "COLBERT_ZERO_MAXSIM"
 
 BACKENDS = ("auto", "torch", "triton", "late-interaction-kernels")
+
+_kept: list[str] = []
 
 
 def packed_scores(queries: Packed, documents: Packed) -> Tensor:
@@ -156,23 +160,49 @@ def _candidates(queries: Spans, documents: Spans, n_ways: int) -> Tensor:
     return Candidates.apply(queries.values, documents.values, queries[1:], documents[1:]).view(shape)
 
 
-def _backend(device: torch.device) -> str:
+def backend(device: torch.device) -> str:
+    """What scores on a device: the choice of `scoring_with`, else that of the environment.
+
+    Raises:
+        ColbertZeroError: The environment names no backend, or one that is not installed.
+    """
+    if _kept:
+        return _kept[-1]
     chosen = os.environ.get(BACKEND_VARIABLE, "auto")
     if chosen not in BACKENDS:
-        raise ValueError(f"{BACKEND_VARIABLE}={chosen!r} is none of {', '.join(BACKENDS)}")
+        raise ColbertZeroError(f"{BACKEND_VARIABLE}={chosen!r} is none of {', '.join(BACKENDS)}")
     if device.type != "cuda":
         return "torch"
     if chosen == "auto":
         return "triton" if find_spec("triton") else "torch"
+    if not can_score(chosen, device):
+        raise ColbertZeroError(
+            f"{BACKEND_VARIABLE}={chosen}: not installed; pip install colbert-zero[gpu], or unset it"
+        )
     return chosen
+
+
+def can_score(backend: str, device: torch.device) -> bool:
+    """Whether a backend works on this host's device."""
+    return backend == "torch" or (device.type == "cuda" and find_spec(backend.replace("-", "_")) is not None)
+
+
+@contextmanager
+def scoring_with(backend: str) -> Iterator[None]:
+    """Inside, this backend scores, whatever the environment says: a training keeps the one it began with."""
+    _kept.append(backend)
+    try:
+        yield
+    finally:
+        _kept.pop()
 
 
 def _kernels(device: torch.device) -> Callable[[Spans, Spans, int], Tensor] | None:
     """Function of queries, documents and n_ways (0: all pairs) that scores on this device; None for ours in PyTorch."""
-    backend = _backend(device)
-    if backend == "triton":
+    chosen = backend(device)
+    if chosen == "triton":
         from colbert_zero.maxsim.triton_kernels import scores
-    elif backend == "late-interaction-kernels":
+    elif chosen == "late-interaction-kernels":
         from colbert_zero.maxsim.late_interaction import scores
     else:
         return None
@@ -181,3 +211,14 @@ def _kernels(device: torch.device) -> Callable[[Spans, Spans, int], Tensor] | No
 
 def _single(texts: Spans) -> bool:
     return len(texts.values) == len(texts.lengths) and bool((texts.lengths == 1).all())
+
+
+def min_max(scores: Tensor, flat: float = 1e-9) -> Tensor:
+    """Scores of each row brought to [0, 1]; a row that spans less than `flat` becomes 0. Differentiable."""
+    low, spans = scores.amin(1, keepdim=True), span(scores)[:, None]
+    return ((scores - low) / spans.clamp_min(flat)).where(spans >= flat, 0)
+
+
+def span(scores: Tensor) -> Tensor:
+    """Largest less smallest score of each row, (rows,)."""
+    return scores.amax(1) - scores.amin(1)

@@ -5,12 +5,15 @@ Every checkpoint is an ordinary sentence-transformers one (safetensors) that car
 beside it in colbert_zero.json.
 """
 
+import copy
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from sentence_transformers import MultiVectorEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
@@ -25,7 +28,10 @@ from colbert_zero.models.untrusted import check_checkpoint, check_no_pickles
 
 Representation = Literal["dense", "multi-vector"]
 
-Model = SentenceTransformer | MultiVectorEncoder
+Encoder = MultiVectorEncoder | SentenceTransformer
+
+Tokenise = Callable[[list[str], str], dict[str, torch.Tensor]]
+"""Texts of a task to `input_ids` and `attention_mask`, (texts, tokens) int64, padded."""
 
 _META = "colbert_zero.json"
 
@@ -117,7 +123,7 @@ def assemble(
     phase: str,
     allow_prompt_mismatch: bool = False,
     **options: Any,
-) -> Model:
+) -> Encoder:
     """The model a phase starts from.
 
     Args:
@@ -169,7 +175,7 @@ def assemble(
     modules: list[torch.nn.Module]
     if representation == "dense":
         modules = [transformer, Pooling(hidden, pooling_mode="mean"), Normalize()]
-        return SentenceTransformer(modules=modules, prompts=prompts, similarity_fn_name="cosine")
+        return _padded(SentenceTransformer(modules=modules, prompts=prompts, similarity_fn_name="cosine"))
     if projection is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -180,17 +186,53 @@ def assemble(
             f"model.dim: {dim}, but {base!r} has token vectors of {projection.out_features}; make them equal"
         )
     modules = [transformer, projection, MultiVectorMask(), Normalize(module_input_name="token_embeddings")]
-    return MultiVectorEncoder(modules=modules, prompts=prompts)
+    return _padded(MultiVectorEncoder(modules=modules, prompts=prompts))
 
 
-def save_model(model: Model, folder: Path, alignment: Alignment) -> None:
+def _padded(model: Encoder) -> Encoder:
+    """The model, given padded texts: training sorts them by length and takes the padding out itself."""
+    for module in model.modules():
+        if hasattr(module, "can_flatten_inputs"):
+            module.can_flatten_inputs = False  # type: ignore[assignment]
+    return model
+
+
+def tokeniser(model: Encoder) -> Tokenise:
+    """A model's tokenizer with its prompts and lengths."""
+    transformer: Any = model[0]
+    # As lists, since transformers takes as long to turn them into tensors as the tokenizer took to make them. Query
+    # expansion, and checks of generative models, want tensors before that.
+    plain = transformer.transformer_task == "feature-extraction" and transformer.query_expansion is None
+    options: dict[str, Any] = {"processing_kwargs": {"common": {"return_tensors": None}}} if plain else {}
+
+    def tokenise(texts: list[str], task: str) -> dict[str, torch.Tensor]:
+        features = model.preprocess(texts, prompt=model.prompts.get(task), task=task, **options)
+        return {key: torch.from_numpy(np.asarray(features[key], np.int64)) for key in ("input_ids", "attention_mask")}
+
+    return tokenise
+
+
+def with_own_tokenizer(model: Encoder) -> Encoder:
+    """The same weights with a copy of the tokenizer.
+
+    A fast tokenizer holds the length to cut to, and a thread may be cutting the next training batches with this one.
+    """
+    own = copy.copy(model)
+    own._modules = dict(model._modules)
+    first: Any = copy.copy(model[0])
+    first.processor = copy.deepcopy(first.processor)
+    own._modules[next(iter(own._modules))] = first
+    return own
+
+
+def save_model(model: Encoder, folder: Path, alignment: Alignment) -> None:
     """Write a checkpoint: safetensors weights, tokenizer, prompts, markers and lengths."""
     representation = "multi-vector" if isinstance(model, MultiVectorEncoder) else "dense"
     model.save_pretrained(str(folder), create_model_card=False)
     write_json(folder / _META, {"representation": representation, **asdict(alignment)})
 
 
-def load_model(path: str | Path, **options: Any) -> Model:
+def load_model(path: str | Path, **options: Any) -> Encoder:
     """Load a dense or multi-vector checkpoint (folder or Hub id), whichever it is. Safetensors only.
 
     Args:

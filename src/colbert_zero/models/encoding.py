@@ -5,13 +5,11 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-from sentence_transformers import MultiVectorEncoder, SentenceTransformer
 from sentence_transformers.util import batch_to_device
 from torch import Tensor
 
 from colbert_zero.maxsim.packed import Packed, pack
-
-Encoder = MultiVectorEncoder | SentenceTransformer
+from colbert_zero.models.encoders import Encoder
 
 Task = Literal["query", "document"]
 
@@ -131,8 +129,8 @@ def _cut(value: Any, shape: torch.Size, rows: list[int], window: slice) -> Any:
 def forward(model: Any, features: dict[str, Any], task: str) -> Packed:
     """Packed embeddings of tokenised texts; a dense text has one token. Differentiable.
 
-    They are float32, but in the type of autocast on a CUDA device, whose matrix units then score them; MaxSim sums
-    products in float32 either way.
+    They are of `scored_type`, in which a CUDA device's matrix units score them; MaxSim sums products in float32
+    either way.
 
     Args:
         model: Dense or multi-vector, possibly wrapped.
@@ -145,14 +143,16 @@ def forward(model: Any, features: dict[str, Any], task: str) -> Packed:
         features = unpadded(features["input_ids"], features["attention_mask"], transformer._flatten_position_offset)
     device = next(model.parameters()).device
     out = model(batch_to_device(features, device), task=task)
-    scored = (
-        torch.get_autocast_dtype("cuda")
-        if device.type == "cuda" and torch.is_autocast_enabled("cuda")
-        else torch.float32
-    )
+    scored = scored_type(device)
     if "sentence_embedding" in out:
         return pack(out["sentence_embedding"].to(scored)[:, None])
     return pack(out["token_embeddings"].to(scored), out["attention_mask"])
+
+
+def scored_type(device: torch.device) -> torch.dtype:
+    """The type that embeddings reach MaxSim in, here and now: autocast's on a CUDA device, else float32."""
+    autocast = device.type == "cuda" and torch.is_autocast_enabled("cuda")
+    return torch.get_autocast_dtype("cuda") if autocast else torch.float32
 
 
 def unpadded(input_ids: Tensor, attention_mask: Tensor, first_position: int = 0) -> dict[str, Any]:

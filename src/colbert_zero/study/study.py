@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import torch
+
 from colbert_zero.data.collection import Collection, load_beir, load_hub
 from colbert_zero.data.order import Order
 from colbert_zero.data.prepared import Part, Source, open_source
@@ -17,6 +19,7 @@ from colbert_zero.evaluation import validation
 from colbert_zero.evaluation.ranking import rank
 from colbert_zero.evaluation.runs import PerQuery, Run
 from colbert_zero.files import atomic_folder, fingerprint, read_json
+from colbert_zero.maxsim.scores import backend
 from colbert_zero.models.encoders import Alignment, load_model
 from colbert_zero.models.scratch import check_architecture, train_tokenizer, write_scratch
 from colbert_zero.processes import agree, appears, is_main, made_by_main, share
@@ -24,9 +27,8 @@ from colbert_zero.recipe.schema import Beir, HeldOut, Mined, Phase, Recipe, Scor
 from colbert_zero.study.rankings import Ranker, Rankings
 from colbert_zero.teaching.negatives import mine
 from colbert_zero.teaching.teacher import score
-from colbert_zero.training.phase import order_of, steps_of, too_large, train_phase
+from colbert_zero.training.phase import Training, order_of, steps_of, too_large, train_phase
 from colbert_zero.training.reporters import check_reporters, reporting
-from colbert_zero.training.trainer import Training
 from colbert_zero.watch import stop_if_asked
 
 T = TypeVar("T")
@@ -84,6 +86,7 @@ class Study:
         A tokenizer trained from scratch reads all texts of the recipe, whatever phases are trained now.
         """
         check_reporters(self.recipe.reporters)
+        backend(torch.device("cpu"))  # told now if the environment names none
         names = {name for chain in chains for phase in chain for name in self.recipe.phases[phase].sources}
         if self.recipe.model.architecture:
             check_architecture(self.recipe.model.architecture)
@@ -272,27 +275,27 @@ class Study:
         steps = steps_of(spec, order_of(spec, parts, seed, chain[-1]))
         if self.recipe.model.attention:
             options["attn_implementation"] = self.recipe.model.attention
-        run = Training(
-            chain[-1],
-            self.phase_id(chain),
-            chain,
-            parent,
-            start,
-            spec,
-            self.alignment(spec),
-            seed,
-            steps,
-            self.recipe.model.dim,
-            options,
+        training = Training(
+            name=chain[-1],
+            id=self.phase_id(chain),
+            chain=chain,
+            parent=parent,
+            start=start,
+            spec=spec,
+            alignment=self.alignment(spec),
+            seed=seed,
+            steps=steps,
+            dim=self.recipe.model.dim,
+            options=options,
         )
         validate = partial(validation.validate, collections=self.prepare_validation()) if spec.evaluate_every else None
-        reporters = tuple(self.recipe.reporters)
+        reporters = self.recipe.reporters if is_main() else []
         with (
             self.show.bar(" → ".join(chain), steps) as advance,
-            reporting(reporters, self.folder, folder.name, self.recipe.name),
+            reporting(reporters, self.folder, folder.name, self.recipe.name, spec.model_dump()) as report,
         ):
-            report = lambda log: advance(log["step"], log)  # noqa: E731
-            return train_phase(run, parts, folder, report, validate, self.show.say, reporters)
+            takers = (lambda entry: advance(entry["step"], entry), report)
+            return train_phase(training, parts, folder, takers, validate, self.show.say)
 
     def plan(self, chains: list[tuple[str, ...]]) -> list[list[str]]:
         """A row a phase, for the user: name, what it trains, its start, data, steps, texts, tokens, if done."""

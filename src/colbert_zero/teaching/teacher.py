@@ -9,13 +9,12 @@ from colbert_zero.data.prepared import DOCUMENTS, Progress, Source, arrow_file
 from colbert_zero.data.rows import CANDIDATES
 from colbert_zero.evaluation.runs import Run
 from colbert_zero.files import atomic_folder, write_checksums, write_json
-from colbert_zero.maxsim.scores import packed_candidate_scores
+from colbert_zero.maxsim.scores import min_max, packed_candidate_scores
 from colbert_zero.models.bm25 import Bm25
-from colbert_zero.models.encoders import Model
+from colbert_zero.models.encoders import Encoder
 from colbert_zero.models.encoding import encode, reorder
 from colbert_zero.recipe.schema import Scored, Teacher
 from colbert_zero.teaching.negatives import share_out, spread
-from colbert_zero.training.losses import min_max
 
 _BLOCK = 128
 
@@ -35,7 +34,7 @@ def score(
     spec: Scored,
     teacher: Teacher,
     source: Source,
-    model: Model | None,
+    model: Encoder | None,
     identity: str,
     data: Path,
     progress: Progress | None,
@@ -97,7 +96,7 @@ def score(
     return folder
 
 
-def _model_scores(model: Model, queries: list[str], candidates: torch.Tensor, source: Source) -> torch.Tensor:
+def _model_scores(model: Encoder, queries: list[str], candidates: torch.Tensor, source: Source) -> torch.Tensor:
     """MaxSim of each query with its candidates, (queries, n_ways); every distinct document is encoded once."""
     distinct, places = torch.unique(candidates, return_inverse=True)
     part = next(iter(source.tables.values()))

@@ -2,59 +2,69 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from colbert_zero.data.order import Order
 from colbert_zero.data.prepared import Part
 from colbert_zero.data.streams import StreamedPart
-from colbert_zero.models.encoders import Model
+from colbert_zero.models.encoders import Tokenise
 from colbert_zero.processes import process_rank, share
+from colbert_zero.training.gradcache import TokenisedTexts
+
+
+class Batch(NamedTuple):
+    """This process's share of a global batch.
+
+    Attributes:
+        queries: As many as the share has.
+        documents: Each query's document; then, column by column, its first hard negative, its second …; or its
+            candidates likewise.
+        teacher_scores: Of the candidates, (queries, n_ways); None for pairs.
+    """
+
+    queries: TokenisedTexts
+    documents: TokenisedTexts
+    teacher_scores: torch.Tensor | None
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on a device."""
+        scores = None if self.teacher_scores is None else self.teacher_scores.to(device)
+        return Batch(self.queries.to(device), self.documents.to(device), scores)
 
 
 class Batches:
-    """Item k is this process's share of global batch k: columns of token ids as sentence-transformers names them.
+    """Item k is this process's share of global batch k.
 
     The shares of all processes, put together in the order of their ranks, are the global batch.
 
     Args:
         parts: The sources' parts by name.
         order: Which rows a batch has.
-        model: Its tokenizer, prompts and lengths.
+        tokenise: Texts of a task as the model wants them.
         steps: Length.
         negatives: Hard negatives a query, the row's first ones.
     """
 
-    def __init__(self, parts: Mapping[str, Part], order: Order, model: Model, steps: int, negatives: int):
+    def __init__(self, parts: Mapping[str, Part], order: Order, tokenise: Tokenise, steps: int, negatives: int):
         self.parts, self.order, self.steps, self.negatives = parts, order, steps, negatives
+        self.tokenise = tokenise
         self.share = share(order.global_batch_size, "global_batch_size")
         self.streams = {name: part for name, part in parts.items() if isinstance(part, StreamedPart)}
-        self.tokenize = _tokenizer(model)
-        # The losses sort texts by length and take the padding out themselves, chunk by chunk.
-        for module in model.modules():
-            if hasattr(module, "can_flatten_inputs"):
-                module.can_flatten_inputs = False  # type: ignore[assignment]
 
     def __len__(self) -> int:
         return self.steps
 
-    def __getitem__(self, step: int) -> dict[str, Any]:
+    def __getitem__(self, step: int) -> Batch:
         name, indices = self.order.batch(step)
         rows = self.parts[name].read(indices[process_rank() * self.share : (process_rank() + 1) * self.share])
-        batch: dict[str, Any] = {}
-        for column, texts in columns(rows, self.negatives):
-            task = "query" if column == "query" else "document"
-            for key, value in self.tokenize(texts, task).items():
-                batch[f"{column}_{key}"] = value
-            batch[f"{column}_task"] = task
-        if "scores" in rows:
-            batch["label"] = torch.tensor(rows["scores"])
-        return batch
+        queries = TokenisedTexts(**self.tokenise(rows["query"], "query"), task="query")
+        documents = TokenisedTexts(**self.tokenise(document_texts(rows, self.negatives), "document"), task="document")
+        return Batch(queries, documents, torch.tensor(rows["scores"]) if "scores" in rows else None)
 
     def stream_states(self, step: int) -> dict[str, Any]:
         """From where each streamed part can be read on for batch `step` and all that follow; JSON, for a checkpoint.
@@ -81,52 +91,35 @@ class Prefetched:
 
     Args:
         batches: Item k belongs to step k.
-        first: The step to begin at, asked for when iteration starts; reaching it costs nothing.
-
-    Attributes:
-        waited_seconds: How long training waited for a batch.
+        first: The step to begin at; reaching it costs nothing.
     """
 
     AHEAD = 2
 
-    def __init__(self, batches: Batches, first: Callable[[], int]):
-        self.dataset, self.first = batches, first
-        self.waited_seconds = 0.0
+    def __init__(self, batches: Batches, first: int):
+        self.batches, self.first = batches, first
+        self._waited_seconds = 0.0
 
-    def __len__(self) -> int:
-        return len(self.dataset)
+    def waited(self) -> float:
+        """Seconds that training has waited for batches since it last asked."""
+        seconds, self._waited_seconds = self._waited_seconds, 0.0
+        return seconds
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        steps = iter(range(self.first(), len(self.dataset)))
+    def __iter__(self) -> Iterator[Batch]:
+        steps = iter(range(self.first, len(self.batches)))
         with ThreadPoolExecutor(1) as pool:
-            pending = deque(pool.submit(self.dataset.__getitem__, step) for step in islice(steps, self.AHEAD))
+            pending = deque(pool.submit(self.batches.__getitem__, step) for step in islice(steps, self.AHEAD))
             while pending:
                 started = time.monotonic()
                 batch = pending.popleft().result()
-                self.waited_seconds += time.monotonic() - started
-                pending.extend(pool.submit(self.dataset.__getitem__, step) for step in islice(steps, 1))
+                self._waited_seconds += time.monotonic() - started
+                pending.extend(pool.submit(self.batches.__getitem__, step) for step in islice(steps, 1))
                 yield batch
 
 
-def columns(rows: dict[str, list[Any]], negatives: int) -> list[tuple[str, list[str]]]:
-    """Text columns of a batch in the order the losses want: the query, then each document column."""
-    result = [("query", rows["query"])]
+def document_texts(rows: Mapping[str, list[Any]], negatives: int) -> list[str]:
+    """Documents of a batch's rows as the objectives want them, column by column."""
     if "documents" in rows:
-        ways = len(rows["documents"][0])
-        return result + [(f"document_{k}", [row[k] for row in rows["documents"]]) for k in range(ways)]
-    result.append(("document", rows["document"]))
-    return result + [(f"negative_{k}", [row[k] for row in rows["negatives"]]) for k in range(negatives)]
-
-
-def _tokenizer(model: Model) -> Callable[[list[str], str], dict[str, torch.Tensor]]:
-    transformer: Any = model[0]
-    # As lists, since transformers takes as long to turn them into tensors as the tokenizer took to make them. Query
-    # expansion, and checks of generative models, want tensors before that.
-    plain = transformer.transformer_task == "feature-extraction" and transformer.query_expansion is None
-    options: dict[str, Any] = {"processing_kwargs": {"common": {"return_tensors": None}}} if plain else {}
-
-    def tokenize(texts: list[str], task: str) -> dict[str, torch.Tensor]:
-        features = model.preprocess(texts, prompt=model.prompts.get(task), task=task, **options)
-        return {key: torch.from_numpy(np.asarray(features[key], np.int64)) for key in ("input_ids", "attention_mask")}
-
-    return tokenize
+        return [text for column in zip(*rows["documents"], strict=True) for text in column]
+    columns = [rows["document"], *([row[k] for row in rows["negatives"]] for k in range(negatives))]
+    return [text for column in columns for text in column]

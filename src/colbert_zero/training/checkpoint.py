@@ -1,6 +1,5 @@
 """Training checkpoints: atomic, checked, without pickles."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,15 +9,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import Optimizer
-from transformers.trainer_callback import TrainerState
+from torch.optim.lr_scheduler import LRScheduler
 
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.files import atomic_folder, file_fingerprint, read_json, write_json
-from colbert_zero.processes import process_rank, world_size
+from colbert_zero.processes import gather_rows, is_main, process_rank, world_size
 
-_STATE = "trainer_state.json"
-
-_FILES = ("weights.safetensors", "optimizer.safetensors", "random.safetensors", "schedule.json", "run.json", _STATE)
+_FILES = ("weights.safetensors", "optimizer.safetensors", "random.safetensors", "schedule.json", "state.json")
 
 
 def checkpoint_path(work: Path, step: int) -> Path:
@@ -27,28 +24,24 @@ def checkpoint_path(work: Path, step: int) -> Path:
 
 
 def save_checkpoint(
-    folder: Path,
-    weights: nn.Module,
-    optimizer: Optimizer,
-    schedule: Any,
-    state: TrainerState,
-    random: dict[str, torch.Tensor],
-    run: dict[str, Any],
+    folder: Path, weights: nn.Module, optimizer: Optimizer, schedule: LRScheduler, state: dict[str, Any]
 ) -> None:
-    """Write all that training goes on from, or nothing.
+    """Write all that training goes on from, or nothing. Called by all processes; the main one writes.
 
     Args:
         folder: The checkpoint's.
-        weights: The model, with the loss's own parameters.
+        weights: The model, with the objective's own parameters.
         optimizer: Its moments and settings.
         schedule: The learning rate's.
-        state: The trainer's: step and log.
-        random: Random states of all processes, as `random_states` gives them.
-        run: Of whose training: `id` (all that made it, hashed), and positions in streamed sources.
+        state: JSON: `id` of whose training it is (all that made it, hashed), `step`, the log, what was spent, positions
+            in streamed sources, what the machine did.
 
     Raises:
         ColbertZeroError: It cannot be written, as on a full disk; what was there before is still whole.
     """
+    random = {name: gather_rows(state_[None])[0] for name, state_ in _random_states().items()}
+    if not is_main():
+        return
     try:
         with atomic_folder(folder) as temporary:
             save_file({k: v.contiguous() for k, v in weights.state_dict().items()}, temporary / "weights.safetensors")
@@ -62,11 +55,10 @@ def save_checkpoint(
             numbers = {"groups": optimiser["param_groups"], "schedule": schedule.state_dict()}
             write_json(temporary / "schedule.json", numbers)
             save_file(random, temporary / "random.safetensors")
-            state.save_to_json(str(temporary / _STATE))
-            write_json(temporary / "run.json", run)
+            write_json(temporary / "state.json", state)
             write_json(temporary / "checksums.json", {name: file_fingerprint(temporary / name) for name in _FILES})
     except (OSError, SafetensorError) as error:
-        before = last_checkpoint(folder.parent, run["id"])[0]
+        before = last_checkpoint(folder.parent, state["id"])[0]
         raise ColbertZeroError(
             f"{folder}: this checkpoint cannot be written ({error}), so training stops. "
             + (f"The one before it, {before.name}, is whole; " if before else "There is none before it; ")
@@ -74,44 +66,56 @@ def save_checkpoint(
         ) from None
 
 
-def random_states() -> dict[str, torch.Tensor]:
-    """This process's random states."""
+def load_weights(folder: Path, weights: nn.Module) -> None:
+    """Put a checkpoint's weights into a module of the same shape."""
+    weights.load_state_dict(load_file(folder / "weights.safetensors"))
+
+
+def load_checkpoint(
+    folder: Path, weights: nn.Module, optimizer: Optimizer, schedule: LRScheduler, seed: int
+) -> dict[str, Any]:
+    """Put everything back that `save_checkpoint` wrote; returns its state.
+
+    Args:
+        folder: The checkpoint's.
+        weights: As for `save_checkpoint`; `optimizer` and `schedule` too.
+        optimizer: See there.
+        schedule: See there.
+        seed: Of new random states, where another number of processes wrote these.
+    """
+    load_weights(folder, weights)
+    numbers = read_json(folder / "schedule.json")
+    moments: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in load_file(folder / "optimizer.safetensors").items():
+        index, key = name.split(".", 1)
+        moments.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": moments, "param_groups": numbers["groups"]})
+    schedule.load_state_dict(numbers["schedule"])
+    state: dict[str, Any] = read_json(folder / "state.json")
+    random = load_file(folder / "random.safetensors")
+    if len(random["cpu"]) != world_size():
+        # Another number of processes than before: new random states, still the same at every attempt.
+        seed_process(seed + state["step"])
+        return state
+    torch.set_rng_state(random["cpu"][process_rank()].clone())  # a row of a table is not aligned as it wants
+    if "cuda" in random and torch.cuda.is_available():
+        torch.cuda.set_rng_state(random["cuda"][process_rank()].clone())
+    return state
+
+
+def seed_process(seed: int) -> None:
+    """Random states that differ between processes, so that their dropout does; the first has the seed itself."""
+    torch.manual_seed(seed + process_rank() * 0x9E3779B9)
+
+
+def _random_states() -> dict[str, torch.Tensor]:
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
     return states
 
 
-def load_checkpoint(folder: Path, weights: nn.Module) -> None:
-    """Put a checkpoint's weights into a module of the same shape."""
-    weights.load_state_dict(load_file(folder / "weights.safetensors"))
-
-
-def load_optimizer(folder: Path, optimizer: Optimizer, schedule: Any) -> None:
-    """Put a checkpoint's optimiser state and schedule back."""
-    numbers = json.loads((folder / "schedule.json").read_text())
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for name, value in load_file(folder / "optimizer.safetensors").items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": numbers["groups"]})
-    schedule.load_state_dict(numbers["schedule"])
-
-
-def load_random_states(folder: Path) -> bool:
-    """Put this process's random states back; false where as many processes as now did not write them."""
-    random = load_file(folder / "random.safetensors")
-    if len(random["cpu"]) != world_size():
-        return False
-    torch.set_rng_state(random["cpu"][process_rank()].clone())  # a row of a table is not aligned as it wants
-    if "cuda" in random and torch.cuda.is_available():
-        torch.cuda.set_rng_state(random["cuda"][process_rank()].clone())
-    return True
-
-
-def load_run(folder: Path) -> dict[str, Any]:
-    """Of whose training a checkpoint is: `id`, and positions in streamed sources."""
-    return read_json(folder / "run.json")
+# ---- Which ones there are, and which are whole
 
 
 def damage(folder: Path, phase_id: str) -> str | None:
@@ -121,7 +125,7 @@ def damage(folder: Path, phase_id: str) -> str | None:
         for name in _FILES:
             if file_fingerprint(folder / name) != checksums.get(name):
                 return f"{name} is not what was written"
-        if load_run(folder)["id"] != phase_id:
+        if read_json(folder / "state.json")["id"] != phase_id:
             return "it belongs to another training"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"

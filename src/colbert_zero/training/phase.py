@@ -1,32 +1,191 @@
 """The only training path: one phase, dense or multi-vector, contrastive or distillation."""
 
-import resource
+import math
 import shutil
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import get_scheduler
+from transformers.trainer_pt_utils import get_parameter_names
 
 from colbert_zero.data.order import Order
 from colbert_zero.data.prepared import Part
-from colbert_zero.errors import ColbertZeroError, Stopped
+from colbert_zero.errors import ColbertZeroError, Diverged, Stopped
 from colbert_zero.files import atomic_folder, write_json
-from colbert_zero.models.encoders import Model, assemble, save_model
-from colbert_zero.processes import agree, is_main, share, wait, world_size
+from colbert_zero.maxsim.scores import scoring_with
+from colbert_zero.models.encoders import Alignment, Encoder, assemble, save_model, tokeniser
+from colbert_zero.processes import agree, average_gradients, is_main, share, sums, wait, world_size
 from colbert_zero.recipe.schema import Phase
-from colbert_zero.training.batches import Batches
-from colbert_zero.training.checkpoint import checkpoint_path, last_checkpoint, load_checkpoint
-from colbert_zero.training.trainer import Progress, Training, Validate, best_validation, make_trainer, quiet
-from colbert_zero.watch import finishing_its_step
+from colbert_zero.training.batches import Batches, Prefetched
+from colbert_zero.training.checkpoint import (
+    checkpoint_path,
+    checkpoints,
+    delete_checkpoint,
+    last_checkpoint,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+    seed_process,
+)
+from colbert_zero.training.gradcache import Precision, Work, grad_cache
+from colbert_zero.training.log import Entry, Log
+from colbert_zero.training.losses import objective_of
+from colbert_zero.training.machine import going_on, machine_of
+from colbert_zero.training.record import phase_record
+from colbert_zero.watch import finishing_its_step, stop_requested
+
+Validate = Callable[[Encoder], dict[str, float]]
 
 
-def order_of(spec: Phase, parts: dict[str, Part], seed: int, name: str) -> Order:
+@dataclass(frozen=True)
+class Training:
+    """All that the training of a phase is made of.
+
+    Attributes:
+        name: The phase.
+        id: Fingerprint of everything below and of what made the start.
+        chain: The phases before it and itself.
+        parent: Id of the phase it starts from.
+        start: Folder or Hub id of its start.
+        spec: The phase's recipe entry.
+        alignment: Prompts, markers, lengths.
+        seed: Order of the data, random weights of a projection.
+        steps: Optimiser steps.
+        dim: Width of a token vector.
+        options: `attn_implementation`; `revision` and `trust_remote_code` of a Hub start.
+    """
+
+    name: str
+    id: str
+    chain: tuple[str, ...]
+    parent: str | None
+    start: str
+    spec: Phase
+    alignment: Alignment
+    seed: int
+    steps: int
+    dim: int
+    options: dict[str, Any]
+
+
+def train_phase(
+    training: Training,
+    parts: Mapping[str, Part],
+    folder: Path,
+    takers: tuple[Callable[[Entry], None], ...] = (),
+    validate: Validate | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Train one phase and keep its checkpoint and record in `folder`.
+
+    A run that was killed goes on from its newest whole checkpoint; a finished folder appears only whole. All
+    processes train; the main one writes.
+
+    Args:
+        training: What to train.
+        parts: The parts of its sources.
+        folder: Where it is kept.
+        takers: Called with every entry of the log.
+        validate: Scores the model on small collections, nDCG@10 by name, every `evaluate_every` steps.
+        say: Tells the user what happens to checkpoints.
+
+    Returns:
+        phase.json's content (docs/records.md).
+
+    Raises:
+        ColbertZeroError: The start or the data do not fit, the loss stopped being finite, or the disk is full.
+        Stopped: SIGTERM came; the step it came in is finished and saved.
+    """
+    spec, steps, work = training.spec, training.steps, folder.with_name(folder.name + ".unfinished")
+    share(spec.global_batch_size, f"phases.{training.name}.global_batch_size")
+    model = assemble(
+        training.start,
+        spec.representation,
+        training.alignment,
+        training.dim,
+        training.seed,
+        training.name,
+        spec.allow_prompt_mismatch,
+        **training.options,
+    )
+    order = order_of(spec, parts, training.seed, training.name)
+    batches = Batches(parts, order, tokeniser(model), steps, spec.negatives)
+    objective = objective_of(spec).to(model.device)
+    trained = nn.ModuleDict({"model": model, "objective": objective}).train()
+    optimizer, schedule = optimizer_of(trained, spec, steps)
+    precision, log, machine = precision_of(spec, model.device), Log(steps, takers), machine_of(model)
+    seed_process(training.seed)
+    if resumed := _resumed_step(work, training, say):
+        state = load_checkpoint(checkpoint_path(work, resumed), trained, optimizer, schedule, training.seed)
+        log.restore(state["log"])
+        batches.restore_streams(state["streams"])
+        machine = going_on(model, state["machine"], machine, lambda text: say(f"phases.{training.name}: {text}"))
+    prefetched = Prefetched(batches, log.step)
+    log.start()
+    with finishing_its_step(), scoring_with(machine["maxsim"]):
+        for step, batch in enumerate(prefetched, log.step + 1):
+            batch = batch.to(model.device)
+            # 1. The loss of the global batch, and its gradient: in-batch negatives are those of all processes.
+            loss_of = objective.of(*batch)
+            own, counted = grad_cache(model, batch[:2], loss_of, spec.mini_batch_tokens, precision)
+            average_gradients(trained.parameters())
+            loss, cpu, stops, *counts = sums(own.item(), log.cpu_seconds(), stop_requested(), *counted)
+            if not math.isfinite(loss):
+                raise _diverged(training, batches.order, step, loss, work)
+            # 2. One step of the optimiser. A learned temperature is not clipped along with the weights.
+            norm = clip_grad_norm_(model.parameters(), spec.max_gradient_norm)
+            learning_rate = schedule.get_last_lr()[0]
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            # 3. What was found and spent; then how good the model is, and what to go on from.
+            last, stopping = step == steps, stops > 0
+            save = not last and (step % spec.checkpoint_every == 0 or stopping)
+            measure = bool(validate and spec.evaluate_every and (last or step % spec.evaluate_every == 0))
+            log.add(
+                loss / world_size(), Work(*map(int, counts)), cpu, prefetched.waited(), save or measure,
+                source=batches.order.source(step - 1)[0], temperature=objective.temperature.item(),
+                learning_rate=learning_rate, grad_norm=norm.item(),
+            )  # fmt: skip
+            if measure and validate:
+                save |= log.validated(validate(model))
+            if save:
+                state = {"id": training.id, "step": step, "log": log.state(), "machine": machine}
+                state["streams"] = batches.stream_states(step)
+                save_checkpoint(checkpoint_path(work, step), trained, optimizer, schedule, state)
+                _delete_old(work, spec.keep_checkpoints, log)
+            if stopping and not last:
+                raise Stopped(
+                    f"phases.{training.name}: stopped by SIGTERM after step {step:,} of {steps:,}, which is saved in "
+                    f"{work}. The same command goes on from there"
+                )
+    best = log.best()
+    if spec.select == "best" and best and best["step"] < steps:
+        wait()
+        load_weights(checkpoint_path(work, best["step"]), trained)
+    record = phase_record(training, model, batches, log, machine)
+    if is_main():
+        with atomic_folder(folder) as temporary:
+            save_model(model, temporary / "model", training.alignment)
+            write_json(temporary / "phase.json", record)
+        shutil.rmtree(work, ignore_errors=True)
+    wait()
+    return record
+
+
+def order_of(spec: Phase, parts: Mapping[str, Part], seed: int, name: str) -> Order:
     """The order of a phase's data.
 
     Raises:
-        ColbertZeroError: No source has as many rows as a batch, or too few negatives or unequal candidates.
+        ColbertZeroError: No source has as many rows as a batch.
     """
     rows = {part: len(table) for part, table in parts.items()}
     blocks = {part: table.block for part, table in parts.items() if table.block}
@@ -50,163 +209,60 @@ def steps_of(spec: Phase, order: Order) -> int:
     return spec.steps or max(1, round((spec.epochs or 1) * order.batches_per_epoch))
 
 
-def train_phase(
-    run: Training,
-    parts: dict[str, Part],
-    folder: Path,
-    progress: Progress | None = None,
-    validate: Validate | None = None,
-    say: Callable[[str], None] = print,
-    reporters: tuple[str, ...] = (),
-) -> dict[str, Any]:
-    """Train one phase and keep its checkpoint and record in `folder`.
-
-    A run that was killed goes on from its newest whole checkpoint; a finished folder appears only whole. All
-    processes train; the main one writes.
-
-    Args:
-        run: What to train.
-        parts: The parts of its sources.
-        folder: Where it is kept.
-        progress: Takes every step's log.
-        validate: Scores the model on small collections, nDCG@10 by name, every `evaluate_every` steps.
-        say: Tells the user what happens to checkpoints.
-        reporters: Names of the trainer's own reporters, such as `tensorboard`.
-
-    Raises:
-        ColbertZeroError: The start or the data do not fit, the loss stopped being finite, or the disk is full.
-        Stopped: SIGTERM came; the step it came in is finished and saved.
-    """
-    work, spec = folder.with_name(folder.name + ".unfinished"), run.spec
-    share(spec.global_batch_size, f"phases.{run.name}.global_batch_size")
-    model = assemble(
-        run.start,
-        spec.representation,
-        run.alignment,
-        run.dim,
-        run.seed,
-        run.name,
-        spec.allow_prompt_mismatch,
-        **run.options,
-    )
-    order = order_of(spec, parts, run.seed, run.name)
-    batches = Batches(parts, order, model, run.steps, spec.negatives)
-    resumed = _resumed_step(work, run, say)
-    with quiet(), finishing_its_step():
-        trainer = make_trainer(run, model, batches, work, progress, validate, reporters)
-        trainer.train(resume_from_checkpoint=str(checkpoint_path(work, resumed)) if resumed else None)
-    state = trainer.state
-    if state.global_step < run.steps:
-        raise Stopped(
-            f"phases.{run.name}: stopped by SIGTERM after step {state.global_step:,} of {run.steps:,}, which is saved "
-            f"in {work}. The same command goes on from there"
-        )
-    best = best_validation(state.log_history)
-    if spec.select == "best" and best and best["step"] < run.steps:
-        wait()
-        load_checkpoint(checkpoint_path(work, best["step"]), trainer.loss)
-    record = _record(run, model, batches, state.log_history)
-    if is_main():
-        with atomic_folder(folder) as temporary:
-            save_model(model, temporary / "model", run.alignment)
-            write_json(temporary / "phase.json", record)
-        shutil.rmtree(work, ignore_errors=True)
-    wait()
-    return record
+def optimizer_of(trained: nn.ModuleDict, spec: Phase, steps: int) -> tuple[AdamW, LRScheduler]:
+    """AdamW and the learning rate's schedule. Biases, norms and a learned temperature do not decay."""
+    kept = get_parameter_names(trained, [nn.LayerNorm], ["bias", "layernorm", "rmsnorm", r"(?:^|\.)norm(?:$|\.)",
+                                                         r"_norm(?:$|\.)", "log_temperature"])  # fmt: skip
+    named = [(name, p) for name, p in trained.named_parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for name, p in named if name in kept], "weight_decay": spec.weight_decay},
+        {"params": [p for name, p in named if name not in kept], "weight_decay": 0.0},
+    ]
+    optimizer = AdamW(groups, lr=spec.learning_rate, fused=True)
+    kind = {"constant": "constant_with_warmup"}.get(spec.schedule, spec.schedule)
+    return optimizer, get_scheduler(kind, optimizer, math.ceil(spec.warmup * steps), steps)
 
 
-def _resumed_step(work: Path, run: Training, say: Callable[[str], None]) -> int:
+def precision_of(spec: Phase, device: torch.device) -> Precision:
+    """The context that a pass over a batch is encoded in."""
+    if spec.precision == "float32":
+        return nullcontext
+    return lambda: torch.autocast(device.type, torch.bfloat16)
+
+
+def _resumed_step(work: Path, training: Training, say: Callable[[str], None]) -> int:
     """Step of the newest whole checkpoint, 0 where there is none; damaged ones are told and put aside."""
     step = 0
     if is_main():
         for leftover in work.glob(".*.tmp"):
             shutil.rmtree(leftover)
-        checkpoint, damaged = last_checkpoint(work, run.id)
+        checkpoint, damaged = last_checkpoint(work, training.id)
         step = int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
         for path, wrong in damaged.items():
             aside = path.with_name(f"damaged-{path.name}")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
             say(
-                f"phases.{run.name}: the checkpoint {path.name} is damaged ({wrong}); going on from "
+                f"phases.{training.name}: the checkpoint {path.name} is damaged ({wrong}); going on from "
                 f"{checkpoint.name if checkpoint else 'the beginning'}, and what is left of it is in {aside}"
             )
     return agree(step)
 
 
-def _record(run: Training, model: Model, batches: Batches, log: list[dict[str, Any]]) -> dict[str, Any]:
-    """phase.json: what was trained, on what, at what cost (docs/records.md)."""
-    spec, steps = run.spec, [entry for entry in log if "loss" in entry]
-    embeddings: Any = model[0].get_submodule("model")
-    embedded = embeddings.get_input_embeddings().weight.numel()
-    parameters = sum(p.numel() for p in model.parameters())
-    last, best = steps[-1], best_validation(log)
-    drawn, left_out = batches.order.drawn(run.steps), batches.dropped()
-    cached = _is_cached(spec, last)
-    rates = 8 if cached else 6
-    alignment, multi_vector = run.alignment, spec.representation == "multi-vector"
-    curve = ("step", "loss", "source", "learning_rate", "temperature", "elapsed_seconds")
-    copied = ("representation", "objective", "global_batch_size", "mini_batch_tokens", "learning_rate", "schedule",
-              "student_scores", "length_normalised", "teacher_temperature", "negatives", "alpha",
-              "precision")  # fmt: skip
-    return {
-        "schema": 1,
-        "name": run.name,
-        "id": run.id,
-        "parent": run.parent,
-        "chain": list(run.chain),
-        **{key: getattr(spec, key) for key in copied},
-        "prompts": {"query": alignment.query_prompt, "document": alignment.document_prompt},
-        "markers": {
-            "query": alignment.query_marker if multi_vector else "",
-            "document": alignment.document_marker if multi_vector else "",
-        },
-        "query_tokens": alignment.query_tokens,
-        "document_tokens": alignment.document_tokens,
-        "steps": run.steps,
-        "temperature": last["temperature"],
-        "seed": run.seed,
-        "sources": {
-            name: {
-                "rows": rows,
-                "batches": drawn[name],
-                "dropped_rows": batches.order.dropped[name],
-                "left_out": left_out.get(name, {}),
-            }
-            for name, rows in batches.order.rows.items()
-        },
-        "device": str(model.device),
-        "processes": world_size(),
-        "device_seconds": round(last["elapsed_seconds"] * world_size(), 3),
-        "waited_seconds": round(last["waited_seconds"], 3),
-        "texts": last["texts"],
-        "tokens": last["tokens"],
-        "flops": rates * (parameters - embedded) * last["tokens"],
-        "peak_memory_bytes": _peak_memory(model.device),
-        "parameters": parameters,
-        "losses": [{key: entry.get(key) for key in curve} for entry in steps],
-        "final_loss": last["loss"],
-        "validation": [
-            {
-                "step": entry["step"],
-                "mean": entry["validation"],
-                "scores": {k.removeprefix("validation/"): v for k, v in entry.items() if k.startswith("validation/")},
-            }
-            for entry in log
-            if "validation" in entry
-        ],
-        "best_step": best["step"] if best else None,
-        "selected_step": best["step"] if best and spec.select == "best" else run.steps,
-        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+def _diverged(training: Training, order: Order, step: int, loss: float, work: Path) -> Diverged:
+    good, _ = last_checkpoint(work, training.id)
+    source, _ = order.source(step - 1)
+    return Diverged(
+        f"phases.{training.name}: the loss is {loss} at step {step} of {training.steps}, in a batch of {source}. The "
+        f"last good checkpoint is {good or training.start}; lower the learning rate or raise the temperature"
+    )
 
 
-def _is_cached(spec: Phase, last: dict[str, Any]) -> bool:
-    """Whether the mean batch exceeds one chunk, so that GradCache adds a second forward pass."""
-    return last["tokens"] / last["step"] > spec.mini_batch_tokens
-
-
-def _peak_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _delete_old(work: Path, keep: int, log: Log) -> None:
+    """Delete checkpoints but the newest few and the best."""
+    if not is_main():
+        return
+    best = log.best()
+    for old in checkpoints(work)[keep:]:
+        if not best or old != checkpoint_path(work, best["step"]):
+            delete_checkpoint(old)

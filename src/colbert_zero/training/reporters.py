@@ -1,12 +1,16 @@
-"""Where each step's figures go besides the records: the trainer's own reporters, a run a phase."""
+"""Where each step's figures go besides the records: TensorBoard or Weights & Biases, a run a phase."""
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from colbert_zero.errors import ColbertZeroError
+
+Report = Callable[[dict[str, Any]], None]
+"""Takes an entry of a phase's log: `step`, and figures by name."""
 
 
 def check_reporters(reporters: Sequence[str]) -> None:
@@ -24,37 +28,60 @@ def check_reporters(reporters: Sequence[str]) -> None:
 
 
 @contextmanager
-def reporting(reporters: Sequence[str], folder: Path, run: str, project: str) -> Iterator[None]:
-    """Inside, the trainer's reporters write one phase's figures; they are told where by environment variables.
+def reporting(
+    reporters: Sequence[str], folder: Path, run: str, project: str, config: dict[str, Any]
+) -> Iterator[Report]:
+    """What takes a phase's figures while it trains; they bear the names that they have in the log, below `train/`.
 
     Args:
         reporters: tensorboard, wandb.
         folder: The study's. TensorBoard's files go to FOLDER/tensorboard/RUN, or to RUN below a
-            TENSORBOARD_LOGGING_DIR of the user's; left to itself, it writes where unfinished checkpoints are deleted.
+            TENSORBOARD_LOGGING_DIR of the user's; those of Weights & Biases to FOLDER, or to WANDB_DIR.
         run: The phase's name and id.
         project: Of Weights & Biases, unless WANDB_PROJECT names another.
+        config: What the phase was asked to do, shown beside its figures.
     """
-    wanted: dict[str, str] = {}
-    if "tensorboard" in reporters:
-        parent = os.environ.get("TENSORBOARD_LOGGING_DIR") or folder / "tensorboard"
-        wanted["TENSORBOARD_LOGGING_DIR"] = str(Path(parent) / run)
-    if "wandb" in reporters:
-        places = {"WANDB_PROJECT": project, "WANDB_DIR": str(folder)}
-        wanted |= {"WANDB_NAME": run} | {key: os.environ.get(key, value) for key, value in places.items()}
-    before = {key: os.environ.get(key) for key in wanted}
-    os.environ.update(wanted)
+    opened = {"tensorboard": _tensorboard, "wandb": _wandb}
+    with ExitStack() as stack:
+        takers = [stack.enter_context(opened[name](folder, run, project, config)) for name in reporters]
+
+        def report(entry: dict[str, Any]) -> None:
+            figures = {f"train/{k}": v for k, v in entry.items() if k != "step" and isinstance(v, int | float)}
+            for take in takers:
+                take(entry["step"], figures)
+
+        yield report
+
+
+@contextmanager
+def _tensorboard(
+    folder: Path, run: str, project: str, config: dict[str, Any]
+) -> Iterator[Callable[[int, dict[str, float]], None]]:
+    from torch.utils.tensorboard import SummaryWriter
+
+    parent = os.environ.get("TENSORBOARD_LOGGING_DIR") or folder / "tensorboard"
+    with SummaryWriter(str(Path(parent) / run)) as writer:
+        writer.add_text("phase", "\n".join(f"    {key}: {value}" for key, value in config.items()))
+
+        def take(step: int, figures: dict[str, float]) -> None:
+            for name, value in figures.items():
+                writer.add_scalar(name, value, step)
+            writer.flush()
+
+        yield take
+
+
+@contextmanager
+def _wandb(
+    folder: Path, run: str, project: str, config: dict[str, Any]
+) -> Iterator[Callable[[int, dict[str, float]], None]]:
+    import wandb
+
+    place = os.environ.get("WANDB_DIR", str(folder))
+    wandb.init(project=os.environ.get("WANDB_PROJECT", project), name=run, dir=place, config=config)
     failed = 1
     try:
-        yield
+        yield lambda step, figures: wandb.log({**figures, "train/global_step": step})
         failed = 0
     finally:
-        for key, value in before.items():
-            if value is None:
-                del os.environ[key]
-            else:
-                os.environ[key] = value
-        if "wandb" in reporters:
-            import wandb
-
-            # Left open, the next phase's figures would go on in this run.
-            wandb.finish(exit_code=failed)
+        wandb.finish(exit_code=failed)

@@ -1,0 +1,152 @@
+"""GradCache (Gao et al. 2021, arXiv 2101.06983): a loss over the whole batch, in the memory of one chunk.
+
+texts ─── encode, no graph ───▶ embeddings ─── loss ───▶ scalar
+                                    │ ▲                    │
+                                    │ └──── gradient ──────┘
+                                    ▼
+texts ─── encode again, with graph, chunk by chunk ───▶ gradient of the weights
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+from sentence_transformers.base.losses.gradcache import RandContext
+from torch import Tensor
+
+from colbert_zero.maxsim.packed import Packed
+from colbert_zero.models.encoders import Encoder
+from colbert_zero.models.encoding import chunk_tokens, concatenate, forward, reorder
+
+LossOf = Callable[[Packed, Packed], Tensor]
+"""The loss of the packed embeddings of all queries and all documents of a batch; a scalar, in nats."""
+Precision = Callable[[], AbstractContextManager[object]]
+"""Makes the context in which a pass is encoded: autocast, or nothing."""
+
+
+class TokenisedTexts:
+    """Tokenised texts of one task.
+
+    Attributes:
+        input_ids: (texts, tokens), padded.
+        attention_mask: (texts, tokens).
+        task: "query" or "document".
+        lengths: Where each text ends; tokens before it that the mask leaves out are holes, not padding.
+    """
+
+    def __init__(self, input_ids: Tensor, attention_mask: Tensor, task: str):
+        self.input_ids, self.attention_mask, self.task = input_ids, attention_mask, task
+        positions = torch.arange(1, input_ids.shape[1] + 1, device=attention_mask.device)
+        self.lengths: list[int] = (attention_mask.bool() * positions).amax(1).tolist()
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def to(self, device: torch.device) -> "TokenisedTexts":
+        """The same on a device."""
+        return TokenisedTexts(self.input_ids.to(device), self.attention_mask.to(device), self.task)
+
+    def chunks(self, most_tokens: int) -> list[list[int]]:
+        """Texts of like length together, each chunk at most so many tokens with its padding; longest first."""
+        order = sorted(range(len(self)), key=lambda i: (-self.lengths[i], i))
+        chunks, start = [], 0
+        while start < len(order):
+            count = max(1, most_tokens // max(1, self.lengths[order[start]]))
+            chunks.append(order[start : start + count])
+            start += count
+        return chunks
+
+    def padded(self, chunks: list[list[int]]) -> int:
+        """Tokens of these chunks, padding included."""
+        return sum(len(chunk) * self.lengths[chunk[0]] for chunk in chunks)
+
+    def features(self, chunk: list[int]) -> dict[str, Tensor]:
+        """Model inputs of a chunk, cut to its longest text."""
+        width = max(1, max(self.lengths[i] for i in chunk))
+        rows = torch.tensor(chunk, device=self.input_ids.device)
+        return {"input_ids": self.input_ids[rows, :width], "attention_mask": self.attention_mask[rows, :width]}
+
+
+class Work(NamedTuple):
+    """What a process computed for one batch, in tokens but for `texts`."""
+
+    texts: int
+    tokens: int
+    """Real ones."""
+    padding: int
+    """Beside them, since a chunk is as wide as its longest text."""
+    repeated: int
+    """Encoded a second time, padding included."""
+
+
+def grad_cache(
+    model: Encoder,
+    sides: Sequence[TokenisedTexts],
+    loss_of: LossOf,
+    mini_batch_tokens: int,
+    precision: Precision = nullcontext,
+) -> tuple[Tensor, Work]:
+    """Add the gradients of a batch's loss to the weights.
+
+    A batch whose activations fit in `mini_batch_tokens` is encoded once. Either way texts of like length are encoded
+    together, so that little is padding. Dropout is replayed: a chunk's second pass starts from the random state of its
+    first. Under autocast the weights are cast once a pass.
+
+    Args:
+        model: Dense or multi-vector, with normalised embeddings.
+        sides: Queries and documents.
+        loss_of: What the loss is, given their embeddings.
+        mini_batch_tokens: Tokens whose activations may be kept for the backward pass, padding included.
+        precision: Of both passes.
+
+    Returns:
+        The loss, a scalar without gradient, and what was computed.
+    """
+    chunks = [side.chunks(min(mini_batch_tokens, chunk_tokens(model.device))) for side in sides]
+    padded = sum(side.padded(side_chunks) for side, side_chunks in zip(sides, chunks, strict=True))
+    fits = padded <= mini_batch_tokens
+    with torch.set_grad_enabled(fits), precision():
+        encoded = [_encode(model, *both) for both in zip(sides, chunks, strict=True)]
+    embeddings = [texts for texts, _ in encoded]
+    if not fits:
+        embeddings = [Packed(texts.values.requires_grad_(), texts.lengths) for texts in embeddings]
+    loss = loss_of(*embeddings)
+    loss.backward()
+    if not fits:
+        with precision():
+            for side, side_chunks, (_, states), texts in zip(sides, chunks, encoded, embeddings, strict=True):
+                gradient = texts.values.grad
+                assert gradient is not None
+                rows = _token_rows(texts.lengths, side_chunks)
+                for chunk, state, chunk_rows in zip(side_chunks, states, rows, strict=True):
+                    with state:
+                        values = forward(model, side.features(chunk), side.task).values
+                    values.backward(gradient[chunk_rows.to(gradient.device)])
+    tokens = sum(int(side.attention_mask.sum()) for side in sides)
+    return loss.detach(), Work(sum(map(len, sides)), tokens, padded - tokens, 0 if fits else padded)
+
+
+def _encode(model: Encoder, texts: TokenisedTexts, chunks: list[list[int]]) -> tuple[Packed, list[RandContext]]:
+    """Embeddings of all texts in their order, and the random state before each chunk."""
+    if not chunks:
+        return _no_texts(model), []
+    states, parts = [], []
+    for chunk in chunks:
+        features = texts.features(chunk)
+        states.append(RandContext(*features.values()))
+        parts.append(forward(model, features, texts.task))
+    order = torch.tensor([i for chunk in chunks for i in chunk])
+    return reorder(concatenate(parts), order.argsort()), states
+
+
+def _no_texts(model: Encoder) -> Packed:
+    """Embeddings of a process without a share; its gradient, empty too, takes part in what all exchange."""
+    values = torch.zeros(0, model.get_embedding_dimension() or 0, device=model.device)
+    return Packed(values.requires_grad_(torch.is_grad_enabled()), torch.zeros(0, dtype=torch.int64))
+
+
+def _token_rows(lengths: Tensor, chunks: list[list[int]]) -> list[Tensor]:
+    """For each chunk, the rows of its texts' tokens in the packed embeddings of all texts."""
+    starts, counts = (lengths.cumsum(0) - lengths).tolist(), lengths.tolist()
+    return [torch.cat([torch.arange(starts[i], starts[i] + counts[i]) for i in chunk]) for chunk in chunks]

@@ -1,0 +1,90 @@
+"""A phase's log: what each step found and what was spent until then."""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from colbert_zero.training.gradcache import Work
+
+LOG_ENTRIES = 10_000
+"""Most entries of a phase's log: a checkpoint of a long phase would otherwise be mostly log, and slow to read."""
+Entry = dict[str, Any]
+
+
+class Log:
+    """Entries of losses (`loss`) and of evaluations while training (`validation`), and the clocks of training.
+
+    The clocks stand still while the model is evaluated.
+
+    Args:
+        steps: Of the whole phase; a long one's losses are logged as means over some steps.
+        takers: Called with each new entry.
+    """
+
+    def __init__(self, steps: int, takers: Sequence[Callable[[Entry], None]] = ()):
+        self.steps, self.takers, self.every = steps, takers, math.ceil(steps / LOG_ENTRIES)
+        self.step, self.entries = 0, list[Entry]()
+        self.spent = Counter[str]({"elapsed_seconds": 0, "cpu_seconds": 0, "waited_seconds": 0})
+        self._losses: list[float] = []
+        self.start()
+
+    def state(self) -> dict[str, Any]:
+        """All of it, for a checkpoint; JSON."""
+        return {"step": self.step, "entries": self.entries, "spent": dict(self.spent)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint's."""
+        self.step, self.entries, self.spent = state["step"], list(state["entries"]), Counter(state["spent"])
+
+    def start(self) -> None:
+        """Let the clocks go on from here."""
+        self._wall, self._cpu = time.monotonic(), time.process_time()
+
+    def cpu_seconds(self) -> float:
+        """What this process's threads have computed since the clocks went on or were last read."""
+        before, self._cpu = self._cpu, time.process_time()
+        return self._cpu - before
+
+    def add(
+        self, loss: float, counted: Work, cpu_seconds: float, waited_seconds: float, keep: bool, **more: Any
+    ) -> None:
+        """A step is done.
+
+        Args:
+            loss: Mean over all queries, in nats.
+            counted: By all processes.
+            cpu_seconds: Of all processes.
+            waited_seconds: For the batch.
+            keep: Log it, whatever the interval.
+            more: Other figures of the step.
+        """
+        now = time.monotonic()
+        self.step += 1
+        self._losses.append(loss)
+        seconds = {"elapsed_seconds": now - self._wall, "cpu_seconds": cpu_seconds, "waited_seconds": waited_seconds}
+        self._wall = now
+        self.spent.update(seconds | counted._asdict())
+        if keep or self.step % self.every == 0 or self.step == self.steps:
+            mean = math.fsum(self._losses) / len(self._losses)
+            self._losses = []
+            self._append({"step": self.step, "loss": mean, **more, **self.spent})
+
+    def validated(self, scores: dict[str, float]) -> bool:
+        """The model was scored; returns whether it is the best so far. The clocks go on from here."""
+        self.start()
+        before, mean = self.best(), math.fsum(scores.values()) / len(scores)
+        named = {f"validation/{name}": score for name, score in scores.items()}
+        self._append({"step": self.step, "validation": mean, **named})
+        return before is None or mean > before["validation"]
+
+    def best(self) -> Entry | None:
+        """The entry of the best score while training, the first of equals."""
+        scored = (entry for entry in self.entries if "validation" in entry)
+        return max(scored, key=lambda entry: entry["validation"], default=None)
+
+    def _append(self, entry: Entry) -> None:
+        self.entries.append(entry)
+        for take in self.takers:
+            take(entry)

@@ -1,0 +1,55 @@
+"""What the machine did for a training, which its recipe does not say: recorded, and kept by who goes on with it."""
+
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from colbert_zero.maxsim.scores import backend, can_score
+from colbert_zero.models.encoders import Encoder
+
+
+def machine_of(model: Encoder) -> dict[str, Any]:
+    """What this host would do: device, host, torch, threads a process, and what computes MaxSim and attention."""
+    return {
+        "device": str(model.device),
+        "host": socket.gethostname(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "maxsim": backend(model.device),
+        "attention": _transformer(model).config._attn_implementation,
+    }
+
+
+def going_on(
+    model: Encoder, recorded: dict[str, Any], own: dict[str, Any], tell: Callable[[str], None]
+) -> dict[str, Any]:
+    """What a resumed training does: as its checkpoint recorded where this host can, and told where it cannot.
+
+    Args:
+        model: Gets the recorded attention.
+        recorded: `machine_of` where the checkpoint was written.
+        own: `machine_of` here.
+        tell: Tells the user.
+    """
+    kept = dict(own)
+    if recorded["maxsim"] != own["maxsim"] and can_score(recorded["maxsim"], model.device):
+        kept["maxsim"] = recorded["maxsim"]
+    if recorded["attention"] != own["attention"]:
+        try:
+            _transformer(model).set_attn_implementation(recorded["attention"])
+            kept["attention"] = recorded["attention"]
+        except (ImportError, ValueError):
+            pass
+    kind = {"device": torch.device(recorded["device"]).type, "maxsim": recorded["maxsim"]}
+    here = {"device": model.device.type, "maxsim": kept["maxsim"]}
+    kind |= {key: recorded[key] for key in ("attention", "torch", "threads")}
+    here |= {key: kept[key] for key in ("attention", "torch", "threads")}
+    if changed := [f"{key} {kind[key]} → {here[key]}" for key in kind if kind[key] != here[key]]:
+        tell(f"goes on otherwise than it began, since this host differs: {', '.join(changed)}; the numbers may too")
+    return kept
+
+
+def _transformer(model: Encoder) -> Any:
+    return model[0].get_submodule("model")

@@ -1,0 +1,202 @@
+"""phase.json: what was trained, on what, by which machine, at what cost. docs/records.md is made from this."""
+
+import resource
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from colbert_zero.models.encoders import Encoder
+from colbert_zero.processes import world_size
+from colbert_zero.training.batches import Batches
+from colbert_zero.training.log import Log
+
+if TYPE_CHECKING:
+    from colbert_zero.training.phase import Training
+
+_CURVE = ("step", "loss", "source", "learning_rate", "temperature", "elapsed_seconds")
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Machine(_Record):
+    """What the machine did that the recipe does not say; a resumed training keeps it where it can."""
+
+    device: str
+    host: str
+    torch: str
+    threads: int
+    """Of each process."""
+    maxsim: str
+    """What computed MaxSim: torch, triton, late-interaction-kernels."""
+    attention: str
+    """What computed attention: sdpa, eager, flash_attention_2, …"""
+
+
+class SourceRecord(_Record):
+    """What a part of a source gave."""
+
+    rows: int
+    batches: int
+    dropped_rows: int
+    """Do not fill a batch."""
+    left_out: dict[str, int]
+    """Rows of a streamed source that cannot be used, by reason."""
+
+
+class PhaseRecord(_Record):
+    """phase.json. Times are of training alone: data preparation, validation and evaluation are not in them."""
+
+    schema_version: int = 1
+    """Written as `schema`."""
+    name: str
+    id: str
+    """Fingerprint of all that was asked for: recipe values, contents of data and base, its parent's."""
+    parent: str | None
+    """Id of the phase it starts from."""
+    chain: list[str]
+    """The phases before it and itself."""
+    representation: str
+    objective: str
+    student_scores: str | None
+    length_normalised: bool
+    teacher_temperature: float | None
+    negatives: int
+    alpha: float
+    precision: str
+    global_batch_size: int
+    mini_batch_tokens: int
+    learning_rate: float
+    schedule: str
+    warmup: float
+    weight_decay: float
+    max_gradient_norm: float
+    prompts: dict[str, str]
+    markers: dict[str, str]
+    query_tokens: int
+    document_tokens: int
+    steps: int
+    temperature: float
+    """At the end, where it is learned."""
+    seed: int
+    sources: dict[str, SourceRecord]
+    """By part: PACKAGE or file of a source, SOURCE/PART."""
+    machine: Machine
+    processes: int
+    wall_seconds: float
+    cpu_seconds: float
+    """Of all threads of all processes. Where it is less than nine tenths of `wall_seconds` × `threads`, the machine had
+    other work or the threads waited, and the time is not compared with another phase's."""
+    threads: int
+    """That could have computed: of all processes; with CUDA one a process, which feeds the device."""
+    device_seconds: float
+    """`wall_seconds` × `processes`."""
+    waited_seconds: float
+    """How long one process waited for batches."""
+    texts: int
+    tokens: int
+    """Real ones, each counted as often as it was read for training; the second pass of GradCache does not count."""
+    padding_tokens: int
+    """Encoded beside them, since a chunk is as wide as its longest text."""
+    second_pass_tokens: int
+    """Encoded a second time by GradCache, padding included: 0 where the batches' activations fitted in memory."""
+    flops: float
+    """Counted by the loss as it went, over all processes and resumes, by the usual estimate: encoder parameters (token
+    embeddings left out) × 6 for each real token and each padding, × 2 for each encoded a second time. Attention's
+    products and MaxSim are not in it."""
+    padding_flops: float
+    """The part that was padding's."""
+    second_pass_flops: float
+    """The part of the second passes."""
+    peak_memory_bytes: int
+    parameters: int
+    losses: list[dict[str, Any]]
+    """Of every step: step, loss, source, learning_rate, temperature, elapsed_seconds. Where a phase has more than
+    10,000 steps, of every n-th, with the mean loss since the entry before."""
+    final_loss: float
+    validation: list[dict[str, Any]]
+    """nDCG@10 on the small collections every `evaluate_every` steps and at the end: step, mean, scores of each."""
+    best_step: int | None
+    """First step of the highest mean."""
+    selected_step: int
+    """The one whose weights the phase ends with: `best_step` with `select: best`, else the last."""
+    finished_at: str
+
+
+def phase_record(
+    training: "Training", model: Encoder, batches: Batches, log: Log, machine: dict[str, Any]
+) -> dict[str, Any]:
+    """phase.json's content, after a training's last step."""
+    spec, alignment, spent = training.spec, training.alignment, log.spent
+    steps, best = [entry for entry in log.entries if "loss" in entry], log.best()
+    embeddings: Any = model[0].get_submodule("model")
+    parameters = sum(p.numel() for p in model.parameters())
+    computing = parameters - embeddings.get_input_embeddings().weight.numel()
+    padding, second = 6 * computing * spent["padding"], 2 * computing * spent["repeated"]
+    drawn, left_out, order = batches.order.drawn(training.steps), batches.dropped(), batches.order
+    markers = (alignment.query_marker, alignment.document_marker) if spec.representation == "multi-vector" else ("", "")
+    asked = {key: getattr(spec, key) for key in PhaseRecord.model_fields if key in type(spec).model_fields}
+    record = PhaseRecord(
+        **{key: value for key, value in asked.items() if key not in _FOUND},
+        name=training.name,
+        id=training.id,
+        parent=training.parent,
+        chain=list(training.chain),
+        prompts={"query": alignment.query_prompt, "document": alignment.document_prompt},
+        markers=dict(zip(("query", "document"), markers, strict=True)),
+        query_tokens=alignment.query_tokens,
+        document_tokens=alignment.document_tokens,
+        steps=training.steps,
+        temperature=steps[-1]["temperature"],
+        seed=training.seed,
+        sources={
+            name: SourceRecord(
+                rows=rows, batches=drawn[name], dropped_rows=order.dropped[name], left_out=left_out.get(name, {})
+            )
+            for name, rows in order.rows.items()
+        },
+        machine=Machine(**machine),
+        processes=world_size(),
+        wall_seconds=round(spent["elapsed_seconds"], 3),
+        cpu_seconds=round(spent["cpu_seconds"], 3),
+        threads=world_size() * (1 if model.device.type == "cuda" else machine["threads"]),
+        device_seconds=round(spent["elapsed_seconds"] * world_size(), 3),
+        waited_seconds=round(spent["waited_seconds"], 3),
+        texts=spent["texts"],
+        tokens=spent["tokens"],
+        padding_tokens=spent["padding"],
+        second_pass_tokens=spent["repeated"],
+        flops=6 * computing * spent["tokens"] + padding + second,
+        padding_flops=padding,
+        second_pass_flops=second,
+        peak_memory_bytes=_peak_memory(model.device),
+        parameters=parameters,
+        losses=[{key: entry.get(key) for key in _CURVE} for entry in steps],
+        final_loss=steps[-1]["loss"],
+        validation=[
+            {
+                "step": entry["step"],
+                "mean": entry["validation"],
+                "scores": {k.removeprefix("validation/"): v for k, v in entry.items() if k.startswith("validation/")},
+            }
+            for entry in log.entries
+            if "validation" in entry
+        ],
+        best_step=best["step"] if best else None,
+        selected_step=best["step"] if best and spec.select == "best" else training.steps,
+        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    ).model_dump()
+    return {"schema": record.pop("schema_version"), **record}
+
+
+_FOUND = ("prompts", "query_tokens", "document_tokens", "steps", "temperature", "seed", "sources")
+"""Keys of a recipe's entry whose values here are the resolved ones."""
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

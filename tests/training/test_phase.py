@@ -1,0 +1,154 @@
+"""The training loop: its plain version, its precision, what it records of itself."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from colbert_zero.errors import ColbertZeroError
+from colbert_zero.maxsim.scores import BACKEND_VARIABLE, backend
+from colbert_zero.models.encoders import assemble, tokeniser
+from colbert_zero.models.encoding import forward, scored_type
+from colbert_zero.training import gradcache, phase
+from colbert_zero.training.batches import Batches
+from colbert_zero.training.losses import Contrastive, objective_of
+from colbert_zero.training.machine import going_on, machine_of
+from helpers import data, study, write_rows
+from oracles import train
+
+SMALL = {"mini_batch_tokens": 150}
+CASES = {
+    "dense": ("dense", {"schedule": "cosine", "weight_decay": 0.1}),
+    "multi-vector": ("unsupervised", {"schedule": "constant", "warmup": 0.4, "max_gradient_norm": 0.2}),
+    "multi-vector, cached, dropout": ("unsupervised", SMALL),
+    "a learned temperature": ("unsupervised", {"temperature": {"initial": 0.5, "learnable": True}}),
+    "bfloat16": ("unsupervised", {"precision": "bfloat16", **SMALL}),
+    "hard negatives": ("supervised", {}),
+    "distillation": ("distillation", {"temperature": 0.25}),
+}
+
+
+@pytest.mark.parametrize(("name", "changes"), CASES.values(), ids=CASES)
+def test_a_phase_is_trained_as_the_plain_loop_trains_it_to_the_bit(tmp_path, name, changes, monkeypatch):
+    write_rows(tmp_path / "pairs.jsonl")
+    recipe = data(tmp_path, teachers={"blend": {"bm25_weight": 1.0}})
+    recipe["phases"][name] |= {**changes, "steps": 4}
+    if changes is SMALL:
+        recipe["model"]["architecture"]["hidden_dropout_prob"] = 0.1
+    seen = {}
+
+    def observed(training, parts, folder, *rest):
+        seen.update(training=training, parts=parts)
+        return phase.train_phase(training, parts, folder, *rest)
+
+    monkeypatch.setattr("colbert_zero.study.study.train_phase", observed)
+    one = study(tmp_path, recipe)
+    one.prepare([(name,)])
+    record = one.train((name,))
+    training, spec = seen["training"], seen["training"].spec
+    model = assemble(training.start, spec.representation, training.alignment, training.dim, training.seed, name)
+    order = phase.order_of(spec, seen["parts"], training.seed, name)
+    batches = Batches(seen["parts"], order, tokeniser(model), training.steps, spec.negatives)
+    losses = train(model, objective_of(spec), batches, spec, training.seed)
+    assert [entry["loss"] for entry in record["losses"]] == losses
+    written = load_file(one.phase_folder((name,)) / "model" / "model.safetensors")
+    trained = model[0].get_submodule("model").state_dict()
+    assert all(torch.equal(tensor, trained[key]) for key, tensor in written.items())
+
+
+class Casts(TorchDispatchMode):
+    """Counts how often each weight is cast."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.weights = {p.data_ptr(): name for name, p in model.named_parameters()}
+        self.counts = dict.fromkeys(self.weights.values(), 0)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._to_copy.default and (name := self.weights.get(args[0].data_ptr())):
+            self.counts[name] += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["tiny_multi_vector", "tiny_dense"])
+def test_mixed_precision_casts_a_weight_once_a_pass_and_both_passes_see_it_alike(kind, request, tmp_path, monkeypatch):
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = request.getfixturevalue(kind).to(device).train()
+    texts = {
+        task: gradcache.TokenisedTexts(
+            **tokeniser(model)([f"lift of wing {n} " * (n + 1) for n in range(6)], task), task=task
+        ).to(device)
+        for task in ("query", "document")
+    }
+    sides, precision = tuple(texts.values()), lambda: torch.autocast(device.type, torch.bfloat16)
+    passes, scored = [], []
+    monkeypatch.setattr(gradcache, "forward", lambda m, f, task: passes.append(found := forward(m, f, task)) or found)
+    loss_of = Contrastive().of(*sides)
+
+    def loss(*embeddings):
+        scored.extend(e.values.dtype for e in embeddings)
+        return loss_of(*embeddings)
+
+    with Casts(model) as casts:
+        _, work = gradcache.grad_cache(model, sides, loss, 60, precision)
+    assert work.repeated > 0
+    with precision():
+        assert set(scored) == {scored_type(device)}
+    half = len(passes) // 2
+    assert len(passes) > 4
+    for first, second in zip(passes[:half], passes[half:], strict=True):
+        assert torch.equal(first.values, second.values.detach())
+    cast = {name: count for name, count in casts.counts.items() if count}
+    assert set(cast.values()) == {2}, cast
+
+
+def test_a_backend_that_is_none_is_refused_before_anything_is_read(tmp_path, monkeypatch):
+    monkeypatch.setenv(BACKEND_VARIABLE, "cuda")
+    one = study(tmp_path, data(tmp_path))  # pairs.jsonl is not there either
+    with pytest.raises(ColbertZeroError, match="COLBERT_ZERO_MAXSIM='cuda' is none of auto, torch, triton"):
+        one.prepare([("unsupervised",)])
+    monkeypatch.setenv(BACKEND_VARIABLE, "late-interaction-kernels")
+    monkeypatch.setattr("colbert_zero.maxsim.scores.find_spec", lambda name: None)
+    with pytest.raises(ColbertZeroError, match=r"not installed; pip install colbert-zero\[gpu\]"):
+        backend(torch.device("cuda"))
+
+
+def test_a_resumed_training_keeps_what_it_began_with_and_says_what_this_host_cannot(tiny_multi_vector):
+    own, said = machine_of(tiny_multi_vector), []
+    assert own["maxsim"] == "torch"
+    assert going_on(tiny_multi_vector, own, own, said.append) == own
+    assert not said
+    eager = {**own, "attention": "eager"}
+    try:
+        assert going_on(tiny_multi_vector, eager, own, said.append) == eager
+        assert machine_of(tiny_multi_vector)["attention"] == "eager"
+        assert not said
+    finally:
+        going_on(tiny_multi_vector, own, eager, said.append)
+    other = {**own, "device": "cuda:0", "maxsim": "triton", "attention": "flash_attention_2", "torch": "2.11.0"}
+    assert going_on(tiny_multi_vector, other, own, said.append) == own
+    for text in ("device cuda → cpu", "maxsim triton → torch", f"attention flash_attention_2 → {own['attention']}"):
+        assert text in said[-1]
+
+
+def test_a_record_counts_what_was_computed_also_through_a_resume(tmp_path):
+    write_rows(tmp_path / "pairs.jsonl")
+    recipe = data(tmp_path)
+    recipe["phases"]["unsupervised"] |= SMALL
+    one = study(tmp_path, recipe)
+    one.prepare([("unsupervised",)])
+    record = one.train(("unsupervised",))
+    assert record["machine"]["maxsim"] == "torch"
+    assert record["second_pass_tokens"] == record["tokens"] + record["padding_tokens"]
+    model = one.phase_folder(("unsupervised",)) / "model"
+    weights = load_file(model / "model.safetensors")
+    embedded = next(t.numel() for name, t in weights.items() if "word_embeddings" in name)
+    per_token = record["parameters"] - embedded
+    assert record["padding_flops"] == 6 * per_token * record["padding_tokens"]
+    assert record["second_pass_flops"] == 2 * per_token * record["second_pass_tokens"]
+    assert record["flops"] == 6 * per_token * record["tokens"] + record["padding_flops"] + record["second_pass_flops"]
+    assert record["cpu_seconds"] > 0
+    assert record["device_seconds"] == record["wall_seconds"]
+    assert {key: record[key] for key in ("warmup", "weight_decay", "max_gradient_norm")} == {
+        "warmup": 0.05, "weight_decay": 0.01, "max_gradient_norm": 1.0,
+    }  # fmt: skip
