@@ -112,11 +112,12 @@ def our_batches(model: Any, rows: int, batch: int) -> Any:
     """One epoch of our batches."""
     from colbert_zero.data.order import Order
     from colbert_zero.data.prepared import open_source
+    from colbert_zero.models.encoders import tokeniser
     from colbert_zero.training.batches import Batches
 
     parts = open_source("rows", source_of(rows)).parts
     order = Order({name: len(part) for name, part in parts.items()}, batch, seed=1)
-    return Batches(parts, order, model, order.batches_per_epoch, negatives=0)
+    return Batches(parts, order, tokeniser(model), order.batches_per_epoch, negatives=0)
 
 
 def their_trainer(
@@ -149,9 +150,10 @@ def check_same_ids(batches: Any, trainer: Any) -> None:
     """Refuse to compare loaders that make different inputs of the same rows."""
     name, numbers = batches.order.batch(0)
     theirs = trainer.data_collator(trainer.train_dataset[name].__getitems__(numbers.tolist()))
-    for column in ("query", "document"):
+    queries, documents, _ = batches[0]
+    for column, ours in (("query", queries), ("document", documents)):
         for key in ("input_ids", "attention_mask"):
-            if not np.array_equal(batches[0][f"{column}_{key}"], theirs[f"{column}_{key}"]):
+            if not np.array_equal(getattr(ours, key), theirs[f"{column}_{key}"]):
                 raise SystemExit(f"{column}_{key} of the first batch differ between the loaders")
 
 
@@ -160,7 +162,7 @@ def loader_of(contender: str, model: Any, rows: int, batch: int, output: str) ->
     if contender == "ours":
         from colbert_zero.training.batches import Prefetched
 
-        return iter(Prefetched(our_batches(model, rows, batch), lambda: 0))
+        return iter(Prefetched(our_batches(model, rows, batch), 0))
     workers = 2 if "workers" in contender else 0
     trainer = their_trainer(model, rows, batch, output, dataloader_num_workers=workers)
     return iter(trainer.get_train_dataloader())
@@ -267,9 +269,9 @@ def child(contender: str, kind: str, **case: Any) -> dict[str, Any]:
         return plan(**case)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     # What is imported once is no part of the peak.
-    import colbert_zero.batches  # noqa: F401
     import sentence_transformers.multi_vector_encoder.losses  # noqa: F401
 
+    import colbert_zero.training.batches  # noqa: F401
     from colbert_zero.models.encoders import assemble
 
     with tempfile.TemporaryDirectory() as output:

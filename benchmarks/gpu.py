@@ -132,21 +132,21 @@ def modern_bert(folder: Path, unpad: bool, tiny: bool) -> Any:
 
 def step_case(batch: int, unpad: bool, mini_batch_tokens: int, tiny: bool = False) -> dict[str, float]:
     """Forward and backward of the contrastive loss of a whole batch, the optimiser not included."""
-    from colbert_zero.training.losses import ContrastiveLoss
+    from colbert_zero.training.gradcache import TokenisedTexts, grad_cache
+    from colbert_zero.training.losses import Contrastive
 
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         model = modern_bert(Path(folder), unpad, tiny)
-    loss = ContrastiveLoss(model, temperature=0.02, mini_batch_tokens=mini_batch_tokens)
-    features = []
+    objective, texts = Contrastive(temperature=0.02).to(DEVICE), []
     for task, lengths in (("query", torch.full((batch,), Q_TOKENS)), ("document", document_lengths(batch))):
         mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
         ids = torch.randint(5, 50_000, mask.shape)
-        features.append({"input_ids": ids * mask + (1 - mask), "attention_mask": mask, "task": task})
+        texts.append(TokenisedTexts(ids * mask + (1 - mask), mask, task).to(torch.device(DEVICE)))
 
     def step() -> None:
         model.zero_grad()
-        loss([{**column} for column in features]).backward()
+        grad_cache(model, texts, objective.of(*texts), mini_batch_tokens)
 
     return measure(step)
 

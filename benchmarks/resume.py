@@ -5,7 +5,7 @@ near its end (99 %). The encoder is tiny, so that the first step takes milliseco
 sentence-transformers' trainer, which is transformers', on the same Arrow files as a DatasetDict with its default
 samplers, resuming as it does by default: the sampler draws and drops the numbers of rows trained before. An iterable
 data set, as streaming needs, has no such sampler: there it reads and tokenises them; that is measured with 10^5 rows.
-All have the same model, batch size and loss (ours), and one process.
+All have the same model, batch size and one process; each its own contrastive loss.
 
 The checkpoints are each trainer's own, saved after one step. To stand for a later step, they get what training until
 there would have left in them besides other weights: the step, the epoch, the schedule's step, and the log with an entry
@@ -46,12 +46,11 @@ def steps_of(rows: int) -> int:
     return sum(len(part) // BATCH for part in open_source("rows", source_of(rows)).parts.values())
 
 
-def at_step(state: dict[str, Any], step: int, steps: int, every: int, own: bool) -> dict[str, Any]:
-    """A trainer's state after step 1 as it would be after `step`, with a log entry every so many steps and its own."""
-    [entry] = state["log_history"]
+def log_until(log: list[dict[str, Any]], step: int, steps: int, every: int, own: bool) -> list[dict[str, Any]]:
+    """The log after step 1 as it would be after `step`, with an entry every so many steps and one of its own."""
+    [entry] = log
     logged = [*range(every, step, every), *([step] if own else [])]
-    log = [{**entry, "step": s, "epoch": s / steps} for s in logged]
-    return {**state, "global_step": step, "epoch": step / steps, "log_history": log}
+    return [{**entry, "step": s, "epoch": s / steps} for s in logged]
 
 
 class Ours:
@@ -68,8 +67,7 @@ class Ours:
 
     def train(self, stop_at: int) -> dict[str, float]:
         """Train, or go on, until a step is done; its seconds from the call, and those waited for its batch."""
-        from colbert_zero.training.phase import train_phase
-        from colbert_zero.training.trainer import Training
+        from colbert_zero.training.phase import Training, train_phase
 
         run = Training(
             name="benchmark",
@@ -94,7 +92,7 @@ class Ours:
 
         called = time.perf_counter()
         try:
-            train_phase(run, self.parts, self.folder, progress)
+            train_phase(run, self.parts, self.folder, (progress,))
         except FirstStep:
             return times
         raise SystemExit("training ended before its first step")
@@ -102,19 +100,20 @@ class Ours:
     def prepare(self, step: int) -> None:
         """A checkpoint after `step` steps."""
         from colbert_zero.files import file_fingerprint, read_json, write_json
-        from colbert_zero.training.trainer import LOG_ENTRIES
+        from colbert_zero.training.log import LOG_ENTRIES
 
         self.train(stop_at=2)
         work = self.folder.with_name(self.folder.name + ".unfinished")
         checkpoint = (work / "step-1").rename(work / f"step-{step}")
         every = math.ceil(self.steps / LOG_ENTRIES)
-        state = at_step(read_json(checkpoint / "trainer_state.json"), step, self.steps, every, own=True)
-        self.waited = state["log_history"][-1]["waited_seconds"]
-        (checkpoint / "trainer_state.json").write_text(json.dumps(state, indent=2, sort_keys=True))
+        state = read_json(checkpoint / "state.json")
+        log = log_until(state["log"]["entries"], step, self.steps, every, own=True)
+        self.waited = log[-1]["waited_seconds"]
+        state["log"] |= {"step": step, "entries": log}
+        write_json(checkpoint / "state.json", {**state, "step": step})
         schedule = read_json(checkpoint / "schedule.json")
         schedule["schedule"] |= {"last_epoch": step, "_step_count": step + 1}
         write_json(checkpoint / "schedule.json", schedule)
-        write_json(checkpoint / "run.json", {**read_json(checkpoint / "run.json"), "step": step})
         files = [file for file in checkpoint.iterdir() if file.name != "checksums.json"]
         write_json(checkpoint / "checksums.json", {file.name: file_fingerprint(file) for file in files})
 
@@ -133,7 +132,6 @@ class Theirs:
         from transformers import TrainerCallback
 
         from colbert_zero.models.encoders import assemble
-        from colbert_zero.training.losses import ContrastiveLoss
 
         times: dict[str, float] = {}
 
@@ -154,9 +152,7 @@ class Theirs:
         called = time.perf_counter()
         model = assemble(self.start, "multi-vector", alignment(), DIM, 1, "benchmark")
         arguments = {"max_steps": self.steps, "logging_steps": LOGGED, "save_steps": 10**9, "learning_rate": 1e-4}
-        trainer = their_trainer(
-            model, self.rows, BATCH, str(self.output), ContrastiveLoss(model), self.streamed, **arguments
-        )
+        trainer = their_trainer(model, self.rows, BATCH, str(self.output), None, self.streamed, **arguments)
         trainer.add_callback(Clock())
         try:
             trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
@@ -171,9 +167,10 @@ class Theirs:
         self.train(stop_at=1, save=True)
         self.checkpoint = (self.output / "checkpoint-1").rename(self.output / f"checkpoint-{step}")
         path = self.checkpoint / "trainer_state.json"
-        path.write_text(
-            json.dumps(at_step(json.loads(path.read_text()), step, self.steps, LOGGED, own=False), indent=2)
-        )
+        state = json.loads(path.read_text())
+        log = log_until(state["log_history"], step, self.steps, LOGGED, own=False)
+        moved = {"global_step": step, "epoch": step / self.steps, "log_history": log}
+        path.write_text(json.dumps({**state, **moved}, indent=2))
         schedule = torch.load(self.checkpoint / "scheduler.pt", weights_only=True)
         torch.save({**schedule, "last_epoch": step, "_step_count": step + 1}, self.checkpoint / "scheduler.pt")
 

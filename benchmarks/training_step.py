@@ -23,6 +23,7 @@ import itertools
 import json
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +74,19 @@ def model_of(contender: str, path: str) -> Any:
     return model
 
 
-def loss_of(contender: str, model: Any, cached: bool) -> Any:
-    """The contender's contrastive loss at its default temperature, which is 1 for all."""
+def loss_of(contender: str, model: Any, cached: bool) -> Callable[[list[dict[str, Tensor]]], Tensor]:
+    """The contender's contrastive loss at its default temperature, which is 1 for all; its gradient is added."""
     if contender == "ours":
-        from colbert_zero.training.losses import ContrastiveLoss
+        from colbert_zero.training.gradcache import TokenisedTexts, grad_cache
+        from colbert_zero.training.losses import Contrastive
 
-        return ContrastiveLoss(model, mini_batch_tokens=MINI_BATCH_SIZE * D_TOKENS if cached else 10**9)
+        objective, budget = Contrastive(), MINI_BATCH_SIZE * D_TOKENS if cached else 10**9
+
+        def ours(features: list[dict[str, Tensor]]) -> Tensor:
+            texts = [TokenisedTexts(**f, task=task) for f, task in zip(features, ("query", "document"), strict=True)]
+            return grad_cache(model, texts, objective.of(*texts), budget)[0]
+
+        return ours
     if contender == "pylate":
         from pylate.losses import CachedContrastive as Cached
         from pylate.losses import Contrastive as Plain
@@ -87,9 +95,16 @@ def loss_of(contender: str, model: Any, cached: bool) -> Any:
             CachedMultiVectorMultipleNegativesRankingLoss as Cached,
         )
         from sentence_transformers.multi_vector_encoder.losses import MultiVectorMultipleNegativesRankingLoss as Plain
-    if not cached:
-        return Plain(model)
-    return Cached(model, mini_batch_size=MINI_BATCH_SIZE, score_mini_batch_size=SCORE_MINI_BATCH_SIZE)
+    chunks = {"mini_batch_size": MINI_BATCH_SIZE, "score_mini_batch_size": SCORE_MINI_BATCH_SIZE}
+    loss_function = Cached(model, **chunks) if cached else Plain(model)
+
+    def theirs(features: list[dict[str, Tensor]]) -> Tensor:
+        # A copy, because a model writes its outputs into its features.
+        loss = loss_function([dict(column) for column in features], None)
+        loss.backward()
+        return loss
+
+    return theirs
 
 
 def pairs(batch: int) -> list[dict[str, Tensor]]:
@@ -114,9 +129,7 @@ def child(contender: str, path: str, batch: int, cached: bool, repeats: int, **_
     losses = []
 
     def step(features: list[dict[str, Tensor]]) -> None:
-        # A copy, because a model writes its outputs into its features.
-        loss = loss_function([dict(column) for column in features], None)
-        loss.backward()
+        loss = loss_function(features)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()
