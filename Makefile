@@ -40,6 +40,10 @@ lint: install
 types: install
 	$(BIN)/mypy
 
+# The reference's tables, from the fields' docstrings.
+docs: install
+	$(BIN)/python docs/generate.py
+
 benchmark: install
 	for script in maxsim distillation training_step evaluation resume data gpu; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 

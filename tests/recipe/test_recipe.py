@@ -470,13 +470,3 @@ def test_the_command_line_prints_the_mistakes_alone_and_exits_with_2(tmp_path: P
     assert done.stderr.startswith(b"colbert-zero: broken.yaml: ")
     assert b"\n  modle: unknown key, did you mean model?\n" in done.stderr
     assert b"Traceback" not in done.stderr
-
-
-def test_the_documentation_names_every_key_with_its_description() -> None:
-    page = (ROOT / "docs" / "recipes.md").read_text()
-    schema = Recipe.model_json_schema()
-    for model in (schema, *schema["$defs"].values()):
-        for key, entry in model.get("properties", {}).items():
-            described = " ".join(entry.get("description", "").split())
-            assert f"| `{key}` |" in page
-            assert described in page or model["title"] == "Parquet", f"{model['title']}.{key}"

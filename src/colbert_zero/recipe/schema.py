@@ -28,7 +28,9 @@ class Neutral:
         self.values = values
 
 
-class _Part(BaseModel):
+class Entry(BaseModel):
+    """An entry of a recipe: frozen, and without keys that nobody knows."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     def asked(self, exclude: Set[str] = frozenset()) -> dict[str, Any]:
@@ -43,7 +45,7 @@ class _Part(BaseModel):
             neutral = [v for mark in field.metadata if isinstance(mark, Neutral) for v in mark.values]
             if key in exclude or value in neutral:
                 values.pop(key, None)
-            elif isinstance(value, _Part):
+            elif isinstance(value, Entry):
                 values[key] = value.asked()
         return values
 
@@ -78,7 +80,7 @@ Paths = Annotated[
 ]
 
 
-class PerTask(_Part):
+class PerTask(Entry):
     """One string for queries, one for documents."""
 
     query: str = ""
@@ -87,7 +89,7 @@ class PerTask(_Part):
     """For documents."""
 
 
-class Model(_Part):
+class Model(Entry):
     """The encoder: a base to start from, or an architecture to train from scratch. Exactly one of the two."""
 
     base: str | None = None
@@ -106,7 +108,7 @@ class Model(_Part):
     """Run Python code that comes with a Hub model. Only for models whose authors you trust."""
 
 
-class Columns(_Part):
+class Columns(Entry):
     """Names of a source's columns, where they differ from the usual."""
 
     query: str = "query"
@@ -121,7 +123,7 @@ class Columns(_Part):
     """Their scores: a list of numbers."""
 
 
-class _Source(_Part):
+class _Source(Entry):
     on_bad_rows: Literal["error", "skip"] = "error"
     """A row that cannot be used: stop before training and say where it is, or pass over it and count it."""
     limit: Int | None = Field(None, ge=1)
@@ -142,7 +144,9 @@ class _Table(_Source):
     """Three-table form: files of `document_id` and `text`."""
 
 
-class _Streamable(_Part):
+class Streamable(Entry):
+    """For data that can only be streamed: larger than the disk, or not worth a copy."""
+
     streaming: bool = False
     """Read the rows as training comes to them, through a bounded shuffle buffer, and copy nothing."""
     shuffle_buffer: Int | None = Field(None, ge=2)
@@ -151,20 +155,21 @@ class _Streamable(_Part):
 
 
 class Jsonl(_Table):
-    """JSON lines, plain or gzipped (.gz)."""
+    """JSON lines, plain or gzipped (.gz). A row is a pair (`query`, `document`, optional `negative`: text or list), or
+    candidates with a teacher's scores (`query`, `documents`, `scores`)."""
 
     kind: Literal["jsonl"]
     """JSON lines."""
 
 
-class Parquet(_Table, _Streamable):
-    """Parquet files."""
+class Parquet(_Table, Streamable):
+    """Parquet files, with rows as of `jsonl`."""
 
     kind: Literal["parquet"]
     """Parquet files."""
 
 
-class Hub(_Source, _Streamable):
+class Hub(_Source, Streamable):
     """A data set of the Hugging Face Hub, or a local folder of the same layout."""
 
     kind: Literal["hub"]
@@ -187,7 +192,7 @@ class Hub(_Source, _Streamable):
     """Three-table form: the configuration with `document_id` and `text`."""
 
 
-class Docstrings(_Part):
+class Docstrings(Entry):
     """Docstrings of installed Python packages, parsed and never imported; each package is a part."""
 
     kind: Literal["docstrings"]
@@ -200,7 +205,7 @@ class Docstrings(_Part):
     """Use at most this many rows of each part (the first ones)."""
 
 
-class Mined(_Part):
+class Mined(Entry):
     """Pairs of another source with hard negatives found by BM25 among that source's documents."""
 
     kind: Literal["mined"]
@@ -217,7 +222,7 @@ class Mined(_Part):
     """How many of the source's pairs to use, spread over its parts in proportion; all by default."""
 
 
-class Scored(_Part):
+class Scored(Entry):
     """Candidates of a mined source with a teacher's scores, for distillation."""
 
     kind: Literal["scored"]
@@ -233,7 +238,7 @@ class Scored(_Part):
 SourceSpec = Annotated[Jsonl | Parquet | Hub | Docstrings | Mined | Scored, Field(discriminator="kind")]
 
 
-class HeldOut(_Part):
+class HeldOut(Entry):
     """Pairs kept out of all training: their documents are the corpus, a query's own document its answer."""
 
     kind: Literal["held-out"]
@@ -246,7 +251,7 @@ class HeldOut(_Part):
     """How many of them serve as queries; all by default."""
 
 
-class Beir(_Part):
+class Beir(Entry):
     """A folder in BEIR layout: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv."""
 
     kind: Literal["beir"]
@@ -257,7 +262,7 @@ class Beir(_Part):
     """Which qrels."""
 
 
-class HubCollection(_Part):
+class HubCollection(Entry):
     """A collection of the Hub (NanoBEIR, MTEB): the configurations corpus, queries and qrels; or a folder."""
 
     kind: Literal["hub"]
@@ -273,7 +278,7 @@ class HubCollection(_Part):
 CollectionSpec = Annotated[HeldOut | Beir | HubCollection, Field(discriminator="kind")]
 
 
-class Teacher(_Part):
+class Teacher(Entry):
     """A teacher: the weighted sum of its parts' scores, each min-max normalised over a query's candidates."""
 
     pipeline: list[str] = Field(default_factory=list)
@@ -284,7 +289,7 @@ class Teacher(_Part):
     """Weight of BM25 on the source's documents."""
 
 
-class Temperature(_Part):
+class Temperature(Entry):
     """A temperature that is trained along with the weights."""
 
     initial: Float = Field(gt=0)
@@ -293,7 +298,7 @@ class Temperature(_Part):
     """Whether it is trained."""
 
 
-class Phase(_Part):
+class Phase(Entry):
     """One training phase."""
 
     representation: Literal["dense", "multi-vector"]
@@ -307,7 +312,9 @@ class Phase(_Part):
     global_batch_size: Int = Field(ge=2)
     """Queries per optimiser step, over all devices."""
     mini_batch_tokens: Int = Field(32_768, ge=1)
-    """Tokens a GradCache chunk may hold; a batch that fits in one is encoded once, a larger one twice."""
+    """Tokens, padding included, whose activations may be kept at once: a batch of no more is encoded once, a larger one
+    twice (GradCache), in chunks of at most so many. Chunks are never longer than is fastest: 2,048 on a CPU, 16,384 on
+    a GPU."""
     learning_rate: Float = Field(gt=0)
     """AdamW's, at its highest."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
@@ -347,7 +354,8 @@ class Phase(_Part):
     allow_prompt_mismatch: bool = False
     """Start from a checkpoint trained with other prompts; it hurts, and is for the ablation that shows so."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the encoder, and on CUDA of the products in scores; their sums and the losses are float32."""
+    """Arithmetic of the encoder in both of its passes, and on CUDA of the products in scores; weights, sums of products
+    and losses are float32."""
     checkpoint_every: Int = Field(200, ge=1)
     """Steps between checkpoints from which a killed run continues."""
     keep_checkpoints: Int = Field(2, ge=1)
@@ -367,7 +375,7 @@ class Phase(_Part):
         return data
 
 
-class Validation(_Part):
+class Validation(Entry):
     """The small collections of `evaluate_every` and of sweeps: NanoBEIR, or a sample of the recipe's own collections.
     With the sample, `select: best` and a sweep choose by queries that the report then tests on; prefer NanoBEIR."""
 
@@ -379,7 +387,7 @@ class Validation(_Part):
     """The sample: queries per collection, by a hash."""
 
 
-class Recipe(_Part):
+class Recipe(Entry):
     """A study: models trained by pipelines of phases on the same data, compared on the same collections."""
 
     name: Name
