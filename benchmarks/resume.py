@@ -67,7 +67,7 @@ class Ours:
 
     def train(self, stop_at: int) -> dict[str, float]:
         """Train, or go on, until a step is done; its seconds from the call, and those waited for its batch."""
-        from colbert_zero.training.phase import Training, train_phase
+        from colbert_zero.training.phase import Training, order_of_parts, train_phase
 
         run = Training(
             name="benchmark",
@@ -78,9 +78,9 @@ class Ours:
             spec=self.spec,
             alignment=alignment(),
             seed=1,
+            order=order_of_parts(self.spec, self.parts, 1, "benchmark"),
             steps=self.steps,
             dim=DIM,
-            options={},
         )
         times = {}
 

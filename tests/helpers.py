@@ -6,12 +6,12 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
 
 from colbert_zero.recipe.reading import check_recipe
+from colbert_zero.study.show import Quiet
 from colbert_zero.study.study import Study
 
 ROOT = Path(__file__).parents[1]
@@ -124,17 +124,8 @@ def data(folder, **changes):
     return recipe | changes
 
 
-class Silent:
-    def say(self, text):
-        pass
-
-    @contextmanager
-    def bar(self, name, total):
-        yield lambda done, values: None
-
-
 def study(folder, recipe):
-    return Study(check_recipe(recipe), folder / "out", Silent(), folder / "cache")
+    return Study(check_recipe(recipe), folder / "out", Quiet(), folder / "cache")
 
 
 STEPS = 240

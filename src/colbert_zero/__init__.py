@@ -1,1 +1,34 @@
-"""Train multi-vector (ColBERT) retrievers from zero, and learn whether pre-training was worth its cost."""
+"""Train multi-vector (ColBERT) retrievers from zero, and learn whether pre-training was worth its cost.
+
+The public names, each loaded when it is first asked for, since torch takes seconds:
+
+    load_recipe                         a recipe, read and checked
+    Study                               a recipe in a folder: what is missing is trained and evaluated
+    train_phase                         one phase, the only training path
+    maxsim_scores, candidate_scores     drop-ins for sentence-transformers' `similarity_fct`
+"""
+
+from importlib import import_module, metadata
+from typing import Any
+
+_NAMES = {
+    "load_recipe": "recipe.reading",
+    "Study": "study.study",
+    "train_phase": "training.phase",
+    "maxsim_scores": "maxsim.scores",
+    "candidate_scores": "maxsim.scores",
+}
+
+__all__ = ["Study", "__version__", "candidate_scores", "load_recipe", "maxsim_scores", "train_phase"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return metadata.version("colbert-zero")
+    if name not in _NAMES:
+        raise AttributeError(f"module 'colbert_zero' has no attribute {name!r}")
+    return getattr(import_module(f"colbert_zero.{_NAMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -80,7 +80,7 @@ class RichShow:
             self.say(f"  {name}: {done:,.0f} in {time.monotonic() - started:.1f} s  {figures}")
 
 
-def print_plan(study: Any, nodes: list[tuple[str, ...]]) -> None:
+def print_plan(study: Any, phases: list[Any]) -> None:
     """What will be done: data, phases, texts, tokens."""
     recipe = study.recipe
     console.print(f"{recipe.name} → {study.folder}", style="bold", markup=False, soft_wrap=True)
@@ -98,7 +98,11 @@ def print_plan(study: Any, nodes: list[tuple[str, ...]]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("phase", "trains", "from", "data", "steps", "texts", "tokens ≤", ""):
         table.add_column(title, justify="right" if title in ("steps", "texts", "tokens ≤") else "left")
-    for row in study.plan(nodes):
+    for phase in phases:
+        spec = phase.spec
+        numbers = [f"{number:,}" for number in (phase.steps, phase.texts, phase.tokens)]
+        trains = f"{spec.representation}, {spec.objective}"
+        row = [phase.name, trains, phase.start, ", ".join(spec.sources), *numbers, "done" if phase.done else ""]
         table.add_row(*map(Text, row))
     console.print(table)
 

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from contextlib import contextmanager
 
 import pytest
 import yaml
@@ -15,6 +14,7 @@ from colbert_zero.data.prepared import ArrowPart
 from colbert_zero.files import writing
 from colbert_zero.recipe.reading import check_recipe
 from colbert_zero.study.inspection import step_rows
+from colbert_zero.study.show import Quiet
 from colbert_zero.study.study import Study
 
 PARTS = {"large": 75, "small": 40}
@@ -60,15 +60,6 @@ def data(folder):
     }  # fmt: skip
 
 
-class Silent:
-    def say(self, text):
-        pass
-
-    @contextmanager
-    def bar(self, name, total):
-        yield lambda done, values: None
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A recipe and its rows, in two files."""
@@ -81,7 +72,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def study(folder):
-    return Study(check_recipe(data(folder)), folder / "out", Silent(), folder / "cache")
+    return Study(check_recipe(data(folder)), folder / "out", Quiet(), folder / "cache")
 
 
 @pytest.fixture
@@ -131,7 +122,7 @@ def test_training_reads_these_rows(study, monkeypatch):
         return texts(part, numbers)
 
     expected = [step_rows(study, "short", step) for step in range(1, 6)]
-    other = Study(study.recipe, study.folder.with_name("again"), Silent(), study.cache)
+    other = Study(study.recipe, study.folder.with_name("again")(), study.cache)
     other.prepare_sources({"pairs"})
     other.start()
     monkeypatch.setattr(ArrowPart, "read", recorded)
@@ -182,7 +173,7 @@ def test_hard_negatives_and_scores_are_shown_once_made_and_never_made_by_surpris
         assert f"sources.{source}: not {kind} yet in {tmp_path / 'out' / 'data'}; `colbert-zero run`" in error
     assert {path.name.split("-")[0] for path in (tmp_path / "out").rglob("*")} & {"hard", "scored", "phases"} == set()
 
-    study = Study(check_recipe(data(folder)), tmp_path / "out", Silent(), folder / "cache")
+    study = Study(check_recipe(data(folder)), tmp_path / "out", Quiet(), folder / "cache")
     study.prepare_sources({"pairs"})
     study.source("scored")
     seen = json.loads(command("--phase", "supervised", "--step", 2, "--json", "--out", tmp_path / "out")[1])

@@ -26,9 +26,11 @@ from colbert_zero.files import read_json
 from colbert_zero.models.encoders import tokeniser
 from colbert_zero.recipe.reading import check_recipe
 from colbert_zero.recipe.schema import Recipe
-from colbert_zero.study.study import Study, check_columns
-from colbert_zero.training.batches import Batches, Prefetched
-from colbert_zero.training.phase import order_of
+from colbert_zero.study.plan import plan
+from colbert_zero.study.show import Quiet
+from colbert_zero.study.study import Study
+from colbert_zero.training.batches import Batches, Prefetched, check_columns
+from colbert_zero.training.phase import order_of_parts
 
 BAD = {"query": "q", "document": " "}
 
@@ -157,7 +159,7 @@ def test_batches_of_streamed_files_have_the_rows_that_the_order_names(two_files:
     assert (source.record["rows"], source.record["dropped"], source.record["held_out"]) == (3200, {}, 0)
     assert not list(source.folder.glob("*.arrow"))
     parts = parts_of(tmp_path, made)
-    order = order_of(made.phases["p"], parts, 1, "p")
+    order = order_of_parts(made.phases["p"], parts, 1, "p")
     assert order.blocks == {"s/a": 64, "s/b": 64}
     seen: dict[str, list[str]] = {"s/a": [], "s/b": []}
     for step in range(order.batches_per_epoch):
@@ -248,7 +250,7 @@ def test_a_step_is_the_same_from_the_start_and_from_a_saved_position_also_twice_
     path = parquet(folder / "r.parquet", written, row_group)
     made = recipe({"path": path, "shuffle_buffer": buffer, "on_bad_rows": "skip"})
     (part,) = parts_of(folder, made).values()
-    order = order_of(made.phases["p"], {part.name: part}, 1, "p")
+    order = order_of_parts(made.phases["p"], {part.name: part}, 1, "p")
     for place in sorted(places):
         step = int(place * order.batches_per_epoch)
         for ahead in range(step, step + 3):
@@ -288,7 +290,7 @@ def test_going_on_from_a_saved_position_does_not_read_what_came_before(
 def test_an_epoch_reads_the_stream_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = recipe({"path": parquet(tmp_path / "r.parquet", pairs(4000), 500), "shuffle_buffer": 800})
     parts = parts_of(tmp_path, made)
-    order = order_of(made.phases["p"], parts, 1, "p")
+    order = order_of_parts(made.phases["p"], parts, 1, "p")
     reader = Reader(monkeypatch)
     for step in range(2 * order.batches_per_epoch):
         parts["s/r"].read(order.batch(step)[1])
@@ -317,7 +319,7 @@ def test_no_more_rows_are_held_than_a_block(tmp_path: Path, monkeypatch: pytest.
 
     made = recipe({"path": parquet(tmp_path / "r.parquet", pairs(5000)), "shuffle_buffer": 200})
     parts = parts_of(tmp_path, made)
-    order = order_of(made.phases["p"], parts, 1, "p")
+    order = order_of_parts(made.phases["p"], parts, 1, "p")
     monkeypatch.setattr(streams, "check_row", counted)
     for step in range(order.batches_per_epoch):
         parts["s/r"].read(order.batch(step)[1])
@@ -331,7 +333,7 @@ def test_a_checkpoint_serves_its_step_though_batches_were_read_ahead(
 
     def batches() -> Batches:
         parts = parts_of(tmp_path, made)
-        return Batches(parts, order_of(made.phases["p"], parts, 1, "p"), tokeniser(tiny_multi_vector), 40, 0)
+        return Batches(parts, order_of_parts(made.phases["p"], parts, 1, "p"), tokeniser(tiny_multi_vector), 40, 0)
 
     first = batches()
     expected = [batch.queries.input_ids.tolist() for batch in Prefetched(first, 0)]
@@ -366,7 +368,7 @@ def test_bad_rows_may_be_passed_over_counted_once_and_replaced(tmp_path: Path) -
     rows = [row for n, row in enumerate(pairs(90)) for row in ([BAD, row] if n % 9 == 4 else [row])]
     made = recipe({"path": parquet(tmp_path / "r.parquet", rows), "shuffle_buffer": 16, "on_bad_rows": "skip"})
     parts = parts_of(tmp_path, made)
-    order = order_of(made.phases["p"], parts, 1, "p")
+    order = order_of_parts(made.phases["p"], parts, 1, "p")
     seen = Counter[str]()
     for step in range(3 * order.batches_per_epoch):
         seen.update(parts["s/r"].read(order.batch(step)[1])["query"])
@@ -595,15 +597,6 @@ def test_a_resolved_recipe_loads_again() -> None:
 # ---- A phase on it
 
 
-class Silent:
-    def say(self, text: str) -> None:
-        pass
-
-    @contextmanager
-    def bar(self, name: str, total: int) -> Iterator[Callable[[int, dict[str, Any]], None]]:
-        yield lambda done, values: None
-
-
 def study(folder: Path, out: str) -> Study:
     made = data(
         {"path": str(folder / "*.parquet"), "shuffle_buffer": 32, "on_bad_rows": "skip"},
@@ -617,14 +610,14 @@ def study(folder: Path, out: str) -> Study:
         "document_tokens": 12,
         "collections": {"c": {"kind": "beir", "path": str(folder / "beir")}},
     }
-    return Study(check_recipe(made), folder / out, Silent(), folder / "cache")
+    return Study(check_recipe(made), folder / out(), folder / "cache")
 
 
 class Crash(BaseException):
     pass
 
 
-class CrashingAt(Silent):
+class CrashingAt(Quiet):
     def __init__(self, step: int):
         self.step = step
 
@@ -648,13 +641,13 @@ def test_a_phase_trains_on_a_streamed_source_and_repeats_also_after_crashes(tmp_
     for out in ("one", "two"):
         trained = study(tmp_path, out)
         trained.prepare([("p",)])
-        (row,) = trained.plan([("p",)])
-        assert row[3:6] == ["s", "34", "544"]
+        (row,) = plan(trained, [("p",)])
+        assert (row.spec.sources, row.steps, row.texts) == (["s"], 34, 544)
         for crash in (12, 23) if out == "two" else ():
             trained.show = CrashingAt(crash)
             with pytest.raises(Crash):
                 trained.train(("p",))
-        trained.show = Silent()
+        trained.show = Quiet()
         record = trained.train(("p",))
         assert [entry["step"] for entry in record["losses"]] == list(range(1, 35))
         assert record["sources"]["s/a"]["left_out"] == {"`document` is empty": 1}

@@ -22,8 +22,9 @@ from colbert_zero.recipe import schema as recipes
 from colbert_zero.recipe.reading import check_recipe, load_recipe
 from colbert_zero.study.comparison import families, run_study
 from colbert_zero.study.graph import chain_to, graph
+from colbert_zero.study.show import Quiet
 from colbert_zero.study.study import Study
-from helpers import Silent, data, study, write_rows
+from helpers import data, study, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -281,13 +282,13 @@ def test_a_phase_killed_between_checkpoints_ends_bit_identical(tmp_path, monkeyp
     expected = undisturbed.train(("unsupervised",))
     weights = (undisturbed.phase_folder(("unsupervised",)) / "model" / "model.safetensors").read_bytes()
 
-    killed = Study(undisturbed.recipe, tmp_path / "killed", Silent(), tmp_path / "cache")
+    killed = Study(undisturbed.recipe, tmp_path / "killed", Quiet(), tmp_path / "cache")
     killed.prepare([("unsupervised",)])
 
     class Stop(BaseException):
         pass
 
-    class Stopping(Silent):
+    class Stopping(Quiet):
         @contextmanager
         def bar(self, name, total):
             def advance(done, values):
@@ -307,7 +308,7 @@ def test_a_phase_killed_between_checkpoints_ends_bit_identical(tmp_path, monkeyp
     file.write_bytes(
         file.read_bytes()[:-1] + b"\x00" if file.read_bytes()[-1:] != b"\x00" else file.read_bytes()[:-1] + b"\x01"
     )
-    killed.show = Silent()
+    killed.show = Quiet()
     record = killed.train(("unsupervised",))
     assert (killed.phase_folder(("unsupervised",)) / "model" / "model.safetensors").read_bytes() == weights
     for key in ("texts", "tokens", "final_loss", "temperature"):

@@ -13,9 +13,10 @@ from colbert_zero.errors import ColbertZeroError
 from colbert_zero.evaluation import validation
 from colbert_zero.files import file_fingerprint, read_json, write_json, writing
 from colbert_zero.recipe.reading import load_recipe
+from colbert_zero.study.show import Quiet
 from colbert_zero.study.study import Study
 from colbert_zero.training.checkpoint import checkpoints, damage, last_checkpoint
-from helpers import Silent, data, environment, newest_step, study, wait_for, write_recipe, write_rows
+from helpers import data, environment, newest_step, study, wait_for, write_recipe, write_rows
 
 TRAIN = [sys.executable, "-m", "colbert_zero", "train", "recipe.yaml", "--phase", "unsupervised", "--out", "out"]
 
@@ -24,7 +25,7 @@ class Stop(BaseException):
     pass
 
 
-class StoppingAt(Silent):
+class StoppingAt(Quiet):
     """Progress that breaks off at a step, as a crash does; keeps what was said."""
 
     def __init__(self, step=None):
@@ -60,7 +61,7 @@ def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     broken, _ = unfinished(folder)
     broken.folder = folder / "whole"
-    broken.show = Silent()
+    broken.show = Quiet()
     broken.train(("unsupervised",))
     return (broken.phase_folder(("unsupervised",)) / "model" / "model.safetensors").read_bytes()
 
@@ -125,7 +126,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(tmp_path, undis
 def test_the_log_of_a_long_phase_is_thinned_and_its_checkpoints_know_what_was_spent(tmp_path, undisturbed, monkeypatch):
     monkeypatch.setattr("colbert_zero.training.log.LOG_ENTRIES", 3)
     broken, _ = unfinished(tmp_path, crash=6, checkpoint_every=4)
-    broken.show = Silent()
+    broken.show = Quiet()
     record = broken.train(("unsupervised",))
     assert [entry["step"] for entry in record["losses"]] == [3, 4, 6, 8, 9]
     assert record["texts"] == 9 * 16 * 2
@@ -203,7 +204,7 @@ def test_sigterm_saves_the_step_it_came_in_and_the_same_command_ends_bit_identic
     assert step == newest_step(stopped)
     ends = []
     for folder in (tmp_path / "whole", stopped):
-        again = Study(load_recipe(folder / "recipe.yaml"), folder / "out", Silent(), folder / "cache")
+        again = Study(load_recipe(folder / "recipe.yaml"), folder / "out", Quiet(), folder / "cache")
         again.prepare([("unsupervised",)])
         first = again.train(("unsupervised",))["losses"][0]["step"]
         model = again.phase_folder(("unsupervised",)) / "model" / "model.safetensors"
@@ -249,7 +250,7 @@ def test_the_best_checkpoint_stays_beside_the_last_and_is_what_the_phase_ends_wi
     best.prepare([("unsupervised",)])
     kept = []
 
-    class Watching(Silent):
+    class Watching(Quiet):
         def bar(self, name, total):
             work = best.phase_folder(("unsupervised",)).with_suffix(".unfinished")
             return nullcontext(lambda done, values: kept.append({p.name for p in checkpoints(work)}))

@@ -1,6 +1,5 @@
 """What the commands share: their options, and the study they work in."""
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -29,8 +28,7 @@ def study_in(recipe: Recipe, out: Path | None) -> Any:
     """The study in its folder."""
     from colbert_zero.study.study import Study
 
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "colbert-zero" / "docstrings"
-    return Study(recipe, out or Path("out") / recipe.name, RichShow(), cache)
+    return Study(recipe, out or Path("out") / recipe.name, RichShow())
 
 
 @contextmanager

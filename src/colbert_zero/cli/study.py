@@ -34,12 +34,13 @@ def run(
     from colbert_zero.report import write_report
     from colbert_zero.study.comparison import run_study
     from colbert_zero.study.graph import chains_of, graph
+    from colbert_zero.study.plan import plan
 
     chosen = [name.strip() for name in only.split(",") if name.strip()] if only else None
     nodes = graph(checked, chains_of(checked, chosen))
     with held_study(checked, out) as study:
         study.prepare(nodes)
-        print_plan(study, nodes)
+        print_plan(study, plan(study, nodes))
         if dry_run:
             return
         results = run_study(study, chosen, command_line())
@@ -65,12 +66,13 @@ def train(
     """
     checked = load_recipe(recipe, overrides or [])
     from colbert_zero.study.graph import chain_to, graph
+    from colbert_zero.study.plan import plan
 
     chain = chain_to(checked, phase)
     nodes = graph(checked, {phase: chain})
     with held_study(checked, out) as study:
         study.prepare(nodes)
-        print_plan(study, nodes)
+        print_plan(study, plan(study, nodes))
         study.train(chain)
         console.print(f"Checkpoint: {study.phase_folder(chain) / 'model'}", markup=False, soft_wrap=True)
 

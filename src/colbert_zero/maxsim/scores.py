@@ -88,6 +88,15 @@ def maxsim_scores(
 
     Returns:
         (queries, groups * n), float32; column j * n + k is document k of group j.
+
+    Example:
+        >>> from colbert_zero import maxsim_scores
+        >>> from sentence_transformers.multi_vector_encoder.losses import MultiVectorMultipleNegativesRankingLoss
+        >>> loss = MultiVectorMultipleNegativesRankingLoss(model, similarity_fct=maxsim_scores)
+        >>> queries = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])  # one query of two tokens
+        >>> documents = torch.tensor([[[[0.6, 0.8], [0.0, 1.0]]], [[[1.0, 0.0], [0.8, 0.6]]]])  # two of two
+        >>> maxsim_scores(queries, documents)
+        tensor([[1.6000, 1.6000]])
     """
     queries = _checked(pack(queries_embeddings, queries_mask))
     return _all_pairs(queries, _groups(documents_embeddings, documents_mask))
@@ -109,6 +118,15 @@ def candidate_scores(
 
     Returns:
         (queries, n_ways), float32.
+
+    Example:
+        >>> from colbert_zero import candidate_scores
+        >>> from sentence_transformers.multi_vector_encoder.losses import MultiVectorDistillKLDivLoss
+        >>> loss = MultiVectorDistillKLDivLoss(model, similarity_fct=candidate_scores)
+        >>> queries = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])  # one query of two tokens
+        >>> candidates = torch.tensor([[[[0.6, 0.8], [0.0, 1.0]], [[1.0, 0.0], [0.8, 0.6]]]])  # its two candidates
+        >>> candidate_scores(queries, candidates)
+        tensor([[1.6000, 1.6000]])
     """
     queries = _checked(pack(queries_embeddings, queries_mask))
     documents = _groups(documents_embeddings, documents_mask)

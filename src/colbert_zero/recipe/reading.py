@@ -42,6 +42,12 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
 
     Raises:
         ColbertZeroError: Every mistake at once, each with its key's path, its value and the mend.
+
+    Example:
+        >>> from colbert_zero import load_recipe
+        >>> recipe = load_recipe("quickstart", ["phases.unsupervised.steps=5"])
+        >>> recipe.phases["unsupervised"].steps
+        5
     """
     path = Path(path_or_name)
     if path.is_dir():

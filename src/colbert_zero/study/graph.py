@@ -1,9 +1,7 @@
-"""Chains of phases."""
+"""What stands on what: chains of phases, and sources made from sources."""
 
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.recipe.schema import Recipe, Scored
-
-# ---- Chains of phases
+from colbert_zero.recipe.schema import Mined, Recipe, Scored
 
 
 def chains_of(recipe: Recipe, only: list[str] | None) -> dict[str, tuple[str, ...]]:
@@ -57,3 +55,9 @@ def graph(recipe: Recipe, chains: dict[str, tuple[str, ...]]) -> list[tuple[str,
     for chain in chains.values():
         visit(chain)
     return list(ordered)
+
+
+def root_of(recipe: Recipe, source: str) -> str:
+    """The source of texts that a mined or scored source is made of; another is its own."""
+    spec = recipe.sources[source]
+    return root_of(recipe, spec.of) if isinstance(spec, Mined | Scored) else source

@@ -6,8 +6,9 @@ from colbert_zero.errors import ColbertZeroError, near
 from colbert_zero.files import writing
 from colbert_zero.recipe.schema import Phase, Recipe
 from colbert_zero.study.graph import chain_to
-from colbert_zero.study.study import Study, check_columns
-from colbert_zero.training.phase import order_of, steps_of
+from colbert_zero.study.study import Study
+from colbert_zero.training.batches import check_columns
+from colbert_zero.training.phase import order_of_parts, steps_of
 
 
 def step_rows(study: Study, phase: str, step: int) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def step_rows(study: Study, phase: str, step: int) -> dict[str, Any]:
     _prepare(study, name, spec)
     parts = study.parts(spec)
     check_columns(name, spec, parts)
-    order = order_of(spec, parts, study.recipe.seed if spec.seed is None else spec.seed, name)
+    order = order_of_parts(spec, parts, study.recipe.seed if spec.seed is None else spec.seed, name)
     steps = steps_of(spec, order)
     if not 1 <= step <= steps:
         raise ColbertZeroError(f"--step {step}: {name} has steps 1 to {steps}")

@@ -1,33 +1,35 @@
 """A study: its pipelines become a graph of phases, each found by its fingerprint, made and evaluated if missing."""
 
 import math
+import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from colbert_zero.data.collection import Collection, load_beir, load_hub
-from colbert_zero.data.order import Order
 from colbert_zero.data.prepared import Part, Source, open_source
 from colbert_zero.data.sources import folder_fingerprints, prepare_source, source_id
-from colbert_zero.errors import ColbertZeroError
 from colbert_zero.evaluation import validation
 from colbert_zero.evaluation.ranking import rank
 from colbert_zero.evaluation.runs import PerQuery, Run
-from colbert_zero.files import atomic_folder, fingerprint, read_json
+from colbert_zero.files import fingerprint, read_json
 from colbert_zero.maxsim.scores import backend
 from colbert_zero.models.encoders import Alignment, load_model
-from colbert_zero.models.scratch import check_architecture, train_tokenizer, write_scratch
+from colbert_zero.models.scratch import check_architecture
 from colbert_zero.processes import agree, appears, is_main, made_by_main, share
 from colbert_zero.recipe.schema import Beir, HeldOut, Mined, Phase, Recipe, Scored
+from colbert_zero.study.graph import root_of
 from colbert_zero.study.rankings import Ranker, Rankings
+from colbert_zero.study.show import Quiet, Show
+from colbert_zero.study.start import write_start
 from colbert_zero.teaching.negatives import mine
 from colbert_zero.teaching.teacher import score
-from colbert_zero.training.phase import Training, order_of, steps_of, too_large, train_phase
+from colbert_zero.training.batches import check_columns
+from colbert_zero.training.phase import Training, order_of_parts, steps_of, train_phase
 from colbert_zero.training.reporters import check_reporters, reporting
 from colbert_zero.watch import stop_if_asked
 
@@ -36,35 +38,37 @@ T = TypeVar("T")
 RECORD_VERSION = 1
 """Part of every fingerprint: raised when a change of the code makes older phases incomparable."""
 
-_TOKENIZER_ROWS = 100_000
-"""Rows of a streamed source that a tokenizer is trained on: its parts' first ones."""
 
-
-class Show(Protocol):
-    """How progress reaches the user; the command line has the real one."""
-
-    def say(self, text: str) -> None:
-        """One line."""
-
-    def bar(self, name: str, total: int) -> "AbstractContextManager[Callable[[int, dict[str, Any]], None]]":
-        """A progress bar; the callable takes what is done so far and figures to show."""
+def user_cache() -> Path:
+    """Where parsed docstrings are kept between studies, if nothing else is said."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "colbert-zero" / "docstrings"
 
 
 @dataclass
 class Study:
-    """One run of a recipe in a folder.
+    """A recipe in a folder.
 
     Attributes:
         recipe: Checked.
         folder: Where the records go.
-        show: Progress.
+        show: Progress; nothing is shown by default.
         cache: Where parsed docstrings are kept between studies.
+
+    Example:
+        >>> from colbert_zero import Study, load_recipe
+        >>> study = Study(load_recipe("my.yaml"), Path("out"))
+        >>> study.prepare([("unsupervised",)])
+        >>> record = study.train(("unsupervised",))
+        >>> f"{record['steps']} steps, {record['texts']} texts"
+        '6 steps, 192 texts'
+        >>> study.phase_folder(("unsupervised",)).joinpath("model").is_dir()
+        True
     """
 
     recipe: Recipe
     folder: Path
-    show: Show
-    cache: Path
+    show: Show = field(default_factory=Quiet)
+    cache: Path = field(default_factory=user_cache)
     sources: dict[str, Source] = field(default_factory=dict)
     collections: dict[str, Collection] = field(default_factory=dict)
     validation: list[Collection] = field(default_factory=list)
@@ -102,7 +106,7 @@ class Study:
 
     def prepare_sources(self, names: set[str]) -> None:
         """Read the files, data sets or docstrings that these sources are made of."""
-        roots = {self._root(name) for name in names}
+        roots = {root_of(self.recipe, name) for name in names}
         for name in (name for name in self.recipe.sources if name in roots):
             make = partial(prepare_source, name, self.recipe, self.data, self.cache)
             self.sources[name] = self._make(f"data: {name}", name, make)
@@ -133,11 +137,6 @@ class Study:
             return load_beir(Path(spec.path).expanduser(), spec.split, name)
         return load_hub(spec.path, spec.split, spec.revision)
 
-    def _root(self, name: str) -> str:
-        """The source of texts that a mined or scored source is made of."""
-        spec = self.recipe.sources[name]
-        return self._root(spec.of) if isinstance(spec, Mined | Scored) else name
-
     def source_id(self, name: str) -> str:
         """Fingerprint of a source, whether it is made yet or not."""
         spec = self.recipe.sources[name]
@@ -163,7 +162,7 @@ class Study:
             # What is in it, not where it lies: another model put in its place is another start.
             files = folder_fingerprints(folder, self.data)
             return fingerprint(RECORD_VERSION, model.asked(exclude={"base"}), files)
-        roots = sorted({self._root(name) for phase in self.recipe.phases.values() for name in phase.sources})
+        roots = sorted({root_of(self.recipe, name) for phase in self.recipe.phases.values() for name in phase.sources})
         texts = [self.source_id(name) for name in roots]
         return fingerprint(RECORD_VERSION, model.asked(), self.recipe.markers.asked(), self.recipe.seed, texts)
 
@@ -230,25 +229,9 @@ class Study:
         return str(folder), {}
 
     def _write_start(self, folder: Path) -> Path:
-        """A tokenizer trained on the recipe's sources, and an encoder with random weights."""
-        model = self.recipe.model
-        assert model.architecture is not None
         self.show.say("training the tokenizer and writing random weights")
-        roots = dict.fromkeys(self._root(name) for phase in self.recipe.phases.values() for name in phase.sources)
-        texts = (
-            text
-            for parts in (self.source(name).parts for name in roots)
-            for part in parts.values()
-            for rows in part.sample(_TOKENIZER_ROWS // len(parts))
-            for column in _text_columns(rows)
-            for text in column
-        )
-        markers = [self.recipe.markers.query, self.recipe.markers.document]
-        longest = max(sum(self.recipe.lengths(phase)) for phase in self.recipe.phases.values()) + 64
-        tokenizer = train_tokenizer(texts, model.vocabulary, markers, longest)
-        with atomic_folder(folder) as temporary:
-            write_scratch(temporary, model.architecture, tokenizer, self.recipe.seed)
-        return folder
+        roots = dict.fromkeys(root_of(self.recipe, name) for p in self.recipe.phases.values() for name in p.sources)
+        return write_start(folder, self.recipe, map(self.source, roots))
 
     def parts(self, spec: Phase) -> dict[str, Part]:
         """All parts of a phase's sources, as it reads them."""
@@ -272,7 +255,7 @@ class Study:
         parts = self.parts(spec)
         check_columns(chain[-1], spec, parts)
         seed = self.recipe.seed if spec.seed is None else spec.seed
-        steps = steps_of(spec, order_of(spec, parts, seed, chain[-1]))
+        order = order_of_parts(spec, parts, seed, chain[-1])
         if self.recipe.model.attention:
             options["attn_implementation"] = self.recipe.model.attention
         training = Training(
@@ -284,58 +267,19 @@ class Study:
             spec=spec,
             alignment=self.alignment(spec),
             seed=seed,
-            steps=steps,
+            order=order,
+            steps=steps_of(spec, order),
             dim=self.recipe.model.dim,
             options=options,
         )
         validate = partial(validation.validate, collections=self.prepare_validation()) if spec.evaluate_every else None
         reporters = self.recipe.reporters if is_main() else []
         with (
-            self.show.bar(" → ".join(chain), steps) as advance,
+            self.show.bar(" → ".join(chain), training.steps) as advance,
             reporting(reporters, self.folder, folder.name, self.recipe.name, spec.model_dump()) as report,
         ):
             takers = (lambda entry: advance(entry["step"], entry), report)
             return train_phase(training, parts, folder, takers, validate, self.show.say)
-
-    def plan(self, chains: list[tuple[str, ...]]) -> list[list[str]]:
-        """A row a phase, for the user: name, what it trains, its start, data, steps, texts, tokens, if done."""
-        rows = []
-        for chain in chains:
-            spec = self.recipe.phases[chain[-1]]
-            done, start = self.is_done(chain), chain[-2] if len(chain) > 1 else self.recipe.model.base or "scratch"
-            record = read_json(self.phase_folder(chain) / "phase.json") if done else None
-            if record:
-                steps, texts, tokens = record["steps"], record["texts"], f"{record['tokens']:,}"
-            else:
-                steps, texts, tokens = self._estimate(chain[-1], spec)
-            trains = f"{spec.representation}, {spec.objective}"
-            state = "done" if done else ""
-            rows.append([chain[-1], trains, start, ", ".join(spec.sources), f"{steps:,}", f"{texts:,}", tokens, state])
-        return rows
-
-    def _estimate(self, name: str, spec: Phase) -> tuple[int, int, str]:
-        """Steps, texts and most tokens of a phase, from the rows that its sources have or will have."""
-        rows: dict[str, int] = {}
-        ways = spec.negatives + 1
-        for source in spec.sources:
-            count, total, entry = None, 0, self.recipe.sources[source]
-            while isinstance(entry, Mined | Scored):
-                count = min(filter(None, (count, entry.queries)), default=None)
-                ways = entry.negatives + 1 if isinstance(entry, Mined) and spec.objective == "distillation" else ways
-                entry = self.recipe.sources[entry.of]
-            parts = self.sources[self._root(source)].parts
-            total = sum(len(part) for part in parts.values())
-            for part, table in parts.items():
-                if spec.objective == "distillation" and table.scored:
-                    ways = max(ways, *table.lengths())
-                rows[f"{source}:{part}"] = len(table) if count is None else len(table) * min(count, total) // total
-        order = Order(rows, spec.global_batch_size, self.recipe.seed, spec.alpha)
-        if not order.names:
-            raise too_large(name, spec, rows)
-        steps = steps_of(spec, order)
-        queries, documents = self.recipe.lengths(spec)
-        pairs = steps * spec.global_batch_size
-        return steps, pairs * (1 + ways), f"{pairs * (queries + ways * documents):,}"
 
     # ---- Evaluation
 
@@ -358,39 +302,6 @@ class Study:
         return self.evaluate(system, self.phase_id(chain), partial(self.rank, chain))
 
 
-def _text_columns(rows: dict[str, list[Any]]) -> list[list[str]]:
-    columns = [rows["query"]]
-    if "document" in rows:
-        columns.append(rows["document"])
-    if "documents" in rows:
-        columns.append([text for row in rows["documents"] for text in row])
-    return columns
-
-
 def _means(per_query: PerQuery) -> dict[str, float]:
     measures = next(iter(per_query.values()))
     return {m: math.fsum(scores[m] for scores in per_query.values()) / len(per_query) for m in measures}
-
-
-def check_columns(name: str, spec: Phase, parts: dict[str, Part]) -> None:
-    """Refuse data that lacks what the objective needs, before training.
-
-    Raises:
-        ColbertZeroError: Names the part, what it lacks and the mend.
-    """
-    for part in parts.values():
-        scored = part.scored
-        if scored != (spec.objective == "distillation"):
-            has, wants = ("scored candidates", "pairs") if scored else ("pairs", "candidates with scores")
-            raise ColbertZeroError(f"phases.{name}.sources: {part.name} has {has}, {spec.objective} needs {wants}")
-        lengths = part.lengths()
-        if scored and len(lengths) > 1:
-            raise ColbertZeroError(
-                f"phases.{name}.sources: {part.name} has rows of {min(lengths)} to {max(lengths)} candidates; "
-                "distillation needs the same number in every row of a source"
-            )
-        if not scored and min(lengths, default=spec.negatives) < spec.negatives:
-            raise ColbertZeroError(
-                f"phases.{name}.negatives: {spec.negatives}, but {part.name} has rows with only {min(lengths)}; "
-                "lower it to that, or mine more"
-            )

@@ -166,6 +166,7 @@ def _prepare(sweep: Sweep, chains: list[tuple[str, ...]], base: "Study") -> list
     """Each point's study with its data; points with the same data share them, and each phase's data must suffice."""
     from colbert_zero.models.scratch import check_architecture
     from colbert_zero.study.graph import graph
+    from colbert_zero.study.plan import plan
 
     studies: list[Study] = []
     shared: dict[str, Study] = {}
@@ -191,7 +192,7 @@ def _prepare(sweep: Sweep, chains: list[tuple[str, ...]], base: "Study") -> list
             study.prepare_validation()
             shared[data] = study
         try:
-            study.plan(nodes)
+            plan(study, nodes)
         except ColbertZeroError as error:
             mistakes[str(error)] = None
         studies.append(study)

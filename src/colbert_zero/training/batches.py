@@ -12,8 +12,10 @@ import torch
 from colbert_zero.data.order import Order
 from colbert_zero.data.prepared import Part
 from colbert_zero.data.streams import StreamedPart
+from colbert_zero.errors import ColbertZeroError
 from colbert_zero.models.encoders import Tokenise
 from colbert_zero.processes import process_rank, share
+from colbert_zero.recipe.schema import Phase
 from colbert_zero.training.gradcache import TokenisedTexts
 
 
@@ -123,3 +125,27 @@ def document_texts(rows: Mapping[str, list[Any]], negatives: int) -> list[str]:
         return [text for column in zip(*rows["documents"], strict=True) for text in column]
     columns = [rows["document"], *([row[k] for row in rows["negatives"]] for k in range(negatives))]
     return [text for column in columns for text in column]
+
+
+def check_columns(name: str, spec: Phase, parts: dict[str, Part]) -> None:
+    """Refuse data that lacks what the objective needs, before training.
+
+    Raises:
+        ColbertZeroError: Names the part, what it lacks and the mend.
+    """
+    for part in parts.values():
+        scored = part.scored
+        if scored != (spec.objective == "distillation"):
+            has, wants = ("scored candidates", "pairs") if scored else ("pairs", "candidates with scores")
+            raise ColbertZeroError(f"phases.{name}.sources: {part.name} has {has}, {spec.objective} needs {wants}")
+        lengths = part.lengths()
+        if scored and len(lengths) > 1:
+            raise ColbertZeroError(
+                f"phases.{name}.sources: {part.name} has rows of {min(lengths)} to {max(lengths)} candidates; "
+                "distillation needs the same number in every row of a source"
+            )
+        if not scored and min(lengths, default=spec.negatives) < spec.negatives:
+            raise ColbertZeroError(
+                f"phases.{name}.negatives: {spec.negatives}, but {part.name} has rows with only {min(lengths)}; "
+                "lower it to that, or mine more"
+            )

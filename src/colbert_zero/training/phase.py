@@ -4,7 +4,7 @@ import math
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,8 @@ class Training:
         start: Folder or Hub id of its start.
         spec: The phase's recipe entry.
         alignment: Prompts, markers, lengths.
-        seed: Order of the data, random weights of a projection.
+        seed: Of dropout, and of a new projection's random weights.
+        order: Of the data.
         steps: Optimiser steps.
         dim: Width of a token vector.
         options: `attn_implementation`; `revision` and `trust_remote_code` of a Hub start.
@@ -71,9 +72,10 @@ class Training:
     spec: Phase
     alignment: Alignment
     seed: int
+    order: Order
     steps: int
     dim: int
-    options: dict[str, Any]
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 def train_phase(
@@ -103,6 +105,27 @@ def train_phase(
     Raises:
         ColbertZeroError: The start or the data do not fit, the loss stopped being finite, or the disk is full.
         Stopped: SIGTERM came; the step it came in is finished and saved.
+
+    Example:
+        >>> from colbert_zero import train_phase
+        >>> from colbert_zero.data.prepared import ArrowPart
+        >>> from colbert_zero.models.encoders import Alignment
+        >>> from colbert_zero.recipe.schema import Phase
+        >>> from colbert_zero.training.phase import Training, order_of_parts
+        >>> pairs = [{"query": f"lift {n}", "document": f"drag {n}", "negatives": []} for n in range(8)]
+        >>> parts = {"wings/all": ArrowPart("wings/all", Dataset.from_list(pairs), None)}
+        >>> spec = Phase(
+        ...     representation="multi-vector", objective="contrastive", sources=["wings"], global_batch_size=4,
+        ...     learning_rate=1e-3,
+        ... )
+        >>> training = Training(
+        ...     name="short", id="0", chain=("short",), parent=None, start=encoder, spec=spec, seed=1, dim=16, steps=2,
+        ...     order=order_of_parts(spec, parts, 1, "short"),
+        ...     alignment=Alignment("", "", "[Q]", "[D]", query_tokens=16, document_tokens=24),
+        ... )
+        >>> record = train_phase(training, parts, Path("short-0"))
+        >>> record["steps"], sorted(path.name for path in Path("short-0").iterdir())
+        (2, ['model', 'phase.json'])
     """
     spec, steps, work = training.spec, training.steps, folder.with_name(folder.name + ".unfinished")
     share(spec.global_batch_size, f"phases.{training.name}.global_batch_size")
@@ -116,8 +139,7 @@ def train_phase(
         spec.allow_prompt_mismatch,
         **training.options,
     )
-    order = order_of(spec, parts, training.seed, training.name)
-    batches = Batches(parts, order, tokeniser(model), steps, spec.negatives)
+    batches = Batches(parts, training.order, tokeniser(model), steps, spec.negatives)
     objective = objective_of(spec).to(model.device)
     trained = nn.ModuleDict({"model": model, "objective": objective}).train()
     optimizer, schedule = optimizer_of(trained, spec, steps)
@@ -139,7 +161,7 @@ def train_phase(
             average_gradients(trained.parameters())
             loss, cpu, stops, *counts = sums(own.item(), log.cpu_seconds(), stop_requested(), *counted)
             if not math.isfinite(loss):
-                raise _diverged(training, batches.order, step, loss, work)
+                raise _diverged(training, step, loss, work)
             # 2. One step of the optimiser. A learned temperature is not clipped along with the weights.
             norm = clip_grad_norm_(model.parameters(), spec.max_gradient_norm)
             learning_rate = schedule.get_last_lr()[0]
@@ -152,7 +174,7 @@ def train_phase(
             measure = bool(validate and spec.evaluate_every and (last or step % spec.evaluate_every == 0))
             log.add(
                 loss / world_size(), Work(*map(int, counts)), cpu, prefetched.waited(), save or measure,
-                source=batches.order.source(step - 1)[0], temperature=objective.temperature.item(),
+                source=training.order.source(step - 1)[0], temperature=objective.temperature.item(),
                 learning_rate=learning_rate, grad_norm=norm.item(),
             )  # fmt: skip
             if measure and validate:
@@ -181,27 +203,26 @@ def train_phase(
     return record
 
 
-def order_of(spec: Phase, parts: Mapping[str, Part], seed: int, name: str) -> Order:
-    """The order of a phase's data.
+def order_of_parts(spec: Phase, parts: Mapping[str, Part], seed: int, name: str) -> Order:
+    """The order of a phase's data; raises as `order_of` does."""
+    rows = {part: len(table) for part, table in parts.items()}
+    return order_of(spec, rows, {part: table.block for part, table in parts.items() if table.block}, seed, name)
+
+
+def order_of(spec: Phase, rows: dict[str, int], blocks: dict[str, int], seed: int, name: str) -> Order:
+    """The order of a phase's data, from the rows that its parts have; those that are streamed have blocks.
 
     Raises:
-        ColbertZeroError: No source has as many rows as a batch.
+        ColbertZeroError: No part has as many rows as a batch.
     """
-    rows = {part: len(table) for part, table in parts.items()}
-    blocks = {part: table.block for part, table in parts.items() if table.block}
     order = Order(rows, spec.global_batch_size, seed, spec.alpha, blocks)
     if not order.names:
-        raise too_large(name, spec, rows)
+        largest = max(rows, key=lambda part: rows[part])
+        raise ColbertZeroError(
+            f"phases.{name}.global_batch_size: {spec.global_batch_size}, but every batch comes from one source and the "
+            f"largest, {largest}, has {rows[largest]} rows; lower it to at most that"
+        )
     return order
-
-
-def too_large(name: str, spec: Phase, rows: dict[str, int]) -> ColbertZeroError:
-    """What to say when no source fills a batch."""
-    largest = max(rows, key=lambda part: rows[part])
-    return ColbertZeroError(
-        f"phases.{name}.global_batch_size: {spec.global_batch_size}, but every batch comes from one source and the "
-        f"largest, {largest}, has {rows[largest]} rows; lower it to at most that"
-    )
 
 
 def steps_of(spec: Phase, order: Order) -> int:
@@ -249,9 +270,9 @@ def _resumed_step(work: Path, training: Training, say: Callable[[str], None]) ->
     return agree(step)
 
 
-def _diverged(training: Training, order: Order, step: int, loss: float, work: Path) -> Diverged:
+def _diverged(training: Training, step: int, loss: float, work: Path) -> Diverged:
     good, _ = last_checkpoint(work, training.id)
-    source, _ = order.source(step - 1)
+    source, _ = training.order.source(step - 1)
     return Diverged(
         f"phases.{training.name}: the loss is {loss} at step {step} of {training.steps}, in a batch of {source}. The "
         f"last good checkpoint is {good or training.start}; lower the learning rate or raise the temperature"

@@ -1,0 +1,73 @@
+"""What a study will do: each phase's steps, texts and tokens, known before anything is trained."""
+
+from dataclasses import dataclass
+
+from colbert_zero.files import read_json
+from colbert_zero.recipe.schema import Mined, Phase, Scored
+from colbert_zero.study.graph import root_of
+from colbert_zero.study.study import Study
+from colbert_zero.training.phase import order_of, steps_of
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A phase to be trained, or trained already.
+
+    Attributes:
+        name: The phase.
+        spec: Its recipe entry.
+        start: The phase before it, the recipe's base, or `scratch`.
+        steps: Optimiser steps.
+        texts: Texts read, each as often as it is.
+        tokens: Real tokens of a finished phase; of another the most it can read.
+        done: Whether it is finished.
+    """
+
+    name: str
+    spec: Phase
+    start: str
+    steps: int
+    texts: int
+    tokens: int
+    done: bool
+
+
+def plan(study: Study, chains: list[tuple[str, ...]]) -> list[Planned]:
+    """Every chain's last phase, as it will be or was trained.
+
+    Raises:
+        ColbertZeroError: No source of a phase fills a batch.
+    """
+    return [_planned(study, chain) for chain in chains]
+
+
+def _planned(study: Study, chain: tuple[str, ...]) -> Planned:
+    name, spec = chain[-1], study.recipe.phases[chain[-1]]
+    start = chain[-2] if len(chain) > 1 else study.recipe.model.base or "scratch"
+    if study.is_done(chain):
+        record = read_json(study.phase_folder(chain) / "phase.json")
+        return Planned(name, spec, start, record["steps"], record["texts"], record["tokens"], True)
+    rows, ways = _rows(study, spec)
+    steps = steps_of(spec, order_of(spec, rows, {}, study.recipe.seed, name))
+    queries, documents = study.recipe.lengths(spec)
+    pairs = steps * spec.global_batch_size
+    return Planned(name, spec, start, steps, pairs * (1 + ways), pairs * (queries + ways * documents), False)
+
+
+def _rows(study: Study, spec: Phase) -> tuple[dict[str, int], int]:
+    """Rows that each part of a phase's sources has or will have, and documents a row."""
+    rows: dict[str, int] = {}
+    ways = spec.negatives + 1
+    for source in spec.sources:
+        count, entry = None, study.recipe.sources[source]
+        while isinstance(entry, Mined | Scored):
+            count = min(filter(None, (count, entry.queries)), default=None)
+            ways = entry.negatives + 1 if isinstance(entry, Mined) and spec.objective == "distillation" else ways
+            entry = study.recipe.sources[entry.of]
+        parts = study.sources[root_of(study.recipe, source)].parts
+        total = sum(len(part) for part in parts.values())
+        for part, table in parts.items():
+            if spec.objective == "distillation" and table.scored:
+                ways = max(ways, *table.lengths())
+            rows[f"{source}:{part}"] = len(table) if count is None else len(table) * min(count, total) // total
+    return rows, ways
