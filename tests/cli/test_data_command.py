@@ -122,7 +122,7 @@ def test_training_reads_these_rows(study, monkeypatch):
         return texts(part, numbers)
 
     expected = [step_rows(study, "short", step) for step in range(1, 6)]
-    other = Study(study.recipe, study.folder.with_name("again")(), study.cache)
+    other = Study(study.recipe, study.folder.with_name("again"), Quiet(), study.cache)
     other.prepare_sources({"pairs"})
     other.start()
     monkeypatch.setattr(ArrowPart, "read", recorded)

@@ -610,7 +610,7 @@ def study(folder: Path, out: str) -> Study:
         "document_tokens": 12,
         "collections": {"c": {"kind": "beir", "path": str(folder / "beir")}},
     }
-    return Study(check_recipe(made), folder / out(), folder / "cache")
+    return Study(check_recipe(made), folder / out, Quiet(), folder / "cache")
 
 
 class Crash(BaseException):
