@@ -143,10 +143,11 @@ def write_checksums(folder: Path) -> None:
     )
 
 
-def damaged_file(folder: Path) -> str | None:
+def damaged_file(folder: Path, read_all: bool = False) -> str | None:
     """A file of a folder that is not the one `write_checksums` saw; None where all are, or nothing was written down.
 
-    A file whose size and time are as they were is not read: what a disk turns over by itself goes unseen.
+    A file whose size and time are as they were is not read, unless all are: what a disk turns over by itself goes
+    unseen.
     """
     if not (folder / _CHECKSUMS).is_file():
         return None
@@ -156,7 +157,8 @@ def damaged_file(folder: Path) -> str | None:
             size, time = file_state(folder / name)
             if size != seen["state"][0]:
                 return name
-            if time != seen["state"][1] and file_fingerprint(folder / name) != seen["fingerprint"]:
+            changed = read_all or time != seen["state"][1]
+            if changed and file_fingerprint(folder / name) != seen["fingerprint"]:
                 return name
     except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError):
         return name

@@ -15,10 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colbert_zero.data import docstrings
-from colbert_zero.data.docstrings import docstring_pairs, make_pair, packages_fingerprint, parse_file, parse_package
+from colbert_zero.data.docstrings import docstring_pairs, make_pair, packages_fingerprint, parse_file
 from colbert_zero.errors import ColbertZeroError
 
 REST = "The result holds every value that the caller asked for and nothing else at all."
+
+
+def parse_package(root: Path, name: str):
+    """Pairs of the package in folder `root` (or of the one module in file `root`), duplicates included."""
+    [(_, result)] = docstrings._parse_packages([docstrings._Package(name, (root,), "")], None)
+    return result
 
 
 def source(*summaries: str) -> str:

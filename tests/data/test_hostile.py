@@ -674,7 +674,7 @@ COLLECTION_FAULTS = {
     "a key twice": ({"corpus": b'{"_id": "a", "_id": "b", "text": ""}'}, "(the key _id stands twice)"),
     "a text of 1 MB": (
         {"corpus": json.dumps({"_id": "a", "text": "x" * 1_000_001}).encode()},
-        "at most 1,000,000 are a",
+        "at most 1,000,000; mend the text",
     ),
     "a list as text": (
         {"corpus": json.dumps({"_id": "a", "text": [1] * 100_000}).encode()},

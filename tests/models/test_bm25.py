@@ -44,7 +44,7 @@ def test_scores_follow_the_formula():
     for query in QUERIES.values():
         expected = plain_bm25(query, documents)
         assert expected.max() > 0
-        np.testing.assert_allclose(bm25.scores(query, np.arange(20)), expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(bm25.score_pairs([query], np.arange(20)[None])[0], expected, rtol=1e-5, atol=1e-6)
 
 
 @settings(deadline=None)
@@ -76,7 +76,7 @@ def test_candidates_are_scored_alike_in_one_call_and_one_by_one():
     scores = bm25.score_pairs(queries, candidates)
     assert scores.dtype == np.float32
     for query, row, row_scores in zip(queries, candidates, scores, strict=True):
-        assert bm25.scores(query, row).tolist() == row_scores.tolist()
+        assert bm25.score_pairs([query], row[None])[0].tolist() == row_scores.tolist()
 
 
 @pytest.mark.parametrize("query", ["", "the of and", "zyzzyva", "?!"])

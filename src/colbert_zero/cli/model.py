@@ -33,7 +33,7 @@ def evaluate(
       colbert-zero evaluate lightonai/GTE-ModernColBERT-v1 --collection zeta-alpha-ai/NanoSciFact --json scores.json
       colbert-zero evaluate bm25 --collection data/scifact
     """
-    from colbert_zero.data.collection import load_beir, load_hub
+    from colbert_zero.data.collection import load_collection
     from colbert_zero.evaluation.ranking import rank, rank_bm25
     from colbert_zero.evaluation.runs import measure, write_run
     from colbert_zero.files import write_json
@@ -42,8 +42,7 @@ def evaluate(
     from colbert_zero.watch import leave
 
     start_processes()
-    folder = Path(collection).expanduser()
-    loaded = load_beir(folder, split or "test") if folder.is_dir() else load_hub(collection, split or "train")
+    loaded = load_collection(collection, split)
     if model == "bm25":
         ranking = rank_bm25(loaded)
     else:

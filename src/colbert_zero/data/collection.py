@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from colbert_zero.data import hub
+from colbert_zero.data.rows import text_fault
 from colbert_zero.errors import ColbertZeroError, reason, short
 from colbert_zero.files import (
-    LONGEST_TEXT,
     atomic_file,
     atomic_folder,
     file_state,
@@ -148,6 +148,12 @@ def load_hub(name: str, split: str | None = None, revision: str | None = None) -
     return _collect(label, lambda: texts("corpus", corpus), texts("queries", queries), judgements)
 
 
+def load_collection(place: str, split: str | None = None, revision: str | None = None) -> Collection:
+    """A collection by its folder in BEIR layout, else by its Hub id; the split is `test` there, `train` here."""
+    folder = Path(place).expanduser()
+    return load_beir(folder, split or "test") if folder.is_dir() else load_hub(place, split or "train", revision)
+
+
 def write_beir(collection: Collection, path: str | Path, split: str = "test") -> None:
     """Write a collection in BEIR layout, as a whole or not at all; a folder already there is replaced."""
     with atomic_folder(Path(path)) as folder:
@@ -241,16 +247,8 @@ def _check_string(value: Any, key: str, where: str) -> None:
     if not isinstance(value, str):
         written = short(json.dumps(str(value)))
         raise ColbertZeroError(f"{where}: {key} is {short(repr(value))}, not a string; write {written}")
-    if len(value) > LONGEST_TEXT:
-        raise ColbertZeroError(
-            f"{where}: {key} has {len(value):,} characters, at most {LONGEST_TEXT:,} are a text; cut or split it"
-        )
-    if "\0" in value:
-        raise ColbertZeroError(f"{where}: {key} has a NUL character; remove it, the file may be damaged")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ColbertZeroError(f"{where}: {key} has half a surrogate pair, not a character; remove it") from None
+    if fault := text_fault(value):
+        raise ColbertZeroError(f"{where}: {key} {fault}; mend the text, the file may be damaged")
 
 
 def _judgement(columns: list[Any], where: str) -> Judgement:

@@ -158,12 +158,6 @@ def packages_fingerprint(packages: list[str] | None) -> str:
     return fingerprint([package.key for package in _find_packages(packages)])
 
 
-def parse_package(root: Path, name: str) -> tuple[list[Pair], Counts]:
-    """Pairs of the package in folder `root` (or of the one module in file `root`), duplicates included."""
-    [(_, result)] = _parse_packages([_Package(name, (root,), "")], None)
-    return result
-
-
 # ---- which packages, and their files
 
 

@@ -1,5 +1,6 @@
 """Prepared sources: Arrow files, memory-mapped."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,10 +14,7 @@ from datasets import Dataset
 
 from colbert_zero.data.streams import is_streamed, streamed_parts
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.files import (
-    damaged_file,
-    read_json,
-)
+from colbert_zero.files import damaged_file, read_json, write_checksums, write_json
 from colbert_zero.recipe.schema import Phase, SourceSpec
 
 
@@ -162,6 +160,13 @@ def open_source(name: str, folder: Path, spec: SourceSpec | None = None) -> Sour
         rows = Dataset.from_file(str(folder / f"{number}.arrow"))
         parts[f"{name}/{part}"] = ArrowPart(f"{name}/{part}", rows, table)
     return Source(name, record["id"], folder, record, parts)
+
+
+def write_record(folder: Path, identity: str, parts: dict[str, int], started: float, **more: Any) -> None:
+    """Write down what a source is: its parts and their rows, what was left out (`more`), and how long it took."""
+    known = {"id": identity, "parts": parts, "rows": sum(parts.values()), "dropped": {}, "held_out": 0}
+    write_json(folder / "source.json", {**known, **more, "seconds": round(time.monotonic() - started, 3)})
+    write_checksums(folder)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from colbert_zero.errors import short
+from colbert_zero.errors import ColbertZeroError, short
 from colbert_zero.files import LONGEST_TEXT, parse_json
 from colbert_zero.recipe.schema import Columns
 
@@ -26,7 +26,50 @@ class BadRow(Exception):
     """This row cannot be used; the message says why."""
 
 
+# ---- What to do and say
+
+
+def left_out(error: BadRow, place: str, name: str, spec: Any) -> str:
+    """The reason a row is left out for, to be counted.
+
+    Raises:
+        ColbertZeroError: The source's entry wants none left out.
+    """
+    if spec.on_bad_rows == "error":
+        raise ColbertZeroError(
+            f"{place}: {error}. Mend the row, or set `sources.{name}.on_bad_rows: skip` to pass over such rows and "
+            "count them"
+        ) from None
+    return str(error).split(":")[0]
+
+
+def unusable(where: str, name: str) -> ColbertZeroError:
+    """What to say of a part that has no usable row."""
+    return ColbertZeroError(f"{where} has no usable row; mend it, or take it out of sources.{name}")
+
+
+def mixed(place: str) -> ColbertZeroError:
+    """What to say of a row that is of another kind than the first."""
+    return ColbertZeroError(
+        f"{place}: rows of one source must all be pairs or all be scored candidates; put the others into a source of "
+        "their own"
+    )
+
+
 # ---- Checking
+
+
+def text_fault(text: str) -> str | None:
+    """What makes a string no text to train or search on; None where nothing does."""
+    if len(text) > LONGEST_TEXT:
+        return f"is too long: {len(text):,} characters, at most {LONGEST_TEXT:,}"
+    if "\0" in text:
+        return "has a NUL character"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "has half a surrogate pair, which is no character"
+    return None
 
 
 def as_object(row: Any) -> dict[str, Any]:
@@ -57,14 +100,8 @@ def as_text(value: Any, key: str) -> str:
     """A value that is usable text."""
     if not isinstance(value, str):
         raise BadRow(f"`{key}` is not text: found {_type(value)}")
-    if len(value) > LONGEST_TEXT:
-        raise BadRow(f"`{key}` is too long: {len(value):,} characters, at most {LONGEST_TEXT:,}")
-    if "\0" in value:
-        raise BadRow(f"`{key}` has a NUL character")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise BadRow(f"`{key}` has half a surrogate pair, which is no character") from None
+    if fault := text_fault(value):
+        raise BadRow(f"`{key}` {fault}")
     # Zero-width and control characters are no text either.
     if not any(character.isprintable() and not character.isspace() for character in value):
         raise BadRow(f"`{key}` is empty")

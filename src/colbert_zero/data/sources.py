@@ -18,9 +18,21 @@ from huggingface_hub import HfApi
 
 from colbert_zero.data.docstrings import docstring_pairs, packages_fingerprint
 from colbert_zero.data.held_out import hold_out
-from colbert_zero.data.prepared import DOCUMENTS, Progress, arrow_file
+from colbert_zero.data.prepared import DOCUMENTS, Progress, arrow_file, write_record
 from colbert_zero.data.readers import Rows, hub_path, input_files, tables
-from colbert_zero.data.rows import PAIRS, BadRow, as_identifier, as_object, as_text, check_ids, check_row, value_of
+from colbert_zero.data.rows import (
+    PAIRS,
+    BadRow,
+    as_identifier,
+    as_object,
+    as_text,
+    check_ids,
+    check_row,
+    left_out,
+    mixed,
+    unusable,
+    value_of,
+)
 from colbert_zero.data.streams import is_streamed, look_up
 from colbert_zero.errors import ColbertZeroError, short
 from colbert_zero.files import (
@@ -29,7 +41,6 @@ from colbert_zero.files import (
     file_state,
     fingerprint,
     read_json,
-    write_checksums,
     write_json,
 )
 from colbert_zero.recipe.schema import Docstrings, HeldOut, Hub, Jsonl, Parquet, Recipe
@@ -151,12 +162,7 @@ def prepare_source(name: str, recipe: Recipe, data: Path, docstring_cache: Path,
         parts = _without_empty(temporary, parts)
         if not sum(parts.values()):
             raise ColbertZeroError(f"sources.{name}: no usable row is left; left out: {dict(dropped)}")
-        record = {
-            "id": identity, "kind": spec.kind, "parts": parts, "rows": sum(parts.values()),
-            "dropped": dict(dropped), "held_out": held_out, "seconds": round(time.monotonic() - started, 3),
-        }  # fmt: skip
-        write_json(temporary / "source.json", record)
-        write_checksums(temporary)
+        write_record(temporary, identity, parts, started, kind=spec.kind, dropped=dict(dropped), held_out=held_out)
         if _has_files(spec) and source_id(name, recipe, data) != identity:
             raise ColbertZeroError(
                 f"sources.{name}: a file changed while it was read; leave the files as they are and start the run again"
@@ -170,14 +176,11 @@ def _look_up(name: str, spec: Any, identity: str, data: Path) -> Path:
     if isinstance(spec, Hub) and isinstance(commit := _hub_fingerprint(name, spec, data), str):
         spec = spec.model_copy(update={"revision": commit})  # a branch may move while training streams it
     found = look_up(name, spec)
-    record = {
-        "id": identity, "kind": spec.kind, "parts": {part: rows for part, (rows, _) in found.items()},
-        "rows": sum(rows for rows, _ in found.values()), "dropped": {}, "held_out": 0,
-        "streamed": {part: first for part, (_, first) in found.items()},
-        "revision": getattr(spec, "revision", None), "seconds": round(time.monotonic() - started, 3),
-    }  # fmt: skip
+    rows = {part: count for part, (count, _) in found.items()}
+    streamed = {part: first for part, (_, first) in found.items()}
     with atomic_folder(folder) as temporary:
-        write_json(temporary / "source.json", record)
+        more = {"streamed": streamed, "revision": getattr(spec, "revision", None)}
+        write_record(temporary, identity, rows, started, kind=spec.kind, **more)
     return folder
 
 
@@ -229,16 +232,13 @@ def _write_tables(name: str, spec: Any, folder: Path, dropped: Counter[str]) -> 
         checked = itertools.islice(_checked(name, spec, rows, check, dropped), spec.limit)
         first = next(checked, None)
         if first is None:
-            raise ColbertZeroError(f"{where} has no usable row; mend it, or take it out of sources.{name}")
+            raise unusable(where, name)
         schema = schema or first[1]
         with arrow_file(folder / f"{len(parts)}.arrow", schema) as write:
             parts[part] = 0
             for place, form, row in itertools.chain([first], checked):
                 if form is not schema:
-                    raise ColbertZeroError(
-                        f"{place}: rows of one source must all be pairs or all be scored candidates; put the "
-                        "others into a source of their own"
-                    )
+                    raise mixed(place)
                 write(row)
                 parts[part] += 1
     return parts
@@ -272,11 +272,6 @@ def _checked(
         try:
             schema, checked = check(row)
         except BadRow as error:
-            if spec.on_bad_rows == "error":
-                raise ColbertZeroError(
-                    f"{place}: {error}. Mend the row, or set `sources.{name}.on_bad_rows: skip` to pass over such "
-                    "rows and count them"
-                ) from None
-            dropped[table + str(error).split(":")[0]] += 1
-            continue
-        yield place, schema, checked
+            dropped[table + left_out(error, place, name, spec)] += 1
+        else:
+            yield place, schema, checked

@@ -20,7 +20,7 @@ from datasets import DatasetBuilder, IterableDataset, get_dataset_config_names, 
 
 from colbert_zero.data.hub import check_inside
 from colbert_zero.data.readers import hub_path, input_files, part_names
-from colbert_zero.data.rows import SCORED_TEXTS, BadRow, check_row
+from colbert_zero.data.rows import SCORED_TEXTS, BadRow, check_row, left_out, mixed, unusable
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.recipe.schema import Hub, Parquet, Phase
 
@@ -176,20 +176,21 @@ class StreamedPart:
                     checked = self._checked(row, number)
                 except BadRow as error:
                     if not position["again"]:
-                        self._counts[_left_out(self._stream, number, error)] += 1
+                        place = f"{self._stream.where}, row {number}"
+                        self._counts[left_out(error, place, self._stream.name, self.spec)] += 1
                     continue
                 if position["again"]:
                     self._counts[READ_AGAIN] += 1
                 usable = True
                 yield checked
             if not usable:
-                raise _unusable(self._stream)
+                raise unusable(self._stream.where, self._stream.name)
             position = _START | {"again": True}
 
     def _checked(self, row: Any, number: int) -> dict[str, Any]:
         schema, checked = check_row(row, self.spec.columns)
         if (schema is SCORED_TEXTS) != self.scored:
-            raise _mixed(f"{self._stream.where}, row {number}")
+            raise mixed(f"{self._stream.where}, row {number}")
         found = len(checked["documents"] if self.scored else checked["negatives"])
         if self.scored and found != self.texts:
             raise BadRow(
@@ -238,7 +239,7 @@ def look_up(name: str, spec: Any) -> dict[str, tuple[int, dict[str, Any]]]:
         stream = Stream(name, spec, where, partial(_dataset, spec, builder))
         found[part] = rows, _first(stream)
         if found[part][1]["scored"] != next(iter(found.values()))[1]["scored"]:
-            raise _mixed(where)
+            raise mixed(where)
     return found
 
 
@@ -302,7 +303,7 @@ def _count(name: str, spec: Any, where: str, builder: DatasetBuilder) -> int:
     else:
         rows = pq.read_metadata(where).num_rows
         if not rows:
-            raise _unusable_at(where, name)
+            raise unusable(where, name)
     counts = [count for count in (rows, spec.limit) if count]
     if not counts:
         raise ColbertZeroError(
@@ -318,11 +319,11 @@ def _first(stream: Stream) -> dict[str, Any]:
         try:
             schema, checked = check_row(row, stream.spec.columns)
         except BadRow as error:
-            _left_out(stream, number, error)
+            left_out(error, f"{stream.where}, row {number}", stream.name, stream.spec)
         else:
             scored = schema is SCORED_TEXTS
             return {"scored": scored, "texts": len(checked["documents" if scored else "negatives"])}
-    raise _unusable(stream)
+    raise unusable(stream.where, stream.name)
 
 
 # ---- What to say
@@ -340,28 +341,3 @@ def _told(name: str, spec: Any, where: str, read: Callable[[], Any]) -> Any:
             mend = "once that is mended, the same command goes on where it was"
             raise ColbertZeroError(f"sources.{name}: cannot stream {where}: {reason}; {mend}") from error
         raise ColbertZeroError(f"{where}: not a readable Parquet file ({reason}); fetch or write it again") from error
-
-
-def _left_out(stream: Stream, number: int, error: BadRow) -> str:
-    """The reason a row is left out for; raises where the recipe wants none left out."""
-    if stream.spec.on_bad_rows == "error":
-        raise ColbertZeroError(
-            f"{stream.where}, row {number}: {error}. Mend the row, or set `sources.{stream.name}.on_bad_rows: skip` to "
-            "pass over such rows and count them"
-        ) from None
-    return str(error).split(":")[0]
-
-
-def _unusable(stream: Stream) -> ColbertZeroError:
-    return _unusable_at(stream.where, stream.name)
-
-
-def _unusable_at(where: str, name: str) -> ColbertZeroError:
-    return ColbertZeroError(f"{where} has no usable row; mend it, or take it out of sources.{name}")
-
-
-def _mixed(place: str) -> ColbertZeroError:
-    return ColbertZeroError(
-        f"{place}: rows of one source must all be pairs or all be scored candidates; put the others into a source of "
-        "their own"
-    )

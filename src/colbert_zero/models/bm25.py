@@ -76,10 +76,6 @@ class Bm25:
                 indices[row], scores[row] = best, row_scores[best]
         return indices, scores
 
-    def scores(self, query: str, indices: np.ndarray) -> np.ndarray:
-        """Scores of chosen documents for one query, (n,), float32."""
-        return self.score_pairs([query], np.asarray(indices)[None])[0]
-
     def score_pairs(self, queries: list[str], candidates: np.ndarray) -> np.ndarray:
         """Scores of each query's own candidates.
 

@@ -68,11 +68,14 @@ def reorder(texts: Packed, order: Tensor) -> Packed:
         texts: Packed.
         order: The new order: place i takes text order[i], (n,), int64, on the CPU.
     """
-    lengths = texts.lengths[order]
-    first = (texts.lengths.cumsum(0) - texts.lengths)[order]
-    before = lengths.cumsum(0) - lengths
-    rows = torch.repeat_interleave(first - before, lengths) + torch.arange(int(lengths.sum()))
-    return Packed(texts.values.index_select(0, rows.to(texts.values.device)), lengths)
+    rows = token_rows(texts.lengths, order)
+    return Packed(texts.values.index_select(0, rows.to(texts.values.device)), texts.lengths[order])
+
+
+def token_rows(lengths: Tensor, order: Tensor) -> Tensor:
+    """Rows of these texts' tokens among all packed tokens, text by text in this order, (tokens,) int64."""
+    taken, starts = lengths[order], (lengths.cumsum(0) - lengths)[order]
+    return torch.repeat_interleave(starts - (taken.cumsum(0) - taken), taken) + torch.arange(int(taken.sum()))
 
 
 def _prompt(model: Encoder, task: Task) -> str | None:
@@ -109,15 +112,21 @@ def _chunks(features: dict[str, Any], mini_batch_tokens: int) -> Iterator[tuple[
     columns = torch.arange(used.shape[1])
     first = torch.where(used, columns, used.shape[1]).amin(1)
     last = torch.where(used, columns, -1).amax(1)
-    order = (last - first).argsort(stable=True, descending=True).tolist()
-    start = 0
-    while start < len(order):
-        # Longest first, so the first row of a chunk sets its width.
-        width = max(int(last[order[start]] - first[order[start]]) + 1, 1)
-        rows = order[start : start + max(1, mini_batch_tokens // width)]
+    for rows in chunks_of((last - first + 1).tolist(), mini_batch_tokens):
         window = slice(int(first[rows].min()), int(last[rows].max()) + 1)
         yield rows, {name: _cut(value, used.shape, rows, window) for name, value in features.items()}
-        start += len(rows)
+
+
+def chunks_of(lengths: list[int], most_tokens: int) -> list[list[int]]:
+    """Texts of like length together, each chunk at most so many tokens with its padding, or one text; longest first."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    chunks, start = [], 0
+    while start < len(order):
+        # The first text of a chunk sets its width.
+        count = max(1, most_tokens // max(1, lengths[order[start]]))
+        chunks.append(order[start : start + count])
+        start += count
+    return chunks
 
 
 def _cut(value: Any, shape: torch.Size, rows: list[int], window: slice) -> Any:

@@ -1,34 +1,18 @@
 """Hard negatives: what BM25 finds near a query that is not its answer."""
 
-import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from colbert_zero.data.prepared import DOCUMENTS, MINED, Part, Progress, Source, arrow_file
+from colbert_zero.data.prepared import MINED, ArrowPart, Progress, Source
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.files import atomic_folder, write_checksums, write_json
 from colbert_zero.models.bm25 import Bm25
 from colbert_zero.recipe.schema import Mined
+from colbert_zero.teaching.derived import RowsOf, derive
 
 _BLOCK = 512
-
-
-def share_out(rows: dict[str, int], total: int | None) -> dict[str, int]:
-    """How many rows each part gives when `total` are spread in proportion to size (largest remainders first)."""
-    size = sum(rows.values())
-    if total is None or total >= size:
-        return dict(rows)
-    given = {name: count * total // size for name, count in rows.items()}
-    by_remainder = sorted(rows, key=lambda name: (-(rows[name] * total % size), name))
-    for name in by_remainder[: total - sum(given.values())]:
-        given[name] += 1
-    return given
-
-
-def spread(part: Part, count: int) -> np.ndarray:
-    """Row numbers of `count` rows, evenly spaced."""
-    return np.arange(count, dtype=np.int64) * len(part) // max(1, count)
 
 
 def mine(name: str, spec: Mined, source: Source, identity: str, data: Path, progress: Progress | None) -> Path:
@@ -41,44 +25,25 @@ def mine(name: str, spec: Mined, source: Source, identity: str, data: Path, prog
     Raises:
         ColbertZeroError: The source has too few documents, or no pairs.
     """
-    folder = data / f"{name}-{identity}"
-    if (folder / "source.json").is_file():
-        return folder
-    started = time.monotonic()
-    texts, answers = _documents(name, spec, source)
-    index = Bm25(texts)
-    counts = share_out({part.name: len(part) for part in source.parts.values()}, spec.queries)
-    filled, done, total = 0, 0, sum(counts.values())
-    kept: dict[str, int] = {}
-    with atomic_folder(folder) as temporary:
-        with arrow_file(temporary / "documents.arrow", DOCUMENTS) as write:
-            for text in texts:
-                write({"text": text})
-        for part in source.parts.values():
-            rows = spread(part, counts[part.name])
-            with arrow_file(temporary / f"{len(kept)}.arrow", MINED) as write:
-                for start in range(0, len(rows), _BLOCK):
-                    block = part.read(rows[start : start + _BLOCK])
-                    ranked = _ranked(index, block["query"], spec.depth)
-                    for query, document, found in zip(block["query"], block["document"], ranked, strict=True):
-                        negatives = [n for n in found if n not in answers[query]][
-                            spec.skip : spec.skip + spec.negatives
-                        ]
-                        filled += len(negatives) < spec.negatives
-                        _fill_up(negatives, spec.negatives, texts[document], len(texts), answers[query])
-                        write({"query": query, "document": texts[document], "negatives": negatives})
-                    done += len(block["query"])
-                    if progress:
-                        progress(done, total)
-            kept[part.name.split("/", 1)[1]] = len(rows)
-        record = {
-            "id": identity, "kind": "mined", "parts": kept, "rows": total, "dropped": {}, "held_out": 0,
-            "of": source.name, "filled_up": filled, "negatives": spec.negatives,
-            "seconds": round(time.monotonic() - started, 3),
-        }  # fmt: skip
-        write_json(temporary / "source.json", record)
-        write_checksums(temporary)
-    return folder
+
+    def plan() -> tuple[Iterable[str], RowsOf, dict[str, Any]]:
+        texts, answers = _documents(name, spec, source)
+        index = Bm25(texts)
+        more: dict[str, Any] = {"kind": "mined", "filled_up": 0, "negatives": spec.negatives}
+
+        def rows_of(part: ArrowPart, numbers: np.ndarray) -> Iterator[dict[str, Any]]:
+            block = part.read(numbers)
+            ranked = _ranked(index, block["query"], spec.depth)
+            for query, document, found in zip(block["query"], block["document"], ranked, strict=True):
+                candidates = [n for n in found if n not in answers[query]]
+                negatives = candidates[spec.skip : spec.skip + spec.negatives]
+                more["filled_up"] += len(negatives) < spec.negatives
+                _fill_up(negatives, spec.negatives, texts[document], len(texts), answers[query])
+                yield {"query": query, "document": texts[document], "negatives": negatives}
+
+        return texts, rows_of, more
+
+    return derive(data / f"{name}-{identity}", identity, source, spec.queries, MINED, _BLOCK, plan, progress)
 
 
 def _documents(name: str, spec: Mined, source: Source) -> tuple[dict[str, int], dict[str, set[int]]]:

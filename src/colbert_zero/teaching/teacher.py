@@ -1,20 +1,21 @@
 """Teacher scores: the weighted sum of a trained scorer and BM25, each min-max normalised over a query's candidates."""
 
-import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
-from colbert_zero.data.prepared import DOCUMENTS, Progress, Source, arrow_file
+from colbert_zero.data.prepared import ArrowPart, Progress, Source
 from colbert_zero.data.rows import CANDIDATES
 from colbert_zero.evaluation.runs import Run
-from colbert_zero.files import atomic_folder, write_checksums, write_json
 from colbert_zero.maxsim.scores import min_max, packed_candidate_scores
 from colbert_zero.models.bm25 import Bm25
 from colbert_zero.models.encoders import Encoder
 from colbert_zero.models.encoding import encode, reorder
 from colbert_zero.recipe.schema import Scored, Teacher
-from colbert_zero.teaching.negatives import share_out, spread
+from colbert_zero.teaching.derived import RowsOf, derive
 
 _BLOCK = 128
 
@@ -44,56 +45,29 @@ def score(
     A query's candidates are its document and its mined negatives. Documents are encoded a block of queries at a
     time, each once a block, so that memory does not grow with the source.
     """
-    folder = data / f"{name}-{identity}"
-    if (folder / "source.json").is_file():
-        return folder
-    started, done = time.monotonic(), 0
-    documents = source.documents
-    assert documents is not None
-    bm25 = Bm25(documents["text"]) if teacher.bm25_weight else None
-    counts = share_out({part.name: len(part) for part in source.parts.values()}, spec.queries)
-    total = sum(counts.values())
-    with atomic_folder(folder) as temporary:
-        with arrow_file(temporary / "documents.arrow", DOCUMENTS) as write:
-            for text in documents["text"]:
-                write({"text": text})
-        kept: dict[str, int] = {}
-        for part in source.tables.values():
-            rows = spread(part, counts[part.name])
-            with arrow_file(temporary / f"{len(kept)}.arrow", CANDIDATES) as write:
-                for start in range(0, len(rows), _BLOCK):
-                    block = part.rows[rows[start : start + _BLOCK]]
-                    columns = zip(block["document"], block["negatives"], strict=True)
-                    candidates = torch.tensor([[document, *negatives] for document, negatives in columns])
-                    scores = torch.zeros(candidates.shape)
-                    if model is not None:
-                        scores += teacher.pipeline_weight * min_max(
-                            _model_scores(model, block["query"], candidates, source)
-                        )
-                    if bm25 is not None:
-                        lexical = torch.from_numpy(bm25.score_pairs(block["query"], candidates.numpy()))
-                        scores += teacher.bm25_weight * min_max(lexical)
-                    for row in zip(block["query"], candidates.tolist(), scores.tolist(), strict=True):
-                        write(dict(zip(("query", "documents", "scores"), row, strict=True)))
-                    done += len(candidates)
-                    if progress:
-                        progress(done, total)
-            kept[part.name.split("/", 1)[1]] = len(rows)
-        record = {
-            "id": identity,
-            "kind": "scored",
-            "parts": kept,
-            "rows": total,
-            "dropped": {},
-            "held_out": 0,
-            "of": source.name,
-            "teacher": spec.teacher,
-            "n_ways": candidates.shape[1],
-            "seconds": round(time.monotonic() - started, 3),
-        }
-        write_json(temporary / "source.json", record)
-        write_checksums(temporary)
-    return folder
+
+    def plan() -> tuple[Iterable[str], RowsOf, dict[str, Any]]:
+        assert source.documents is not None
+        texts, more = source.documents["text"], {"kind": "scored", "teacher": spec.teacher, "n_ways": 0}
+        bm25 = Bm25(texts) if teacher.bm25_weight else None
+
+        def rows_of(part: ArrowPart, numbers: np.ndarray) -> Iterator[dict[str, Any]]:
+            block = part.rows[numbers]
+            columns = zip(block["document"], block["negatives"], strict=True)
+            candidates = torch.tensor([[document, *negatives] for document, negatives in columns])
+            scores, more["n_ways"] = torch.zeros(candidates.shape), candidates.shape[1]
+            if model is not None:
+                own = _model_scores(model, block["query"], candidates, source)
+                scores += teacher.pipeline_weight * min_max(own)
+            if bm25 is not None:
+                lexical = torch.from_numpy(bm25.score_pairs(block["query"], candidates.numpy()))
+                scores += teacher.bm25_weight * min_max(lexical)
+            for row in zip(block["query"], candidates.tolist(), scores.tolist(), strict=True):
+                yield dict(zip(("query", "documents", "scores"), row, strict=True))
+
+        return texts, rows_of, more
+
+    return derive(data / f"{name}-{identity}", identity, source, spec.queries, CANDIDATES, _BLOCK, plan, progress)
 
 
 def _model_scores(model: Encoder, queries: list[str], candidates: torch.Tensor, source: Source) -> torch.Tensor:

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.files import atomic_folder, file_fingerprint, read_json, write_json
+from colbert_zero.files import atomic_folder, damaged_file, read_json, write_checksums, write_json
 from colbert_zero.processes import gather_rows, is_main, process_rank, world_size
 
 _FILES = ("weights.safetensors", "optimizer.safetensors", "random.safetensors", "schedule.json", "state.json")
@@ -56,7 +56,7 @@ def save_checkpoint(
             write_json(temporary / "schedule.json", numbers)
             save_file(random, temporary / "random.safetensors")
             write_json(temporary / "state.json", state)
-            write_json(temporary / "checksums.json", {name: file_fingerprint(temporary / name) for name in _FILES})
+            write_checksums(temporary)
     except (OSError, SafetensorError) as error:
         before = last_checkpoint(folder.parent, state["id"])[0]
         raise ColbertZeroError(
@@ -121,14 +121,11 @@ def _random_states() -> dict[str, torch.Tensor]:
 def damage(folder: Path, phase_id: str) -> str | None:
     """What is wrong with a checkpoint; None where every file is there with the bytes that were written."""
     try:
-        checksums = read_json(folder / "checksums.json")
-        for name in _FILES:
-            if file_fingerprint(folder / name) != checksums.get(name):
-                return f"{name} is not what was written"
+        missing = {*_FILES, "checksums.json"} - {file.name for file in folder.iterdir()}
+        if missing or (name := damaged_file(folder, read_all=True)):
+            return f"{min(missing)} is missing" if missing else f"{name} is not what was written"
         if read_json(folder / "state.json")["id"] != phase_id:
             return "it belongs to another training"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         return f"it cannot be read ({error})"
     return None

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from colbert_zero.maxsim.packed import Packed
 from colbert_zero.models.encoders import Encoder
-from colbert_zero.models.encoding import chunk_tokens, concatenate, forward, reorder
+from colbert_zero.models.encoding import chunk_tokens, chunks_of, concatenate, forward, reorder, token_rows
 
 LossOf = Callable[[Packed, Packed], Tensor]
 """The loss of the packed embeddings of all queries and all documents of a batch; a scalar, in nats."""
@@ -49,13 +49,7 @@ class TokenisedTexts:
 
     def chunks(self, most_tokens: int) -> list[list[int]]:
         """Texts of like length together, each chunk at most so many tokens with its padding; longest first."""
-        order = sorted(range(len(self)), key=lambda i: (-self.lengths[i], i))
-        chunks, start = [], 0
-        while start < len(order):
-            count = max(1, most_tokens // max(1, self.lengths[order[start]]))
-            chunks.append(order[start : start + count])
-            start += count
-        return chunks
+        return chunks_of(self.lengths, most_tokens)
 
     def padded(self, chunks: list[list[int]]) -> int:
         """Tokens of these chunks, padding included."""
@@ -118,11 +112,11 @@ def grad_cache(
             for side, side_chunks, (_, states), texts in zip(sides, chunks, encoded, embeddings, strict=True):
                 gradient = texts.values.grad
                 assert gradient is not None
-                rows = _token_rows(texts.lengths, side_chunks)
-                for chunk, state, chunk_rows in zip(side_chunks, states, rows, strict=True):
+                for chunk, state in zip(side_chunks, states, strict=True):
                     with state:
                         values = forward(model, side.features(chunk), side.task).values
-                    values.backward(gradient[chunk_rows.to(gradient.device)])
+                    rows = token_rows(texts.lengths, torch.tensor(chunk))
+                    values.backward(gradient[rows.to(gradient.device)])
     tokens = sum(int(side.attention_mask.sum()) for side in sides)
     return loss.detach(), Work(sum(map(len, sides)), tokens, padded - tokens, 0 if fits else padded)
 
@@ -144,9 +138,3 @@ def _no_texts(model: Encoder) -> Packed:
     """Embeddings of a process without a share; its gradient, empty too, takes part in what all exchange."""
     values = torch.zeros(0, model.get_embedding_dimension() or 0, device=model.device)
     return Packed(values.requires_grad_(torch.is_grad_enabled()), torch.zeros(0, dtype=torch.int64))
-
-
-def _token_rows(lengths: Tensor, chunks: list[list[int]]) -> list[Tensor]:
-    """For each chunk, the rows of its texts' tokens in the packed embeddings of all texts."""
-    starts, counts = (lengths.cumsum(0) - lengths).tolist(), lengths.tolist()
-    return [torch.cat([torch.arange(starts[i], starts[i] + counts[i]) for i in chunk]) for chunk in chunks]
