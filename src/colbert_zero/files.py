@@ -152,7 +152,8 @@ def damaged_file(folder: Path) -> str | None:
         return None
     name = _CHECKSUMS
     try:
-        for name, seen in read_json(folder / _CHECKSUMS).items():
+        written: dict[str, Any] = read_json(folder / _CHECKSUMS)
+        for name, seen in written.items():
             size, time = file_state(folder / name)
             if size != seen["state"][0]:
                 return name

@@ -428,7 +428,8 @@ def _run_worker(chunk: list[tuple[str, str]]) -> list[dict[str, Any]]:
             raise RuntimeError(
                 f"the docstring parser ended with {run.returncode}: {run.stderr.decode(errors='replace')}"
             )
-        return json.loads(run.stdout)
+        results: list[dict[str, Any]] = json.loads(run.stdout)
+        return results
     if len(chunk) == 1:
         return [{"passed_over": "crashed the parser"}]
     half = len(chunk) // 2

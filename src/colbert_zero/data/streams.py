@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,8 @@ from colbert_zero.data.readers import hub_path, input_files, part_names
 from colbert_zero.data.rows import SCORED_TEXTS, BadRow, check_row
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.recipe.schema import Hub, Parquet, Phase
+
+T = TypeVar("T")
 
 SHUFFLE_BUFFER = 65_536
 
@@ -328,7 +330,7 @@ def _first(stream: Stream) -> dict[str, Any]:
 # ---- What to say
 
 
-def _told(name: str, spec: Any, where: str, read: Callable[[], Any]) -> Any:
+def _told(name: str, spec: Any, where: str, read: Callable[[], T]) -> T:
     """The result; an error in the user's words."""
     try:
         return read()

@@ -63,7 +63,7 @@ class Gradients:
         begin, width = int(self.q_starts[first]), int(lengths.sum())
         texts = self.documents.lengths.nonzero().squeeze(1)
         repeats = lengths.to(weights.device)
-        for part in texts.split(max(1, self.chunk_hits // max(width, 1))):
+        for part in torch.split(texts, max(1, self.chunk_hits // max(width, 1))):
             part = part.to(kept.device)
             starts = self.d_starts.to(kept.device)[part]
             hits = (kept[part].T.long() + starts).flatten()

@@ -78,7 +78,8 @@ class Bm25:
 
     def scores(self, query: str, indices: np.ndarray) -> np.ndarray:
         """Scores of chosen documents for one query, (n,), float32."""
-        return self.score_pairs([query], np.asarray(indices)[None])[0]
+        scores: np.ndarray = self.score_pairs([query], np.asarray(indices)[None])[0]
+        return scores
 
     def score_pairs(self, queries: list[str], candidates: np.ndarray) -> np.ndarray:
         """Scores of each query's own candidates.

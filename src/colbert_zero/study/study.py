@@ -260,7 +260,8 @@ class Study:
         folder = self.phase_folder(chain)
         stop_if_asked()
         if self.is_done(chain):
-            return read_json(folder / "phase.json")
+            record: dict[str, Any] = read_json(folder / "phase.json")
+            return record
         if len(chain) > 1:
             self.train(chain[:-1])
             start, options = str(self.phase_folder(chain[:-1]) / "model"), dict[str, Any]()
