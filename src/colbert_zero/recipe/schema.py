@@ -369,7 +369,9 @@ class Phase(_Part):
 
 class Validation(_Part):
     """The small collections of `evaluate_every` and of sweeps: NanoBEIR, or a sample of the recipe's own collections.
-    With the sample, `select: best` and a sweep choose by queries that the report then tests on; prefer NanoBEIR."""
+
+    With the sample, `select: best` and a sweep choose by queries that the report then tests on; prefer NanoBEIR.
+    """
 
     nanobeir: bool = True
     """Use NanoBEIR (13 English sets of 50 queries) from the Hub where it can be reached; otherwise the sample."""
