@@ -88,7 +88,7 @@ def appears(path: Path) -> None:
         time.sleep(0.2)
 
 
-def gather_objects(value: Any) -> list[Any]:
+def gather_objects(value: T) -> list[T]:
     """Every process's value, in the order of their ranks."""
     if world_size() == 1:
         return [value]

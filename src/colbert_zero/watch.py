@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any
 
 import psutil
 import torch
@@ -240,7 +239,7 @@ def stop_if_asked() -> None:
 def stop_on_sigterm() -> None:
     """Take SIGTERM (pre-emption, a time limit) as the wish to go on later: training saves first, all else just ends."""
 
-    def handle(*_: Any) -> None:
+    def handle(*_: object) -> None:
         _stop.set()
         if not _finishes_its_step:
             raise Stopped(_STOPPED_TEXT)

@@ -20,7 +20,7 @@ import sysconfig
 import tokenize
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib.machinery import PathFinder
@@ -206,7 +206,7 @@ def _cache_key(name: str, roots: tuple[Path, ...], distributions: Iterable[str])
     return fingerprint(PARSER_VERSION, platform.python_version(), name, versions, files)
 
 
-def _not_installed(name: str, installed: Any) -> ColbertZeroError:
+def _not_installed(name: str, installed: Mapping[str, list[str]]) -> ColbertZeroError:
     by_distribution = {each: package for package, names in installed.items() for each in names}
     known = [STANDARD_LIBRARY, *sorted(package for package in installed if _roots(package))]
     near = difflib.get_close_matches(name, [*known, *by_distribution], n=1)

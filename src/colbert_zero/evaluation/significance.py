@@ -163,7 +163,9 @@ def compare(
         strata = [_paired(scores, a, b, measure) for scores in per_query.values()]
         drawn = bootstrap_means(strata, rounds, seed)
 
-        def row(collection: str | None, some: list[np.ndarray], drawn: np.ndarray, a: str = a, b: str = b) -> Any:
+        def row(
+            collection: str | None, some: list[np.ndarray], drawn: np.ndarray, a: str = a, b: str = b
+        ) -> dict[str, Any]:
             return {
                 "a": a,
                 "b": b,

@@ -23,7 +23,7 @@ from colbert_zero.maxsim.scores import backend
 from colbert_zero.models.encoders import Alignment, load_model
 from colbert_zero.models.scratch import check_architecture, train_tokenizer, write_scratch
 from colbert_zero.processes import agree, appears, is_main, made_by_main, share
-from colbert_zero.recipe.schema import Beir, HeldOut, Mined, Phase, Recipe, Scored
+from colbert_zero.recipe.schema import Beir, CollectionSpec, HeldOut, Mined, Phase, Recipe, Scored
 from colbert_zero.study.rankings import Ranker, Rankings
 from colbert_zero.teaching.negatives import mine
 from colbert_zero.teaching.teacher import score
@@ -126,7 +126,7 @@ class Study:
 
             return made_by_main(lambda: make(report), partial(open_source, name, spec=self.recipe.sources[name]))
 
-    def _collection(self, name: str, spec: Any) -> Collection:
+    def _collection(self, name: str, spec: CollectionSpec) -> Collection:
         if isinstance(spec, HeldOut):
             return load_beir(self.sources[spec.source].folder / f"held-out-{name}", name=name)
         if isinstance(spec, Beir):
