@@ -1,4 +1,4 @@
-"""Fill the tables of recipes.md and records.md from the fields' own docstrings: make docs
+"""Fill the tables of recipes.md and records.md from the fields' own docstrings: `make docs`.
 
 A block from `<!-- keys of CLASS -->` to `<!-- end -->` is made here; everything around it is written by hand. A test
 compares, so that no page is behind the program.

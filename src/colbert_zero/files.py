@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from colbert_zero.errors import ColbertZeroError, short
 
@@ -153,7 +153,8 @@ def damaged_file(folder: Path, read_all: bool = False) -> str | None:
         return None
     name = _CHECKSUMS
     try:
-        for name, seen in read_json(folder / _CHECKSUMS).items():
+        written: dict[str, Any] = read_json(folder / _CHECKSUMS)
+        for name, seen in written.items():
             size, time = file_state(folder / name)
             if size != seen["state"][0]:
                 return name
@@ -179,7 +180,7 @@ def _sync_folder(path: Path) -> None:
 
 
 @contextmanager
-def atomic_file(path: Path, mode: str = "w") -> Iterator[Any]:
+def atomic_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a file that appears under `path` only once whole: temporary name, fsync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)

@@ -88,7 +88,7 @@ def appears(path: Path) -> None:
         time.sleep(0.2)
 
 
-def gather_objects(value: Any) -> list[Any]:
+def gather_objects(value: T) -> list[T]:
     """Every process's value, in the order of their ranks."""
     if world_size() == 1:
         return [value]
@@ -156,5 +156,5 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     flat = torch.cat([gradient.flatten().float() for gradient in gradients])
     dist.all_reduce(flat)
     flat /= world_size()
-    for parameter, part in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
+    for parameter, part in zip(trained, torch.split(flat, [p.numel() for p in trained]), strict=True):
         parameter.grad = part.view_as(parameter).to(parameter.dtype)

@@ -144,7 +144,7 @@ def results_tables(results: dict[str, Any], width: int) -> list[Table]:
 
 def _groups(systems: dict[str, Any]) -> list[tuple[str, list[str]]]:
     """The systems under headings, the finished pipelines last, where the eye is when a run ends."""
-    headings = {
+    headings: dict[str, Callable[[dict[str, Any]], bool]] = {
         "BM25, no training": lambda s: s["representation"] == "lexical",
         "dense baselines": lambda s: s["kind"] == "baseline" and s["representation"] != "lexical",
         "on the way": lambda s: s["kind"] == "pipeline" and s["after"] is not None,

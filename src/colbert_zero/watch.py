@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any
 
 import psutil
 import torch
@@ -111,12 +110,13 @@ class _Watch:
         host = os.environ.get("MASTER_ADDR", "localhost")
         port = torch.zeros(1, dtype=torch.int64)
         limit = timedelta(seconds=SILENCE_SECONDS)
+        store_class = dist.TCPStore  # type: ignore[attr-defined]  # public, though not in torch's __all__
         if self.rank == 0:
-            self.store = dist.TCPStore(host, 0, self.world, True, limit, wait_for_workers=False)
+            self.store = store_class(host, 0, self.world, True, limit, wait_for_workers=False)
             port += self.store.port
         dist.broadcast(port, 0)
         if self.rank:
-            self.store = dist.TCPStore(host, int(port), self.world, False, limit, wait_for_workers=False)
+            self.store = store_class(host, int(port), self.world, False, limit, wait_for_workers=False)
         self.store.set(f"who/{self.rank}", f"{socket.gethostname()} {os.getpid()}")
         self.state = _ALIVE
         self._beat()
@@ -239,7 +239,7 @@ def stop_if_asked() -> None:
 def stop_on_sigterm() -> None:
     """Take SIGTERM (pre-emption, a time limit) as the wish to go on later: training saves first, all else just ends."""
 
-    def handle(*_: Any) -> None:
+    def handle(*_: object) -> None:
         _stop.set()
         if not _finishes_its_step:
             raise Stopped(_STOPPED_TEXT)

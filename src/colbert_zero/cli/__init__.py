@@ -2,7 +2,7 @@
 
 import os
 import sys
-from typing import Any
+from types import ModuleType
 
 import typer
 from rich.console import Console
@@ -35,7 +35,8 @@ def main() -> None:
             app()
         except RuntimeError as error:
             # An exchange with another process fails in many ways when that process has gone.
-            raise _watch().cause_of(error) if _watch() else error  # noqa: B904 - it may be the error itself
+            watch = _watch()
+            raise watch.cause_of(error) if watch else error  # noqa: B904 - it may be the error itself
     except Stopped as stop:
         console.print(f"colbert-zero: {stop}", markup=False, soft_wrap=True)
         if watch := _watch():
@@ -51,7 +52,7 @@ def main() -> None:
         _end("stopped. The same command goes on where this one was", 130)
 
 
-def _watch() -> Any:
+def _watch() -> ModuleType | None:
     """The module of that name, once a command has needed it: its import loads torch, which takes seconds."""
     return sys.modules.get("colbert_zero.watch")
 

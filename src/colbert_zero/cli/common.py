@@ -4,12 +4,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from colbert_zero.recipe.schema import Recipe
 from colbert_zero.terminal import RichShow, console
+
+if TYPE_CHECKING:
+    from colbert_zero.study.study import Study
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")]
 SetOption = Annotated[
@@ -24,7 +27,7 @@ def command_line() -> str:
     return " ".join(["colbert-zero", *sys.argv[1:]])
 
 
-def study_in(recipe: Recipe, out: Path | None) -> Any:
+def study_in(recipe: Recipe, out: Path | None) -> "Study":
     """The study in its folder."""
     from colbert_zero.study.study import Study
 
@@ -32,7 +35,7 @@ def study_in(recipe: Recipe, out: Path | None) -> Any:
 
 
 @contextmanager
-def held_study(recipe: Recipe, out: Path | None) -> Iterator[Any]:
+def held_study(recipe: Recipe, out: Path | None) -> Iterator["Study"]:
     """The study in its folder, which is this run's alone meanwhile; started by a launcher, together with the others."""
     from colbert_zero.files import writing
     from colbert_zero.processes import is_main

@@ -20,7 +20,7 @@ import sysconfig
 import tokenize
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib.machinery import PathFinder
@@ -200,7 +200,7 @@ def _cache_key(name: str, roots: tuple[Path, ...], distributions: Iterable[str])
     return fingerprint(PARSER_VERSION, platform.python_version(), name, versions, files)
 
 
-def _not_installed(name: str, installed: Any) -> ColbertZeroError:
+def _not_installed(name: str, installed: Mapping[str, list[str]]) -> ColbertZeroError:
     by_distribution = {each: package for package, names in installed.items() for each in names}
     known = [STANDARD_LIBRARY, *sorted(package for package in installed if _roots(package))]
     near = difflib.get_close_matches(name, [*known, *by_distribution], n=1)
@@ -422,7 +422,8 @@ def _run_worker(chunk: list[tuple[str, str]]) -> list[dict[str, Any]]:
             raise RuntimeError(
                 f"the docstring parser ended with {run.returncode}: {run.stderr.decode(errors='replace')}"
             )
-        return json.loads(run.stdout)
+        results: list[dict[str, Any]] = json.loads(run.stdout)
+        return results
     if len(chunk) == 1:
         return [{"passed_over": "crashed the parser"}]
     half = len(chunk) // 2

@@ -38,7 +38,8 @@ def config_names(path: str, revision: str | None, told: str, mend: str = "") -> 
     from datasets import get_dataset_config_names
 
     with _said(told, mend):
-        return get_dataset_config_names(path, revision=revision)
+        names: list[str] = get_dataset_config_names(path, revision=revision)
+        return names
 
 
 def load(path: str, config: str, split: str | None, revision: str | None, told: str, mend: str = "") -> Any:

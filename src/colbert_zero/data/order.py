@@ -23,7 +23,8 @@ def _mix(values: np.ndarray, key: int) -> np.ndarray:
         values = values + np.uint64(key)
         values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return values ^ (values >> np.uint64(31))
+        mixed: np.ndarray = values ^ (values >> np.uint64(31))
+    return mixed
 
 
 def _keys(*parts: int) -> list[int]:

@@ -87,7 +87,8 @@ class ArrowPart:
     def lengths(self) -> list[int]:
         """The different numbers of candidates, or of hard negatives, that rows have."""
         column = self.rows.data.column("documents" if self.scored else "negatives")
-        return pc.unique(pc.list_value_length(column)).to_pylist()
+        different: list[int] = pc.unique(pc.list_value_length(column)).to_pylist()
+        return different
 
     def sample(self, most: int) -> Iterator[dict[str, list[Any]]]:
         """Columns of all rows, a thousand at a time."""

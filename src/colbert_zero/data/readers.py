@@ -14,13 +14,16 @@ from colbert_zero.data import hub
 from colbert_zero.data.rows import BadRow
 from colbert_zero.errors import ColbertZeroError, reason, short
 from colbert_zero.files import read_lines
-from colbert_zero.recipe.schema import Hub, Jsonl
+from colbert_zero.recipe.schema import Hub, Jsonl, Parquet
 
 _BATCH_ROWS, _BATCH_BYTES = 1000, 1 << 26
 
 _ALIASES = 1000
 
 Rows = Iterator[tuple[str, Any]]
+
+Table = Jsonl | Parquet | Hub
+"""Entries of sources that are read row by row."""
 
 
 def input_files(name: str, key: str, paths: list[str]) -> list[Path]:
@@ -72,7 +75,7 @@ def hub_path(spec: Hub) -> str:
     return str(folder) if folder.is_dir() else spec.path
 
 
-def tables(name: str, spec: Any, key: str) -> Iterator[tuple[str, str, Rows]]:
+def tables(name: str, spec: Table, key: str) -> Iterator[tuple[str, str, Rows]]:
     """(part, its place for messages, its rows with theirs) of a file or Hub source, streamed.
 
     Raises:

@@ -19,7 +19,7 @@ from huggingface_hub import HfApi
 from colbert_zero.data.docstrings import docstring_pairs, packages_fingerprint
 from colbert_zero.data.held_out import hold_out
 from colbert_zero.data.prepared import DOCUMENTS, Progress, arrow_file, write_record
-from colbert_zero.data.readers import Rows, hub_path, input_files, tables
+from colbert_zero.data.readers import Rows, Table, hub_path, input_files, tables
 from colbert_zero.data.rows import (
     PAIRS,
     BadRow,
@@ -43,7 +43,7 @@ from colbert_zero.files import (
     read_json,
     write_json,
 )
-from colbert_zero.recipe.schema import Docstrings, HeldOut, Hub, Jsonl, Parquet, Recipe
+from colbert_zero.recipe.schema import Docstrings, HeldOut, Hub, Jsonl, Parquet, Recipe, SourceSpec
 
 _VERSION = 1
 
@@ -60,7 +60,7 @@ def source_id(name: str, recipe: Recipe, data: Path) -> str:
     spec = recipe.sources[name]
     held_out = {c: s.asked() for c, s in recipe.collections.items()
                 if isinstance(s, HeldOut) and s.source == name}  # fmt: skip
-    inputs: Any
+    inputs: object
     if isinstance(spec, Docstrings):
         inputs = packages_fingerprint(spec.packages)
     elif isinstance(spec, Hub):
@@ -115,7 +115,7 @@ def _known(cache: Path) -> dict[str, Any]:
         return {}
 
 
-def _hub_fingerprint(name: str, spec: Hub, data: Path) -> Any:
+def _hub_fingerprint(name: str, spec: Hub, data: Path) -> list[list[str]] | str | None:
     folder = Path(hub_path(spec))
     if folder.is_dir():
         return folder_fingerprints(folder, data)
@@ -147,13 +147,14 @@ def prepare_source(name: str, recipe: Recipe, data: Path, docstring_cache: Path,
     folder = data / f"{name}-{identity}"
     if (folder / "source.json").is_file():
         return folder
-    if is_streamed(recipe.sources[name]):
-        return _look_up(name, recipe.sources[name], identity, data)
     spec, started, dropped = recipe.sources[name], time.monotonic(), Counter[str]()
+    if is_streamed(spec):
+        return _look_up(name, spec, identity, data)
     with atomic_folder(folder) as temporary:
         if isinstance(spec, Docstrings):
             parts = _write_docstrings(spec, temporary, docstring_cache, dropped, progress)
         else:
+            assert isinstance(spec, Jsonl | Parquet | Hub)
             parts = _write_tables(name, spec, temporary, dropped)
         held_out = 0
         for collection, held in recipe.collections.items():
@@ -170,7 +171,7 @@ def prepare_source(name: str, recipe: Recipe, data: Path, docstring_cache: Path,
     return folder
 
 
-def _look_up(name: str, spec: Any, identity: str, data: Path) -> Path:
+def _look_up(name: str, spec: Parquet | Hub, identity: str, data: Path) -> Path:
     """A source of which nothing is copied: only what its parts are is looked up, once, and kept."""
     folder, started = data / f"{name}-{identity}", time.monotonic()
     if isinstance(spec, Hub) and isinstance(commit := _hub_fingerprint(name, spec, data), str):
@@ -184,7 +185,7 @@ def _look_up(name: str, spec: Any, identity: str, data: Path) -> Path:
     return folder
 
 
-def _has_files(spec: Any) -> bool:
+def _has_files(spec: SourceSpec) -> bool:
     """Whether a source is made of files of this machine."""
     return isinstance(spec, Jsonl | Parquet) or (isinstance(spec, Hub) and os.path.isdir(hub_path(spec)))
 
@@ -215,7 +216,7 @@ def _without_empty(folder: Path, parts: dict[str, int]) -> dict[str, int]:
     return {part: rows for part, rows in parts.items() if rows}
 
 
-def _write_tables(name: str, spec: Any, folder: Path, dropped: Counter[str]) -> dict[str, int]:
+def _write_tables(name: str, spec: Table, folder: Path, dropped: Counter[str]) -> dict[str, int]:
     """Rows of files or of a Hub data set; the three-table form resolves its ids to texts and row numbers."""
     check: Callable[[Any], tuple[pa.Schema, dict[str, Any]]]
     if spec.train is None:
@@ -244,7 +245,7 @@ def _write_tables(name: str, spec: Any, folder: Path, dropped: Counter[str]) -> 
     return parts
 
 
-def _write_texts(name: str, spec: Any, table: str, path: Path, dropped: Counter[str]) -> dict[str, int]:
+def _write_texts(name: str, spec: Table, table: str, path: Path, dropped: Counter[str]) -> dict[str, int]:
     """Write one text table of the three-table form; returns id -> row number."""
     key = "query_id" if table == "queries" else "document_id"
     numbers: dict[str, int] = {}
@@ -265,7 +266,7 @@ def _write_texts(name: str, spec: Any, table: str, path: Path, dropped: Counter[
 
 
 def _checked(
-    name: str, spec: Any, rows: Rows, check: Callable[[Any], tuple[Any, Any]], dropped: Counter[str], table: str = ""
+    name: str, spec: Table, rows: Rows, check: Callable[[Any], tuple[Any, Any]], dropped: Counter[str], table: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
     """(place, *checked) of the usable rows; the others are refused or counted."""
     for place, row in rows:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,9 @@ from colbert_zero.data.hub import check_inside
 from colbert_zero.data.readers import hub_path, input_files, part_names
 from colbert_zero.data.rows import SCORED_TEXTS, BadRow, check_row, left_out, mixed, unusable
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.recipe.schema import Hub, Parquet, Phase
+from colbert_zero.recipe.schema import Hub, Parquet, Phase, SourceSpec
+
+T = TypeVar("T")
 
 SHUFFLE_BUFFER = 65_536
 
@@ -37,7 +39,7 @@ Position = dict[str, Any]
 _START: Position = {"state": None, "read": 0, "row": 0, "again": False}
 
 
-def is_streamed(spec: Any) -> bool:
+def is_streamed(spec: SourceSpec | None) -> TypeGuard[Parquet | Hub]:
     """Whether a source's entry asks for streaming."""
     return isinstance(spec, Parquet | Hub) and spec.streaming
 
@@ -52,10 +54,10 @@ class Stream:
         open_dataset: Called when the first row is wanted.
     """
 
-    def __init__(self, name: str, spec: Any, where: str, open_dataset: Callable[[], IterableDataset]):
+    def __init__(self, name: str, spec: Parquet | Hub, where: str, open_dataset: Callable[[], IterableDataset]):
         self.name, self.spec, self.where, self._open = name, spec, where, open_dataset
         self._dataset: IterableDataset | None = None
-        self._state: Any = None
+        self._state: dict[str, Any] | None = None
         self.position = _START
 
     def rows(self, position: Position) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -70,7 +72,7 @@ class Stream:
                 yield number, row
             read = 0
 
-    def _chunks(self, state: Any) -> Iterator[tuple[Any, pa.Table]]:
+    def _chunks(self, state: dict[str, Any] | None) -> Iterator[tuple[Any, pa.Table]]:
         """A thousand rows at a time, each with the state before them."""
         if self._dataset is None:
             self._dataset = self._open().with_format("arrow")
@@ -103,7 +105,7 @@ class StreamedPart:
 
     name: str
     rows: int
-    spec: Any
+    spec: Parquet | Hub
     scored: bool
     texts: int
     make_stream: Callable[[], Stream]
@@ -226,7 +228,7 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
 # ---- What a source's parts are
 
 
-def look_up(name: str, spec: Any) -> dict[str, tuple[int, dict[str, Any]]]:
+def look_up(name: str, spec: Parquet | Hub) -> dict[str, tuple[int, dict[str, Any]]]:
     """Of each part: its rows, and whether its first usable row is `scored` and how many `texts` it has.
 
     Raises:
@@ -243,7 +245,7 @@ def look_up(name: str, spec: Any) -> dict[str, tuple[int, dict[str, Any]]]:
     return found
 
 
-def streamed_parts(name: str, spec: Any, record: dict[str, Any]) -> dict[str, StreamedPart]:
+def streamed_parts(name: str, spec: Parquet | Hub, record: dict[str, Any]) -> dict[str, StreamedPart]:
     """The parts of a source as its record has them, by their full names; none is opened yet."""
     if isinstance(spec, Hub):
         spec = spec.model_copy(update={"revision": record["revision"]})
@@ -256,7 +258,7 @@ def streamed_parts(name: str, spec: Any, record: dict[str, Any]) -> dict[str, St
 
 
 def _builders(
-    name: str, spec: Any, known: Iterable[str] | None = None
+    name: str, spec: Parquet | Hub, known: Iterable[str] | None = None
 ) -> list[tuple[str, str, Callable[[], DatasetBuilder]]]:
     """(part, its place for messages, what makes its builder) of a source's files or configurations."""
     if isinstance(spec, Hub):
@@ -270,6 +272,7 @@ def _builders(
             (config, f"{spec.path} ({config})", partial(_hub_builder, path, config, revision))
             for config in dict.fromkeys(configs)
         ]
+    assert spec.path is not None
     files = input_files(name, "path", spec.path)
     return [
         (part, str(file), partial(load_dataset_builder, "parquet", data_files=[glob.escape(str(file))]))
@@ -283,11 +286,11 @@ def _hub_builder(path: str, config: str, revision: str | None) -> DatasetBuilder
     return load_dataset_builder(path, config, revision=revision)
 
 
-def _open(spec: Any, make_builder: Callable[[], DatasetBuilder]) -> IterableDataset:
+def _open(spec: Parquet | Hub, make_builder: Callable[[], DatasetBuilder]) -> IterableDataset:
     return _dataset(spec, make_builder())
 
 
-def _dataset(spec: Any, builder: DatasetBuilder) -> IterableDataset:
+def _dataset(spec: Parquet | Hub, builder: DatasetBuilder) -> IterableDataset:
     if hasattr(builder.config, "batch_size"):
         builder.config.batch_size = _CHUNK  # Parquet's default is a whole row group
     dataset = builder.as_streaming_dataset(split=spec.split if isinstance(spec, Hub) else "train")
@@ -295,7 +298,7 @@ def _dataset(spec: Any, builder: DatasetBuilder) -> IterableDataset:
     return dataset.reshard() if dataset.num_shards == 1 else dataset
 
 
-def _count(name: str, spec: Any, where: str, builder: DatasetBuilder) -> int:
+def _count(name: str, spec: Parquet | Hub, where: str, builder: DatasetBuilder) -> int:
     """Rows of a part, at most `limit`."""
     if isinstance(spec, Hub):
         splits = builder.info.splits or {}
@@ -329,7 +332,7 @@ def _first(stream: Stream) -> dict[str, Any]:
 # ---- What to say
 
 
-def _told(name: str, spec: Any, where: str, read: Callable[[], Any]) -> Any:
+def _told(name: str, spec: Parquet | Hub, where: str, read: Callable[[], T]) -> T:
     """The result; an error in the user's words."""
     try:
         return read()

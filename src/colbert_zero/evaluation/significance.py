@@ -80,7 +80,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     order = np.argsort(p, kind="stable")
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
-    return adjusted.tolist()
+    in_order: list[float] = adjusted.tolist()
+    return in_order
 
 
 def bootstrap_interval(
@@ -162,7 +163,9 @@ def compare(
         strata = [_paired(scores, a, b, measure) for scores in per_query.values()]
         drawn = bootstrap_means(strata, rounds, seed)
 
-        def row(collection: str | None, some: list[np.ndarray], drawn: np.ndarray, a: str = a, b: str = b) -> Any:
+        def row(
+            collection: str | None, some: list[np.ndarray], drawn: np.ndarray, a: str = a, b: str = b
+        ) -> dict[str, Any]:
             return {
                 "a": a,
                 "b": b,
@@ -212,7 +215,8 @@ def _differences(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarra
         raise ValueError(f"expected the same queries on both sides, got shapes {x.shape} and {y.shape}")
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ValueError("a score is not finite")
-    return x - y
+    differences: np.ndarray = x - y
+    return differences
 
 
 def _block_sizes(rounds: int, width: int) -> Iterator[int]:

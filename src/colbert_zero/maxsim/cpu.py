@@ -63,7 +63,7 @@ class Gradients:
         begin, width = int(self.q_starts[first]), int(lengths.sum())
         texts = self.documents.lengths.nonzero().squeeze(1)
         repeats = lengths.to(weights.device)
-        for part in texts.split(max(1, self.chunk_hits // max(width, 1))):
+        for part in torch.split(texts, max(1, self.chunk_hits // max(width, 1))):
             part = part.to(kept.device)
             starts = self.d_starts.to(kept.device)[part]
             hits = (kept[part].T.long() + starts).flatten()
@@ -216,8 +216,11 @@ def _row_bytes(documents: Spans) -> int:
 
 
 class AllPairs(torch.autograd.Function):
+    """Scores of every query with every document, (queries, documents), float32."""
+
     @staticmethod
     def forward(ctx: Any, q_values: Tensor, d_values: Tensor, q_places: _Places, d_places: _Places) -> Tensor:
+        """Score; keep the positions of the best tokens for the backward pass where they fit in `KEPT_BYTES`."""
         queries, documents = Spans(q_values, *q_places), Spans(d_values, *d_places)
         kept_bytes = len(q_values) * _row_bytes(documents)
         keep = any(ctx.needs_input_grad) and kept_bytes <= _on(q_values.device, KEPT_BYTES)
@@ -229,6 +232,7 @@ class AllPairs(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of both sides' values, given the scores'; where few pairs have one, of those pairs alone."""
         q_values, d_values, kept = ctx.saved_tensors
         queries, documents = Spans(q_values, *ctx.places[0]), Spans(d_values, *ctx.places[1])
         chunk_hits = _on(gradient.device, CHUNK_HITS)
@@ -272,8 +276,11 @@ def _backward_sparse(gradients: Gradients, first: int, weights: Tensor, kept: Te
 
 
 class Candidates(torch.autograd.Function):
+    """Scores of every query with its own candidates, (queries * n_ways,), float32, in the order of the documents."""
+
     @staticmethod
     def forward(ctx: Any, q_values: Tensor, d_values: Tensor, q_places: _Places, d_places: _Places) -> Tensor:
+        """Score; keep the row of the best token of every query token in every candidate."""
         queries, documents = Spans(q_values, *q_places), Spans(d_values, *d_places)
         pair_d = documents.lengths.nonzero().squeeze(1)
         pair_q = pair_d // max(1, len(documents.lengths) // max(1, len(queries.lengths)))
@@ -286,6 +293,7 @@ class Candidates(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of both sides' values, given the scores', at most `CHUNK_HITS` rows gathered at a time."""
         q_values, d_values, pair_q, pair_d, hits = ctx.saved_tensors
         queries, documents = Spans(q_values, *ctx.places[0]), Spans(d_values, *ctx.places[1])
         chunk_hits = _on(gradient.device, CHUNK_HITS)

@@ -59,7 +59,8 @@ def _library() -> Callable[..., Tensor]:
         from late_interaction_kernels import maxsim
     except ImportError as error:
         raise ImportError("late-interaction-kernels is missing; pip install 'colbert-zero[gpu]'") from error
-    return maxsim
+    kernel: Callable[..., Tensor] = maxsim
+    return kernel
 
 
 def _bucket(tokens: int) -> int:

@@ -58,7 +58,8 @@ def pack(embeddings: Tensor, mask: Tensor | None = None) -> Packed:
         raise ValueError(f"mask has shape {tuple(mask.shape)}, the embeddings {tuple(embeddings.shape)}")
     real = mask.bool().to(embeddings.device)
     rows = real.flatten().nonzero().squeeze(1)
-    return Packed(_TakeRows.apply(embeddings.flatten(0, 1), rows), real.sum(1).cpu())
+    values = _TakeRows.apply(embeddings.flatten(0, 1), rows)  # type: ignore[no-untyped-call]
+    return Packed(values, real.sum(1).cpu())
 
 
 class _TakeRows(torch.autograd.Function):

@@ -159,7 +159,9 @@ def _all_pairs(queries: Spans, documents: Spans) -> Tensor:
     kernels = _kernels(queries.values.device)
     if kernels is not None:
         return kernels(queries, documents, 0)
-    return AllPairs.apply(queries.values, documents.values, queries[1:], documents[1:])
+    sides = (queries.values, documents.values, queries[1:], documents[1:])
+    scores: Tensor = AllPairs.apply(*sides)  # type: ignore[no-untyped-call]
+    return scores
 
 
 def _candidates(queries: Spans, documents: Spans, n_ways: int) -> Tensor:
@@ -175,7 +177,9 @@ def _candidates(queries: Spans, documents: Spans, n_ways: int) -> Tensor:
     kernels = _kernels(queries.values.device)
     if kernels is not None:
         return kernels(queries, documents, n_ways)
-    return Candidates.apply(queries.values, documents.values, queries[1:], documents[1:]).view(shape)
+    sides = (queries.values, documents.values, queries[1:], documents[1:])
+    scores: Tensor = Candidates.apply(*sides)  # type: ignore[no-untyped-call]
+    return scores.view(shape)
 
 
 def backend(device: torch.device) -> str:

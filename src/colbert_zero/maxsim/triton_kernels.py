@@ -51,16 +51,21 @@ def scores(queries: Spans, documents: Spans, n_ways: int = 0) -> Tensor:
     Returns:
         (queries, documents), or (queries, n_ways); float32, differentiable in both `values`.
     """
-    return _Scores.apply(queries.values, documents.values, queries[1:], documents[1:], n_ways)
+    sides = (queries.values, documents.values, queries[1:], documents[1:])
+    found: Tensor = _Scores.apply(*sides, n_ways)  # type: ignore[no-untyped-call]
+    return found
+
+
+# Triton compiles what follows and has no types: a parameter is a pointer, a number, or, with tl.constexpr, a constant.
 
 
 @triton.jit
-def _any_weight(weights):
+def _any_weight(weights):  # type: ignore[no-untyped-def]
     return tl.max((weights != 0).to(tl.int32), 0) > 0
 
 
-@triton.jit
-def _best_tokens(
+@triton.jit  # type: ignore[untyped-decorator]
+def _best_tokens(  # type: ignore[no-untyped-def]
     out,  # (documents of the slice, width): best value or, if POSITIONS, its place in the document
     q_values,
     d_values,
@@ -131,8 +136,8 @@ def _best_tokens(
             tl.store(places, best, mask=column < columns)
 
 
-@triton.jit
-def _sum_tokens(
+@triton.jit  # type: ignore[untyped-decorator]
+def _sum_tokens(  # type: ignore[no-untyped-def]
     out,  # scores, float32
     best,  # (documents of the slice, width)
     q_starts,
@@ -163,8 +168,8 @@ def _sum_tokens(
     tl.store(out + query * stride_q + document * stride_d, total, mask=inside)
 
 
-@triton.jit
-def _query_gradient(
+@triton.jit  # type: ignore[untyped-decorator]
+def _query_gradient(  # type: ignore[no-untyped-def]
     out,  # (query tokens, dim), float32, added to
     positions,  # (documents of the slice, width)
     d_values,
@@ -216,8 +221,8 @@ def _query_gradient(
     tl.store(places, total, mask=mask)
 
 
-@triton.jit
-def _document_gradient(
+@triton.jit  # type: ignore[untyped-decorator]
+def _document_gradient(  # type: ignore[no-untyped-def]
     out,  # (rows of documents, dim)
     positions,  # (documents of the slice, width)
     q_values,
@@ -381,7 +386,8 @@ class _Batch:
 
 def _block(size: int, fitting: int, most: int) -> int:
     """A tile's rows: a power of two, at least 16 as a tensor core wants, no larger than needed."""
-    return max(16, min(triton.next_power_of_2(max(size, 1)), fitting, most))
+    needed: int = triton.next_power_of_2(max(size, 1))
+    return max(16, min(needed, fitting, most))
 
 
 def _finite(values: Tensor, starts: Tensor, lengths: Tensor) -> Tensor:

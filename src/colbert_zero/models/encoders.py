@@ -66,7 +66,7 @@ def read_alignment(folder: str | Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     with suppress(ValueError, TypeError, KeyError, RecursionError):
-        known = read_json(path)
+        known: dict[str, Any] = read_json(path)
         if all(isinstance(known[f"{task}_prompt"], str) for task in ("query", "document")):
             return known
     raise ColbertZeroError(f"{path}: not what this program writes; delete it, and the model counts as another's")

@@ -155,8 +155,11 @@ class Streamable(Entry):
 
 
 class Jsonl(_Table):
-    """JSON lines, plain or gzipped (.gz). A row is a pair (`query`, `document`, optional `negative`: text or list), or
-    candidates with a teacher's scores (`query`, `documents`, `scores`)."""
+    """JSON lines, plain or gzipped (.gz).
+
+    A row is a pair (`query`, `document`, optional `negative`: text or list), or candidates with a teacher's scores
+    (`query`, `documents`, `scores`).
+    """
 
     kind: Literal["jsonl"]
     """JSON lines."""
@@ -377,7 +380,9 @@ class Phase(Entry):
 
 class Validation(Entry):
     """The small collections of `evaluate_every` and of sweeps: NanoBEIR, or a sample of the recipe's own collections.
-    With the sample, `select: best` and a sweep choose by queries that the report then tests on; prefer NanoBEIR."""
+
+    With the sample, `select: best` and a sweep choose by queries that the report then tests on; prefer NanoBEIR.
+    """
 
     nanobeir: bool = True
     """Use NanoBEIR (13 English sets of 50 queries) from the Hub where it can be reached; otherwise the sample."""

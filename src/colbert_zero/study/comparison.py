@@ -127,7 +127,7 @@ def families(systems: dict[str, Any], pipelines: list[str]) -> dict[str, list[tu
 
 def mean_score(system: dict[str, Any]) -> float:
     """A system's mean nDCG@10 over collections, each with the same weight."""
-    scores = [scores["nDCG@10"] for scores in system["scores"].values()]
+    scores: list[float] = [scores["nDCG@10"] for scores in system["scores"].values()]
     return sum(scores) / len(scores)
 
 

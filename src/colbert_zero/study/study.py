@@ -21,7 +21,7 @@ from colbert_zero.maxsim.scores import backend
 from colbert_zero.models.encoders import Alignment, load_model
 from colbert_zero.models.scratch import check_architecture
 from colbert_zero.processes import agree, appears, is_main, made_by_main, share
-from colbert_zero.recipe.schema import Beir, HeldOut, Mined, Phase, Recipe, Scored
+from colbert_zero.recipe.schema import Beir, CollectionSpec, HeldOut, Mined, Phase, Recipe, Scored
 from colbert_zero.study.graph import root_of
 from colbert_zero.study.rankings import Ranker, Rankings
 from colbert_zero.study.show import Quiet, Show
@@ -130,7 +130,7 @@ class Study:
 
             return made_by_main(lambda: make(report), partial(open_source, name, spec=self.recipe.sources[name]))
 
-    def _collection(self, name: str, spec: Any) -> Collection:
+    def _collection(self, name: str, spec: CollectionSpec) -> Collection:
         if isinstance(spec, HeldOut):
             return load_beir(self.sources[spec.source].folder / f"held-out-{name}", name=name)
         if isinstance(spec, Beir):
@@ -243,7 +243,8 @@ class Study:
         folder = self.phase_folder(chain)
         stop_if_asked()
         if self.is_done(chain):
-            return read_json(folder / "phase.json")
+            record: dict[str, Any] = read_json(folder / "phase.json")
+            return record
         if len(chain) > 1:
             self.train(chain[:-1])
             start, options = str(self.phase_folder(chain[:-1]) / "model"), dict[str, Any]()

@@ -252,7 +252,8 @@ def gather_documents(documents: Packed) -> Packed:
     if world_size() == 1:
         return documents
     lengths, _ = gather_rows(documents.lengths.to(documents.values.device))
-    return Packed(_Gather.apply(documents.values), lengths.cpu())
+    values = _Gather.apply(documents.values)  # type: ignore[no-untyped-call]
+    return Packed(values, lengths.cpu())
 
 
 class _Gather(torch.autograd.Function):
