@@ -1,6 +1,6 @@
 """What a study answers, in sentences that rest on its tests."""
 
-from colbert_zero.report.cost import BUSY, COMPUTE, TIME, idle_in_words
+from colbert_zero.report.cost import BUSY, COMPUTE, TIME, busy_in_words, idle_phases
 from colbert_zero.report.records import MEASURE, Record, Records
 from colbert_zero.report.words import listed, percent, points, probability
 
@@ -163,17 +163,19 @@ def doubt_about_times(records: Records) -> str:
             "These records are older and count no floating-point operations: cost is device time here, and they do "
             "not say whether other work on the machine made it longer."
         )
-    idle: dict[str, str] = {}
-    for name in [*records.pipelines(), *records.systems]:
-        words = idle_in_words(records.systems[name])
-        # A checkpoint or baseline is named only if no pipeline has its phases.
-        if words and (name in records.pipelines() or not any(words in others for others in idle.values())):
-            idle[name] = words
-    if not idle:
+    idle = {name: idle_phases(records.systems[name]) for name in records.pipelines()}
+    named = {phase["id"] for phases in idle.values() for phase in phases}
+    for name, system in records.systems.items():
+        # A checkpoint or baseline is named only for a phase that nothing before it has.
+        if name not in idle and (more := {phase["id"] for phase in idle_phases(system)} - named):
+            idle[name] = idle_phases(system)
+            named |= more
+    words = [f"{name} ({busy_in_words(phases)})" for name, phases in idle.items() if phases]
+    if not words:
         return ""
     return (
         f"Times not comparable: the processors were busy for less than {percent(BUSY)} of wall-clock time × threads in "
-        f"{listed([f'{name} ({words})' for name, words in idle.items()])}. Other work on the machine, or waiting, may "
+        f"{listed(words)}. Other work on the machine, or waiting, may "
         "have made these times longer; go by the compute."
     )
 

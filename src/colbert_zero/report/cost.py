@@ -64,7 +64,11 @@ def is_busy(phase: dict[str, Any]) -> bool:
     return share is not None and share >= BUSY
 
 
-def idle_in_words(system: dict[str, Any]) -> str:
-    """A system's phases whose times are not compared, with their busy shares: `dense 58 %, distillation 71.2 %`."""
-    shares = [(phase["name"], busy_share(phase)) for phase in system["phases"]]
-    return ", ".join(f"{name} {percent(share)}" for name, share in shares if share is not None and share < BUSY)
+def idle_phases(system: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those of a system's phases for which its time is not compared with another's."""
+    return [phase for phase in system["phases"] if not is_busy(phase)]
+
+
+def busy_in_words(phases: list[dict[str, Any]]) -> str:
+    """`dense 58 %, distillation 71.2 %`."""
+    return ", ".join(f"{phase['name']} {percent(busy_share(phase) or 0)}" for phase in phases)

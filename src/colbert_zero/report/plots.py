@@ -29,10 +29,13 @@ def quality_plot(records: Records, currency: Currency) -> Plot | None:
             ys = [100 * records.means[n] for n in path]
             axes.plot(xs, ys, color=colour, linewidth=2, zorder=2)
             for x, y, name in zip(xs, ys, path, strict=True):
+                shared = sum(name in others for others in paths.values()) > 1
                 dense = records.systems[name]["representation"] == "dense"
                 axes.plot([x], [y], marker, ms=7, mec=colour, mfc="none" if dense else colour, mew=1.8, zorder=3)
                 if name != pipeline and name not in named:
-                    labels.append((x, y, clip(records.systems[name]["phases"][-1]["name"]), MUTED, False))
+                    labels.append(
+                        (x, y, clip(records.systems[name]["phases"][-1]["name"]), MUTED if shared else colour, False)
+                    )
                 named.add(name)
             labels.append((xs[-1], ys[-1], clip(pipeline), colour, True))
         axes.set_xlabel(f"{currency.name} from zero, {unit_name}{' (log scale)' if logarithmic else ''}")

@@ -6,7 +6,7 @@ from typing import Any
 
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.files import read_json
-from colbert_zero.report.cost import COMPUTE, TIME, Currency, is_busy, is_counted
+from colbert_zero.report.cost import COMPUTE, TIME, Currency, idle_phases, is_counted
 
 MEASURE = "nDCG@10"
 SCHEMA = 1
@@ -97,7 +97,7 @@ class Records:
 
     def comparable(self, *systems: str) -> bool:
         """Whether the times of these systems may be compared: all their phases kept their threads busy."""
-        return all(is_busy(phase) for system in systems for phase in self.systems[system]["phases"])
+        return not any(idle_phases(self.systems[system]) for system in systems)
 
     def pre_training(self, pipeline: str) -> int:
         """How many of a pipeline's phases are contrastive and multi-vector: the title's *pre-training*."""
