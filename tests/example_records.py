@@ -3,7 +3,7 @@
 import random
 from pathlib import Path
 
-from colbert_zero.files import write_json
+from colbert_zero.files import read_json, write_json
 from colbert_zero.report.records import Records
 
 COLLECTIONS = {"scifact": (5183, 300), "nfcorpus": (3633, 323), "fiqa": (57638, 648)}
@@ -70,8 +70,28 @@ PHASES = {
 }
 
 
+SPEED = 31e15 / 1860
+"""Operations a device-second: `full` makes 31 PFLOP in its 31 minutes."""
+
+
+def cost_record(identity: str, busy: float = 0.96) -> dict:
+    """What a phase cost, as its phase.json and results.json have it; its two threads were busy for this share."""
+    seconds = PHASES[identity][4]
+    return {
+        "device_seconds": seconds,
+        "texts": int(seconds * 130),
+        "tokens": int(seconds * 14_000),
+        "flops": seconds * SPEED,
+        "padding_flops": 0.05 * seconds * SPEED,
+        "second_pass_flops": 0.2 * seconds * SPEED,
+        "wall_seconds": seconds,
+        "cpu_seconds": 2 * busy * seconds,
+        "threads": 2,
+    }
+
+
 def phase_record(identity: str) -> dict:
-    name, chain, representation, objective, seconds = PHASES[identity]
+    name, chain, representation, objective, _ = PHASES[identity]
     steps = 60 if objective == "distillation" else 400
     start = 1.2 if objective == "distillation" else 5.5
     noise = random.Random(identity)
@@ -104,11 +124,8 @@ def phase_record(identity: str) -> dict:
         "negatives": 7,
         "seed": 42,
         "sources": {"paq": {"rows": 25600, "batches": 400, "dropped_rows": 12}},
-        "device": "cpu",
-        "device_seconds": seconds,
-        "texts": int(seconds * 130),
-        "tokens": int(seconds * 14_000),
-        "flops": seconds * 3e11,
+        "processes": 1,
+        **cost_record(identity),
         "peak_memory_bytes": 1_900_000_000,
         "parameters": 4_200_000,
         "losses": losses,
@@ -118,23 +135,21 @@ def phase_record(identity: str) -> dict:
 
 
 def result_record(
-    pipelines: list[str], p_value: float = 0.2, collections: tuple[str, ...] = tuple(COLLECTIONS)
+    pipelines: list[str],
+    p_value: float = 0.2,
+    collections: tuple[str, ...] = tuple(COLLECTIONS),
+    busy: dict[str, float] | None = None,
 ) -> dict:
-    """results.json of the named pipelines with all baselines; every comparison has this p value."""
+    """results.json of the named pipelines with all baselines; every comparison has this p value.
+
+    Args:
+        busy: Shares of phases, by id, whose threads were not as busy as the others'.
+    """
     systems = {}
     for name, (kind, pipeline, after, representation, ids, scores) in SYSTEMS.items():
         if kind == "pipeline" and pipeline not in pipelines:
             continue
-        phases = [
-            {
-                "name": PHASES[i][0],
-                "id": i,
-                "device_seconds": PHASES[i][4],
-                "texts": 12_000,
-                "tokens": 1_400_000,
-            }
-            for i in ids
-        ]
+        phases = [{"name": PHASES[i][0], "id": i, **cost_record(i, (busy or {}).get(i, 0.96))} for i in ids]
         values = dict(zip(COLLECTIONS, scores, strict=True))
         systems[name] = {
             "kind": kind,
@@ -142,7 +157,7 @@ def result_record(
             "after": after,
             "representation": representation,
             "phases": phases,
-            "device_seconds": sum(phase["device_seconds"] for phase in phases),
+            **{key: sum(phase[key] for phase in phases) for key in ("flops", "cpu_seconds", "device_seconds")},
             "scores": {
                 c: {
                     "nDCG@10": values[c] / 100,
@@ -189,9 +204,10 @@ ALL = ["kd-only", "supervised-kd", "full"]
 def write_records(folder: Path, results: dict, teacher: float | None = 0.58) -> Path:
     """A realistic record folder for these results; a teacher with this nDCG@10 everywhere, or none."""
     write_json(folder / "results.json", results)
-    used = {phase["id"] for system in results["systems"].values() for phase in system["phases"]}
-    for identity in sorted(used):
-        write_json(folder / "phases" / f"{PHASES[identity][0]}-{identity}" / "phase.json", phase_record(identity))
+    used = {phase["id"]: phase for system in results["systems"].values() for phase in system["phases"]}
+    for identity, phase in used.items():
+        record = phase_record(identity) | {"cpu_seconds": phase["cpu_seconds"]}
+        write_json(folder / "phases" / f"{PHASES[identity][0]}-{identity}" / "phase.json", record)
     sources = {
         f"source-{i:02}": {
             "kind": "jsonl",
@@ -225,13 +241,37 @@ def write_records(folder: Path, results: dict, teacher: float | None = 0.58) -> 
         record = {
             "description": "BM25 and the best dense checkpoint, fused",
             "parts": [{"name": "bm25", "weight": 0.4}, {"name": "dense-supervised", "weight": 0.6}],
-            "device_seconds": 12.5,
+            "flops": 3e14,
+            "device_seconds": 18.0,
+            "scoring_seconds": 12.5,
             "scores": {c: {"nDCG@10": teacher} for c in results["collections"]},
             "queries": 6400,
             "n_ways": 16,
         }
         write_json(folder / "teachers.json", {"fused": record})
     return folder
+
+
+COUNTED = ("padding_flops", "second_pass_flops", "wall_seconds", "cpu_seconds", "threads")
+
+
+def made_older(folder: Path) -> Path:
+    """A folder's records as they were before operations and CPU time were counted: `flops` an estimate of phases."""
+    results = read_json(folder / "results.json")
+    for system in results["systems"].values():
+        system["phases"] = [_without(phase, ("flops", *COUNTED)) for phase in system["phases"]]
+    results["systems"] = {name: _without(s, ("flops", "cpu_seconds")) for name, s in results["systems"].items()}
+    write_json(folder / "results.json", results)
+    for path in folder.glob("phases/*/phase.json"):
+        write_json(path, _without(read_json(path), COUNTED))
+    if (folder / "teachers.json").is_file():
+        teachers = read_json(folder / "teachers.json")
+        write_json(folder / "teachers.json", {name: _without(t, ("flops",)) for name, t in teachers.items()})
+    return folder
+
+
+def _without(record: dict, keys: tuple[str, ...]) -> dict:
+    return {key: value for key, value in record.items() if key not in keys}
 
 
 def records_of(folder: Path, results: dict, teacher: float | None = 0.58) -> Records:

@@ -31,6 +31,7 @@ def results(count):
             "after": after,
             "representation": representation,
             "phases": [] if representation == "lexical" else [{"id": name}],
+            "flops": 0 if representation == "lexical" else 31e15,
             "device_seconds": 1234567.8,
             "scores": {c: {"nDCG@10": next(scores) / 1000} for c in COLLECTIONS[:count]},
         }
@@ -62,13 +63,34 @@ def test_every_name_and_score_is_printed_whole_within_the_width(monkeypatch, cap
 
 def test_the_mean_comes_first_and_collections_stand_beside_it_where_they_fit(monkeypatch, capsys):
     wide = printed(monkeypatch, capsys, 200, 7)
-    assert wide.splitlines()[1].split()[:5] == ["mean", "nDCG@10", "device", "time", "nfcorpus"]
+    assert wide.splitlines()[1].split()[:6] == ["mean", "nDCG@10", "compute", "device", "time", "nfcorpus"]
     assert wide.count("kd-only") == 1
     narrow = printed(monkeypatch, capsys, 80, 7)
-    assert narrow.splitlines()[1].split() == ["mean", "nDCG@10", "device", "time"]
+    assert narrow.splitlines()[1].split() == ["mean", "nDCG@10", "compute", "device", "time"]
     assert narrow.count("kd-only") > 1
     one = printed(monkeypatch, capsys, 80, 1)
-    assert one.splitlines()[1].split() == ["nfcorpus", "nDCG@10", "device", "time"]
+    assert one.splitlines()[1].split() == ["nfcorpus", "nDCG@10", "compute", "device", "time"]
+
+
+def test_a_system_has_its_compute_and_its_time_and_one_without_training_has_neither(monkeypatch, capsys):
+    rows = {line.split()[0]: line.split()[1:] for line in printed(monkeypatch, capsys, 80, 1).splitlines()[3:]}
+    assert rows["full[red]"][1:] == ["31", "PFLOP", "14", "days"]
+    assert rows["bm25"][1:] == ["–", "–"]
+
+
+def test_systems_whose_operations_nobody_counted_have_their_time_alone(monkeypatch, capsys):
+    found = results(1)
+    for system in found["systems"].values():
+        system["flops"] = None
+    found["systems"]["bm25"]["flops"] = 0
+    monkeypatch.setattr(terminal, "console", Console(width=80, highlight=False))
+    terminal.print_results(found)
+    assert "compute" not in capsys.readouterr().out
+    found["systems"]["kd-only"]["flops"] = 2e12
+    terminal.print_results(found)
+    rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()[3:]}
+    assert rows["kd-only"][1:] == ["2.0", "TFLOP", "14", "days"]
+    assert rows["full[red]"][1:] == ["–", "14", "days"]
 
 
 def test_baselines_checkpoints_and_finished_pipelines_stand_apart(monkeypatch, capsys):

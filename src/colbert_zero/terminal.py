@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from colbert_zero.report.sweep import short_key, short_value
+from colbert_zero.report.words import duration, operations
 
 console = Console(highlight=False)
 
@@ -124,21 +125,25 @@ def results_tables(results: dict[str, Any], width: int) -> list[Table]:
         width: Columns of the terminal. No name is cut: one that is longer than the terminal is wide is folded.
     """
     groups = _groups(results["systems"])
-    names = ["  " + name for _, systems in groups for name in systems] + [heading for heading, _ in groups]
     collections = list(results["collections"])
     only = f"{collections[0]} " if len(collections) == 1 else "mean "
     first: dict[str, Column] = {
         f"{only}nDCG@10": lambda system: _score(_mean(system["scores"], collections)),
-        "device time": lambda system: f"{system['device_seconds']:,.1f} s" if system["phases"] else "–",
+        "compute": lambda system: operations(system["flops"]) if _is_counted(system) else "–",
+        "device time": lambda system: duration(system["device_seconds"]) if system["phases"] else "–",
     }
+    if not any(map(_is_counted, results["systems"].values())):
+        del first["compute"]  # trained by a version that did not count
     shown: list[dict[str, Column]] = [first]
     # All of them beside the mean, or none: a table of one and a table of six would be hard to read together.
-    together = _width(names, [*first, *collections]) <= width
+    scores: dict[str, Column] = {name: partial(_score_on, name) for name in collections}
+    together = _width(results["systems"], groups, first | scores) <= width
     for name in collections if len(collections) > 1 else []:
-        fits = len(shown) > 1 and _width(names, [*shown[-1], name]) <= width
+        column = {name: scores[name]}
+        fits = len(shown) > 1 and _width(results["systems"], groups, shown[-1] | column) <= width
         if not (together or fits):
             shown.append({})
-        shown[-1][name] = partial(_score_on, name)
+        shown[-1] |= column
     return [_results_table(results["systems"], groups, columns) for columns in shown]
 
 
@@ -171,9 +176,15 @@ def _results_table(
     return table
 
 
-def _width(names: list[str], columns: list[str]) -> int:
-    """Columns of the terminal that a table of these needs; a score has six characters, two spaces part columns."""
-    return max(map(cell_len, names)) + sum(2 + max(6, cell_len(title)) for title in columns)
+def _width(systems: dict[str, Any], groups: list[tuple[str, list[str]]], columns: dict[str, Column]) -> int:
+    """Columns of the terminal that a table of these needs; two spaces part its columns."""
+    names = ["  " + name for name in systems] + [heading for heading, _ in groups]
+    cells = [[title, *map(show, systems.values())] for title, show in columns.items()]
+    return max(map(cell_len, names)) + sum(2 + max(map(cell_len, column)) for column in cells)
+
+
+def _is_counted(system: dict[str, Any]) -> bool:
+    return bool(system["phases"]) and system.get("flops") is not None
 
 
 def _mean(scores: dict[str, Any], collections: list[str]) -> float | None:

@@ -73,7 +73,8 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_the_same_records_give_the_same_bytes(reported, tmp_path):
     write_report(write_records(tmp_path, result_record(ALL)))
-    assert set(files(tmp_path)) == {"report.html", "report.md", "quality.png", "cost.png", "losses.png"}
+    names = {"report.html", "report.md", "quality.png", "quality-time.png", "cost.png", "losses.png"}
+    assert set(files(tmp_path)) == names
     assert files(tmp_path) == files(reported)
 
 

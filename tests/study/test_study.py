@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.evaluation import ranking as evaluation
-from colbert_zero.files import read_json
+from colbert_zero.files import read_json, write_json
 from colbert_zero.recipe import schema as recipes
 from colbert_zero.recipe.reading import check_recipe, load_recipe
+from colbert_zero.report import write_report
 from colbert_zero.study.comparison import families, run_study
 from colbert_zero.study.graph import chain_to, graph
 from colbert_zero.study.show import Quiet
@@ -44,6 +45,13 @@ def test_every_pipeline_checkpoint_and_baseline_is_scored_and_recorded(finished)
         assert set(system["scores"]["held-out"]) == {"nDCG@10", "R@100", "RR@10"}
         assert (folder / "out" / "runs" / f"{name}.held-out.trec").is_file()
         assert len(read_json(folder / "out" / "per_query" / f"{name}.held-out.json")) == 20
+    for s in systems.values():
+        for key in ("flops", "cpu_seconds", "device_seconds"):
+            assert s[key] == pytest.approx(sum(phase[key] for phase in s["phases"]), abs=0.01)
+    for phase in systems["full"]["phases"]:
+        record = read_json(folder / "out" / "phases" / f"{phase['name']}-{phase['id']}" / "phase.json")
+        assert phase == {key: record[key] for key in phase}
+        assert {"flops", *COUNTED} < set(phase)
     assert results["collections"] == {"held-out": {"documents": 30, "queries": 20}}
     pairs = [(c["family"], c["a"], c["b"]) for c in results["comparisons"] if c["collection"] is None]
     assert pairs == [
@@ -60,6 +68,25 @@ def test_every_pipeline_checkpoint_and_baseline_is_scored_and_recorded(finished)
     teacher = read_json(folder / "out" / "teachers.json")["blend"]
     assert teacher["n_ways"] == 4
     assert teacher["queries"] == 64
+    assert teacher["flops"] == systems["full@unsupervised"]["flops"]
+    assert teacher["scoring_seconds"] > 0
+
+
+COUNTED = ("padding_flops", "second_pass_flops", "wall_seconds", "cpu_seconds", "threads")
+
+
+def test_a_finished_study_whose_phases_are_older_is_compared_without_their_counts(finished, tmp_path):
+    folder, results = finished
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    [path] = (tmp_path / "out" / "phases").glob("dense-*/phase.json")
+    write_json(path, {key: value for key, value in read_json(path).items() if key not in COUNTED})
+    again = run_study(study(tmp_path, data(tmp_path)), None, "test")["systems"]
+    for name in ("dense", "kd-only"):
+        assert (again[name]["flops"], again[name]["cpu_seconds"]) == (None, None)
+        assert again[name]["device_seconds"] == results["systems"][name]["device_seconds"]
+    assert {again["dense"]["phases"][0][key] for key in ("flops", *COUNTED)} == {None}
+    assert again["full"] == results["systems"]["full"]
+    assert write_report(tmp_path / "out").is_file()
 
 
 def system(kind, representation, phases, score):

@@ -1,7 +1,8 @@
 """What a study answers, in sentences that rest on its tests."""
 
+from colbert_zero.report.cost import BUSY, COMPUTE, TIME, busy_in_words, idle_phases
 from colbert_zero.report.records import MEASURE, Record, Records
-from colbert_zero.report.words import duration, listed, points, price, probability
+from colbert_zero.report.words import listed, percent, points, probability
 
 SIGNIFICANT = 0.05
 
@@ -120,7 +121,7 @@ def findings(records: Records) -> list[tuple[str, str]]:
     best, found = pipelines[0], []
     over = "" if len(records.collections) == 1 else f" over {len(records.collections)} collections"
     measure = MEASURE if not over else f"mean {MEASURE}"
-    reach = f"{best} reaches {measure} {points(records.means[best])}{over} for {device_time(records, best)}"
+    reach = f"{best} reaches {measure} {points(records.means[best])}{over} for {_spent(records, best)}"
     if len(pipelines) == 1:
         found.append(("Score", f"{reach}. Add a second pipeline to the recipe, and the two are compared."))
     else:
@@ -129,6 +130,8 @@ def findings(records: Records) -> list[tuple[str, str]]:
         found += [("For less", _for_less(records, best, p, p != pipelines[1])) for p in cheaper]
         if beats_bm25(records, best):
             found.append(("By budget", _by_budget(records, pipelines)))
+    if doubt := doubt_about_times(records):
+        found.append(("Time", doubt))
     worse = _made_worse(records, pipelines)
     found += worse
     peak = max(records.checkpoints(best), key=lambda name: records.means[name])
@@ -141,8 +144,40 @@ def findings(records: Records) -> list[tuple[str, str]]:
     return found
 
 
-def device_time(records: Records, system: str) -> str:
-    return f"{duration(records.cost(system))} of device time"
+def _cost(records: Records, system: str) -> str:
+    """`3.1 PFLOP`, or `31 min of device time` of older records."""
+    amount = records.currency.words(records.cost(system))
+    return f"{amount} of {TIME.name}" if records.currency is TIME else amount
+
+
+def _spent(records: Records, system: str) -> str:
+    """A system's cost, and its time beside it."""
+    beside = f" in {TIME.words(records.cost(system, TIME))} of {TIME.name}" if records.currency is COMPUTE else ""
+    return _cost(records, system) + beside
+
+
+def doubt_about_times(records: Records) -> str:
+    """Why times are not compared, or not to be trusted; empty where they may be."""
+    if records.currency is TIME:
+        return (
+            "These records are older and count no floating-point operations: cost is device time here, and they do "
+            "not say whether other work on the machine made it longer."
+        )
+    idle = {name: idle_phases(records.systems[name]) for name in records.pipelines()}
+    named = {phase["id"] for phases in idle.values() for phase in phases}
+    for name, system in records.systems.items():
+        # A checkpoint or baseline is named only for a phase that nothing before it has.
+        if name not in idle and (more := {phase["id"] for phase in idle_phases(system)} - named):
+            idle[name] = idle_phases(system)
+            named |= more
+    words = [f"{name} ({busy_in_words(phases)})" for name, phases in idle.items() if phases]
+    if not words:
+        return ""
+    return (
+        f"Times not comparable: the processors were busy for less than {percent(BUSY)} of wall-clock time × threads in "
+        f"{listed(words)}. Other work on the machine, or waiting, may "
+        "have made these times longer; go by the compute."
+    )
 
 
 def _gap(records: Records, best: str, other: str) -> str:
@@ -152,7 +187,11 @@ def _gap(records: Records, best: str, other: str) -> str:
 
 def _for_less(records: Records, best: str, other: str, with_gap: bool) -> str:
     share = 100 * records.means[other] / records.means[best] if records.means[best] else 100.0
-    text = f"{other} reaches {share:.1f} % of {best} for {price(records.cost(other), records.cost(best))}"
+    text = (
+        f"{other} reaches {share:.1f} % of {best} for {records.currency.price(records.cost(other), records.cost(best))}"
+    )
+    if records.currency is COMPUTE and records.comparable(best, other):
+        text += f" and {TIME.price(records.cost(other, TIME), records.cost(best, TIME))}"
     return f"{text}; {best} scores {_gap(records, best, other)}." if with_gap else f"{text}."
 
 
@@ -162,9 +201,10 @@ def _by_budget(records: Records, pipelines: list[str]) -> str:
     for cost in sorted({records.cost(p) for p in pipelines}):
         taken = choice(records, [p for p in pipelines if records.cost(p) <= cost])
         if not steps or steps[-1][0] != taken:
-            steps.append((taken, duration(cost)))
+            steps.append((taken, records.currency.words(cost)))
     later = [f"; from {cost} {name}" for name, cost in steps[1:]]
-    text = f"With {steps[0][1]} of device time take {steps[0][0]}{''.join(later)}."
+    what = f" of {TIME.name}" if records.currency is TIME else ""
+    text = f"With {steps[0][1]}{what} take {steps[0][0]}{''.join(later)}."
     dearer = [p for p in pipelines if records.cost(p) > records.cost(steps[-1][0])]
     if dearer:
         text += f" What {listed(dearer)} would cost on top is not shown to buy anything."
@@ -174,7 +214,7 @@ def _by_budget(records: Records, pipelines: list[str]) -> str:
 def _peak(records: Records, best: str, peak: str) -> str:
     gap = points(records.means[peak] - records.means[best])
     text = f"{peak}, on the way to {best}, scores {points(records.means[peak])}: {gap} points more than its end"
-    return f"{text}, for {duration(records.cost(peak))}; {sentence_about(records, peak, best)[1]}."
+    return f"{text}, for {_cost(records, peak)}; {sentence_about(records, peak, best)[1]}."
 
 
 def _made_worse(records: Records, pipelines: list[str]) -> list[tuple[str, str]]:
@@ -204,8 +244,8 @@ def _against(records: Records, best: str, baseline: str) -> str:
             return f"{text}. Use {baseline} until more data or longer training changes this."
         below = [p for p in records.pipelines() if not beats_bm25(records, p)]
         return f"{text}; {listed(below)} not." if below else f"{text}."
-    cost = f"{duration(records.cost(baseline))} against {duration(records.cost(best))}"
-    return f"{text}, the best single-vector model ({cost} of device time)."
+    cost = f"{records.currency.words(records.cost(baseline))} against {_cost(records, best)}"
+    return f"{text}, the best single-vector model ({cost})."
 
 
 def _against_teacher(records: Records, name: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from colbert_zero.files import atomic_file
 from colbert_zero.report.answer import findings, headline
+from colbert_zero.report.cost import COMPUTE, TIME
 from colbert_zero.report.drawing import Plot
 from colbert_zero.report.plots import cost_plot, loss_plot, quality_plot
 from colbert_zero.report.records import MEASURE, Records
@@ -40,7 +41,8 @@ class Section:
 
 def _sections(records: Records) -> list[Section]:
     """The report's body in reading order; a section without records is left out."""
-    quality, cost, losses = quality_plot(records), cost_plot(records), loss_plot(records)
+    quality, cost, losses = quality_plot(records, records.currency), cost_plot(records), loss_plot(records)
+    against_time = quality_plot(records, TIME) if records.currency is COMPUTE else None
     measures = {m for s in records.systems.values() for scores in s["scores"].values() for m in scores}
     others = sorted(measures - {MEASURE})
     first = Section(
@@ -56,7 +58,7 @@ def _sections(records: Records) -> list[Section]:
         first,
         Section("Scores by phase and collection", tables=[scores_table(records, m) for m in (MEASURE, *others)]),
         Section("Comparisons", tables=[comparisons_table(records)] if records.comparisons else []),
-        Section("Cost", plots=[cost] if cost else []),
+        Section("Cost", plots=[plot for plot in (cost, against_time) if plot]),
         Section("Training", plots=[losses] if losses else [], tables=phase_tables(records) if records.phases else []),
         Section("Teachers", tables=[teachers_table(records)] if records.teachers else []),
         Section("Data", tables=data),

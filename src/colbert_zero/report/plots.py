@@ -3,20 +3,21 @@
 import math
 from typing import Any
 
+from colbert_zero.report.cost import TIME, Currency
 from colbert_zero.report.drawing import COLOURS, INK, MARKERS, MUTED, Plot, clip, log_axis, make_plot, place
 from colbert_zero.report.records import MEASURE, Record, Records, chain_of
-from colbert_zero.report.words import duration, points, unit_of
+from colbert_zero.report.words import listed, points
 
 
-def quality_plot(records: Records) -> Plot | None:
-    """nDCG@10 against device time: a line a pipeline, through the checkpoints it passes."""
+def quality_plot(records: Records, currency: Currency) -> Plot | None:
+    """nDCG@10 against cost: a line a pipeline, through the checkpoints it passes."""
     pipelines = records.pipelines()
     if not pipelines:
         return None
-    unit, unit_name = unit_of(max(records.cost(p) for p in pipelines))
+    unit, unit_name = currency.unit_of(max(records.cost(p, currency) for p in pipelines))
     # In the order of the records, so that a pipeline keeps its colour whoever wins.
     paths = {p: records.checkpoints(p) for p in records.systems if p in pipelines}
-    costs = [records.cost(name) / unit for path in paths.values() for name in path]
+    costs = [records.cost(name, currency) / unit for path in paths.values() for name in path]
     logarithmic = min(costs) > 0 and max(costs) > 15 * min(costs)
 
     def draw(figure: Any) -> None:
@@ -24,16 +25,20 @@ def quality_plot(records: Records) -> Plot | None:
         named: set[str] = set()
         for i, (pipeline, path) in enumerate(paths.items()):
             colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-            xs, ys = [records.cost(n) / unit for n in path], [100 * records.means[n] for n in path]
+            xs = [records.cost(n, currency) / unit for n in path]
+            ys = [100 * records.means[n] for n in path]
             axes.plot(xs, ys, color=colour, linewidth=2, zorder=2)
             for x, y, name in zip(xs, ys, path, strict=True):
+                shared = sum(name in others for others in paths.values()) > 1
                 dense = records.systems[name]["representation"] == "dense"
                 axes.plot([x], [y], marker, ms=7, mec=colour, mfc="none" if dense else colour, mew=1.8, zorder=3)
                 if name != pipeline and name not in named:
-                    labels.append((x, y, clip(records.systems[name]["phases"][-1]["name"]), MUTED, False))
+                    labels.append(
+                        (x, y, clip(records.systems[name]["phases"][-1]["name"]), MUTED if shared else colour, False)
+                    )
                 named.add(name)
             labels.append((xs[-1], ys[-1], clip(pipeline), colour, True))
-        axes.set_xlabel(f"device time from zero, {unit_name}{' (log scale)' if logarithmic else ''}")
+        axes.set_xlabel(f"{currency.name} from zero, {unit_name}{' (log scale)' if logarithmic else ''}")
         axes.set_ylabel(f"{MEASURE} × 100" + (", mean" if len(records.collections) > 1 else ""))
         if logarithmic:
             log_axis(axes)
@@ -52,22 +57,34 @@ def quality_plot(records: Records) -> Plot | None:
             )
         place(figure, axes, labels)
 
-    ends = [f"{p} {points(records.means[p])} at {duration(records.cost(p))}" for p in pipelines]
+    ends = [f"{p} {points(records.means[p])} at {currency.words(records.cost(p, currency))}" for p in pipelines]
     shows = (
         f"Each line is a pipeline, from its first checkpoint to its end: {'; '.join(ends)}. "
         "Hollow marks are dense checkpoints, filled ones multi-vector."
     )
     if records.baselines("lexical"):
         shows += " The dashed line needs no training."
-    return make_plot("quality", "Quality against cost", shows, (8.6, 4.7), draw)
+    if currency is TIME:
+        shows += _doubt(records)
+    name = "quality" if currency is records.currency else "quality-time"
+    return make_plot(name, f"Quality against {currency.name}", shows, (8.6, 4.7), draw)
+
+
+def _doubt(records: Records) -> str:
+    """What a caption says of times that other work on the machine may have made longer."""
+    if records.currency is TIME:
+        return " The records do not say whether the machine had other work."
+    idle = [pipeline for pipeline in records.pipelines() if not records.comparable(pipeline)]
+    return f" Times not comparable: those of {listed(idle)}; see the answer." if idle else ""
 
 
 def cost_plot(records: Records) -> Plot | None:
-    """Device time of each pipeline, phase by phase."""
+    """The cost of each pipeline, phase by phase."""
     pipelines = sorted(records.pipelines(), key=records.cost, reverse=True)
     if not pipelines:
         return None
-    unit, unit_name = unit_of(records.cost(pipelines[0]))
+    currency = records.currency
+    unit, unit_name = currency.unit_of(records.cost(pipelines[0]))
     steps = list(dict.fromkeys(ph["name"] for p in reversed(pipelines) for ph in records.systems[p]["phases"]))
 
     def draw(figure: Any) -> None:
@@ -75,14 +92,14 @@ def cost_plot(records: Records) -> Plot | None:
         for row, pipeline in enumerate(pipelines):
             left = 0.0
             for phase in records.systems[pipeline]["phases"]:
-                width = phase["device_seconds"] / unit
+                width = phase[currency.key] / unit
                 colour = COLOURS[steps.index(phase["name"]) % len(COLOURS)]
                 axes.barh(row, width, left=left, height=0.62, color=colour, edgecolor="white", linewidth=0.8)
                 left += width
-            total = duration(records.cost(pipeline))
+            total = currency.words(records.cost(pipeline))
             axes.annotate(total, (left, row), (6, 0), textcoords="offset points", va="center", fontweight="bold")
         axes.set_yticks(range(len(pipelines)), [clip(p, 26) for p in pipelines], color=INK)
-        axes.set_xlabel(f"device time, {unit_name}")
+        axes.set_xlabel(f"{currency.name}, {unit_name}")
         axes.margins(x=0.14)
         axes.grid(axis="y", visible=False)
         handles = [axes.barh(0, 0, color=COLOURS[i % len(COLOURS)]) for i in range(len(steps))]
@@ -90,14 +107,14 @@ def cost_plot(records: Records) -> Plot | None:
         figure.legend(handles, names, loc="outside upper left", ncols=4, frameon=False, handlelength=1)
 
     parts = [
-        f"{p} {duration(records.cost(p))} ("
-        + ", ".join(f"{ph['name']} {duration(ph['device_seconds'])}" for ph in records.systems[p]["phases"])
+        f"{p} {currency.words(records.cost(p))} ("
+        + ", ".join(f"{ph['name']} {currency.words(ph[currency.key])}" for ph in records.systems[p]["phases"])
         + ")"
         for p in reversed(pipelines)
     ]
     rows = len(pipelines) + (len(steps) + 3) // 4
-    shows = "Device time of each pipeline from zero, by phase: " + "; ".join(parts) + "."
-    return make_plot("cost", "Where the device time goes", shows, (8.6, 0.9 + 0.46 * rows), draw)
+    shows = f"{currency.name.capitalize()} of each pipeline from zero, by phase: {'; '.join(parts)}."
+    return make_plot("cost", f"Where the {currency.name} goes", shows, (8.6, 0.9 + 0.46 * rows), draw)
 
 
 def _smooth(values: list[float]) -> list[float]:

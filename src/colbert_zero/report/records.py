@@ -6,6 +6,7 @@ from typing import Any
 
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.files import read_json
+from colbert_zero.report.cost import COMPUTE, TIME, Currency, idle_phases, is_counted
 
 MEASURE = "nDCG@10"
 SCHEMA = 1
@@ -66,6 +67,8 @@ class Records:
         self.teachers = _read(folder / "teachers.json", (), optional=True)
         self.data = _read(folder / "data.json", (), optional=True)
         self.environment = _read(folder / "environment.json", (), optional=True)
+        self.currency = COMPUTE if all(map(is_counted, self.systems.values())) else TIME
+        """What costs are counted in: with one system of an older study, whose operations nobody counted, it is time."""
         means = {name: self.mean(system["scores"]) for name, system in self.systems.items()}
         self.means: dict[str, float] = {name: mean for name, mean in means.items() if mean is not None}
 
@@ -88,9 +91,13 @@ class Records:
         ]
         return sorted((n for n in names if n in self.means), key=lambda n: (-self.means[n], n))
 
-    def cost(self, system: str) -> float:
-        """Device-seconds of a system's phases, from zero."""
-        return float(self.systems[system]["device_seconds"])
+    def cost(self, system: str, currency: Currency | None = None) -> float:
+        """What a system's phases cost from zero, in the report's currency or in this one."""
+        return float(self.systems[system][(currency or self.currency).key])
+
+    def comparable(self, *systems: str) -> bool:
+        """Whether the times of these systems may be compared: all their phases kept their threads busy."""
+        return not any(idle_phases(self.systems[system]) for system in systems)
 
     def pre_training(self, pipeline: str) -> int:
         """How many of a pipeline's phases are contrastive and multi-vector: the title's *pre-training*."""

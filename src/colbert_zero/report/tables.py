@@ -6,8 +6,9 @@ from itertools import product
 from typing import Any
 
 from colbert_zero.report.answer import interval, is_significant, sentence_about
+from colbert_zero.report.cost import COMPUTE, TIME, busy_share
 from colbert_zero.report.records import MEASURE, Record, Records, chain_of
-from colbert_zero.report.words import duration, number, points, quantity
+from colbert_zero.report.words import duration, number, operations, percent, points, quantity
 
 TOP_SOURCES = 15
 
@@ -36,16 +37,24 @@ def glance(records: Records) -> Table:
         shown = "–" if name == best else "yes" if sentence_about(records, best, name)[0] else "no"
         mean = _mark(points(records.means[name]), name == best)
         shares = [f"{100 * records.means[name] / score:.1f} %", f"{100 * records.cost(name) / cost:.1f} %"]
-        rows.append([name, mean, shares[0], duration(records.cost(name)), shares[1], shown])
-    columns = [
-        "pipeline",
-        f"{MEASURE} × 100",
-        "share of best",
-        "device time",
-        "share of its time",
-        "best shown better",
-    ]
+        amount, *beside = _costs(records, name)
+        rows.append([name, mean, shares[0], amount, shares[1], *beside, shown])
+    amount, *beside = _cost_columns(records)
+    share = f"share of its {'compute' if records.currency is COMPUTE else 'time'}"
+    columns = ["pipeline", f"{MEASURE} × 100", "share of best", amount, share, *beside, "best shown better"]
     return Table("Pipelines, the cheapest first", columns, [("", rows)])
+
+
+def _cost_columns(records: Records) -> list[str]:
+    """The cost, then what stands beside it; an older study has its device time alone."""
+    return [COMPUTE.name, TIME.name, "CPU time"] if records.currency is COMPUTE else [TIME.name]
+
+
+def _costs(records: Records, system: str) -> list[str]:
+    if records.currency is TIME:
+        return [duration(records.cost(system))]
+    amounts = [operations(records.cost(system)), duration(records.cost(system, TIME))]
+    return [*amounts, duration(sum(phase["cpu_seconds"] for phase in records.systems[system]["phases"]))]
 
 
 def _mark(text: str, best: bool) -> str:
@@ -91,11 +100,11 @@ def scores_table(records: Records, measure: str) -> Table:
                 for s, top in zip(table[system], tops, strict=True)
             ]
             phases = records.systems[system]["phases"]
-            cost = [duration(records.cost(system)) if phases else "–"]
+            cost = _costs(records, system) if phases else ["–"] * len(_cost_columns(records))
             cost += [quantity(sum(p[key] for p in phases)) if phases else "–" for key in ("texts", "tokens")]
             rows.append([_row_label(records, system), *cells, *(cost if with_cost else [])])
         groups.append((heading, rows))
-    columns = ["system", "mean", *names, *(["device time", "texts", "tokens"] if with_cost else [])]
+    columns = ["system", "mean", *names, *([*_cost_columns(records), "texts", "tokens"] if with_cost else [])]
     return Table(f"{measure} × 100", columns, groups)
 
 
@@ -133,7 +142,12 @@ def _phase_table(
 
 
 def _get(key: str, show: Callable[[Any], str] = number) -> Callable[[Record], str]:
-    return lambda phase: show(phase.get(key))
+    return lambda phase: "–" if phase.get(key) is None else show(phase[key])
+
+
+def _counted(show: Callable[[Record], str]) -> Callable[[Record], str]:
+    """For phases whose operations and CPU time were counted: not those of an older version."""
+    return lambda phase: show(phase) if phase.get("flops") and phase.get("cpu_seconds") is not None else "–"
 
 
 def _side(key: str, side: str) -> Callable[[Record], str]:
@@ -162,13 +176,21 @@ def phase_tables(records: Records) -> list[Table]:
         "document tokens": _get("document_tokens"),
     }
     cost = {
-        "device time": lambda p: duration(p.get("device_seconds", 0)),
+        "compute": _counted(lambda p: operations(p["flops"])),
+        "of it padding": _counted(lambda p: percent(p["padding_flops"] / p["flops"])),
+        "of it second pass": _counted(lambda p: percent(p["second_pass_flops"] / p["flops"])),
+        "wall-clock": lambda p: duration(p.get("wall_seconds", p.get("device_seconds", 0) / p.get("processes", 1))),
+        "processes": _get("processes"),
+        "CPU time": _get("cpu_seconds", duration),
+        "threads": _get("threads"),
+        "busy": _counted(lambda p: percent(busy_share(p) or 0)),
+    }
+    read = {
         "texts": _get("texts", quantity),
         "tokens": _get("tokens", quantity),
         "tokens per second": lambda p: (
             quantity(p["tokens"] / p["device_seconds"]) if p.get("device_seconds") and p.get("tokens") else "–"
         ),
-        "floating-point operations": _get("flops", quantity),
         "peak memory": lambda p: f"{quantity(p.get('peak_memory_bytes'))}B".replace("–B", "–"),
         "parameters": _get("parameters", quantity),
         "sources": lambda p: number(len(p.get("sources", {}))),
@@ -178,6 +200,7 @@ def phase_tables(records: Records) -> list[Table]:
         _phase_table(records, "Settings", settings, words=(0, 1)),
         _phase_table(records, "Prompts, markers and lengths", prompts, words=(0, 1, 2, 3, 4)),
         _phase_table(records, "Cost of each phase alone", cost),
+        _phase_table(records, "What each phase read and held", read),
     ]
 
 
@@ -224,11 +247,21 @@ def teachers_table(records: Records) -> Table:
                 *(points(scores.get(collection, {}).get(MEASURE)) for collection in names),
                 number(teacher.get("queries")),
                 number(teacher.get("n_ways")),
-                duration(teacher.get("device_seconds", 0)),
+                _training(teacher),
+                "–" if teacher.get("scoring_seconds") is None else duration(teacher["scoring_seconds"]),
             ]
         )
-    columns = ["teacher", "what it is", "parts", "mean", *names, "queries", "candidates", "device time"]
-    return Table(f"Teachers, {MEASURE} × 100, and the cost of their scores", columns, [("", rows)], words=(0, 1, 2))
+    columns = ["teacher", "what it is", "parts", "mean", *names, "queries", "candidates"]
+    columns += ["training, from zero", "scoring"]
+    return Table(f"Teachers, {MEASURE} × 100, and what they cost", columns, [("", rows)], words=(0, 1, 2))
+
+
+def _training(teacher: Record) -> str:
+    """What the training of a teacher's own phases cost; BM25 alone has none."""
+    if not teacher.get("device_seconds"):
+        return "none"
+    time = duration(teacher["device_seconds"])
+    return time if teacher.get("flops") is None else f"{operations(teacher['flops'])}, {time}"
 
 
 def environment_table(records: Records) -> Table:

@@ -1,5 +1,6 @@
 """Numbers in words."""
 
+import math
 from typing import Any
 
 
@@ -14,6 +15,19 @@ def unit_of(seconds: float) -> tuple[float, str]:
         if seconds < limit:
             return unit, name
     return 86400, "days"
+
+
+def operations(count: float) -> str:
+    """Floating-point operations in the unit a reader would choose: `3.1 PFLOP`."""
+    unit, name = operations_unit(count)
+    return f"{short(count / unit)} {name}"
+
+
+def operations_unit(count: float) -> tuple[float, str]:
+    for size, letter in ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if count >= size:
+            return size, f"{letter}FLOP"
+    return 1, "FLOP"
 
 
 def short(value: float) -> str:
@@ -53,15 +67,14 @@ def fraction(ratio: float) -> str:
     nearest = round(1 / ratio) if ratio > 0 else 0
     if nearest in words and abs(ratio * nearest - 1) < 0.06:
         return ("" if abs(ratio * nearest - 1) < 0.01 else "about ") + words[nearest]
+    if 0.995 <= ratio < 1:
+        return "nearly all"
     return f"{100 * ratio:.2g} %" if ratio < 1 else f"{ratio:.3g} times"
 
 
-def price(cost: float, whole: float) -> str:
-    """`a tenth of the compute (3.1 of 31 device-minutes)`."""
-    unit, name = unit_of(whole)
-    words = {"s": "seconds", "min": "minutes", "h": "hours", "days": "days"}
-    share = fraction(cost / whole) if whole > 0 else "all"
-    return f"{share} of the compute ({short(cost / unit)} of {short(whole / unit)} device-{words[name]})"
+def percent(ratio: float) -> str:
+    """Rounded down to a tenth, so that what is below a border is seen to be."""
+    return f"{math.floor(1000 * ratio + 1e-6) / 10:g} %"
 
 
 def listed(names: list[str]) -> str:

@@ -24,6 +24,9 @@ from colbert_zero.study.rankings import Ranker
 from colbert_zero.study.study import Study
 from colbert_zero.teaching.teacher import describe, fuse
 
+_COUNTED = ("flops", "padding_flops", "second_pass_flops", "wall_seconds", "cpu_seconds", "threads")
+"""What a phase.json counts since it has `cpu_seconds`; an older one has `flops` by another estimate."""
+
 
 def run_study(study: Study, only: list[str] | None, command: str) -> dict[str, Any]:
     """Train and evaluate everything a recipe's pipelines need that is not there yet; returns results.json's content."""
@@ -89,19 +92,31 @@ class _Systems:
         self, name: str, kind: str, chain: tuple[str, ...], pipeline: str | None, evaluate: Callable[[], Any]
     ) -> None:
         """Evaluate a system and keep its record."""
-        phases = [self.study.train(chain[: n + 1]) for n in range(len(chain))]
+        phases = [_cost(self.study.train(chain[: n + 1])) for n in range(len(chain))]
+        representation = self.study.recipe.phases[chain[-1]].representation if chain else "lexical"
         self.records[name] = {
             "kind": kind,
             "pipeline": pipeline,
             "after": chain[-1] if pipeline is not None and name != pipeline else None,
-            "representation": phases[-1]["representation"] if phases else "lexical",
-            "phases": [
-                {key: phase[key] for key in ("name", "id", "device_seconds", "texts", "tokens")} for phase in phases
-            ],
-            "device_seconds": round(sum(phase["device_seconds"] for phase in phases), 3),
+            "representation": representation,
+            "phases": phases,
+            **{key: _total(phases, key) for key in ("flops", "cpu_seconds", "device_seconds")},
             "scores": evaluate(),
         }
         self.study.show.say(f"{name}: nDCG@10 {mean_score(self.records[name]):.4f}")
+
+
+def _cost(record: dict[str, Any]) -> dict[str, Any]:
+    """What a phase.json says of a phase's cost; null where an older one did not count it."""
+    counted = record.get("cpu_seconds") is not None
+    asked = {key: record[key] for key in ("name", "id", "device_seconds", "texts", "tokens")}
+    return asked | {key: record.get(key) if counted else None for key in _COUNTED}
+
+
+def _total(phases: list[dict[str, Any]], key: str) -> float | None:
+    """A sum over phases; None where one of them lacks it."""
+    values = [phase[key] for phase in phases]
+    return None if None in values else round(sum(values), 3)
 
 
 def families(systems: dict[str, Any], pipelines: list[str]) -> dict[str, list[tuple[str, str]]]:
@@ -188,7 +203,7 @@ def _teachers(study: Study, nodes: list[tuple[str, ...]]) -> dict[str, Any]:
         sources = [source for source in _sources(study, nodes).values() if source.get("teacher") == name]
         teacher = study.recipe.teachers[name]
         chain = tuple(teacher.pipeline)
-        phases = [study.train(chain[: n + 1]) for n in range(len(chain))]
+        phases = [_cost(study.train(chain[: n + 1])) for n in range(len(chain))]
 
         def fused(collection: Collection, depth: int, parts: list[tuple[float, Part]] = parts) -> Run:
             deep = study.rankings.deep
@@ -203,7 +218,7 @@ def _teachers(study: Study, nodes: list[tuple[str, ...]]) -> dict[str, Any]:
         records[name] = {
             "description": describe(teacher),
             "parts": [{"name": "BM25" if p == "bm25" else " → ".join(p), "weight": w} for w, p in reversed(parts)],
-            "device_seconds": round(sum(phase["device_seconds"] for phase in phases), 3),
+            **{key: _total(phases, key) for key in ("flops", "device_seconds")},
             "scoring_seconds": round(sum(source["seconds"] for source in sources), 3),
             "scores": scores,
             "queries": sum(source["rows"] for source in sources),
