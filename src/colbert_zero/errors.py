@@ -3,10 +3,7 @@
 import difflib
 import json
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 
 class ColbertZeroError(Exception):

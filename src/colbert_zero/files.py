@@ -10,13 +10,16 @@ import socket
 import uuid
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from colbert_zero.errors import ColbertZeroError, short
+
+Progress = Callable[[int, int], None]
+"""Called with what is done and what there is in all."""
 
 LONGEST_LINE = 1 << 26
 

@@ -1,4 +1,4 @@
-"""Processes that train together: how they start, agree, stop, and notice that one of them has died.
+"""Processes that train together: how they start, stop, and notice that one of them has died or hangs.
 
 Started by `torchrun` or `accelerate launch`, every process runs the same command. The main process (rank 0) alone
 writes and prints; what all need is made by it first. A collective operation whose partner has died fails or hangs,
@@ -20,7 +20,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from colbert_zero.errors import ColbertZeroError, ProcessLost, Stopped
+from colbert_zero.errors import ColbertZeroError, ProcessLost, Stopped, reason
 from colbert_zero.processes import wait
 
 BEAT_SECONDS = 2.0
@@ -152,8 +152,7 @@ class _Watch:
                 for other in self.others if self.cause is None else ():
                     self.cause = self.cause or self._look_at(other)
             except (RuntimeError, OSError) as error:  # the store is gone, and with it the process that kept it
-                reason = str(error).splitlines() or [type(error).__name__]
-                self.cause = self.cause or self._gone(0, f"its store does not answer ({reason[0]})")
+                self.cause = self.cause or self._gone(0, f"its store does not answer ({reason(error)})")
             return self.cause
 
     def _look_at(self, other: int) -> str | None:

@@ -20,7 +20,7 @@ import sysconfig
 import tokenize
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib.machinery import PathFinder
@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.files import atomic_file, fingerprint
+from colbert_zero.files import Progress, atomic_file, fingerprint
 
 PARSER_VERSION = 1  # to be raised whenever the pairs of an unchanged package change
 
@@ -56,12 +56,12 @@ SKIPPED_MODULE = re.compile(r"test_.*|.*_tests?|tests?|conftest")
 
 DOCSTRING_ADDERS = frozenset({"add_docstr", "_add_docstr", "add_newdoc"})  # torch and numpy, for C functions
 
-SECTIONS = (
+HEADINGS = (
     r"(args|arguments|keyword arguments|parameters?|params?|returns?|yields|raises|usage|examples?|notes?|"
     r"see also|attributes|references|warnings?|todo|fixme)\s*:"
 )
 
-PARAGRAPH_END = re.compile(rf"\n(\n+|(?={SECTIONS}|:\w+[^:\n]*:|\.\. |>>>))", re.IGNORECASE)
+PARAGRAPH_END = re.compile(rf"\n(\n+|(?={HEADINGS}|:\w+[^:\n]*:|\.\. |>>>))", re.IGNORECASE)
 
 RULER = re.compile(r"([=~^*#+_\-])\1{3,}")
 
@@ -74,13 +74,11 @@ SIGNATURE = re.compile(r"[\w.]+\(.*\)(\s*->.*)?:?")
 SENTENCE_END = re.compile(r"(?<!\be\.g)(?<!\bi\.e)[.!?](?=\s+[A-Z])")
 
 JUNK_QUERY = re.compile(
-    rf"\W*(copyright|licensed under|{SECTIONS}|deprecated\b\s*:)|[`*\w.]+ \([^)]*\)\s*:|>>>|[:@]\w|\.\. |!!!",
+    rf"\W*(copyright|licensed under|{HEADINGS}|deprecated\b\s*:)|[`*\w.]+ \([^)]*\)\s*:|>>>|[:@]\w|\.\. |!!!",
     re.IGNORECASE,
 )
 
 Pair = tuple[str, str]
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Held-out pairs."""
+"""Pairs held out of training: which, and what leaves with them."""
 
 import hashlib
 import heapq
@@ -15,8 +15,6 @@ from colbert_zero.data.collection import Collection, write_beir
 from colbert_zero.data.rows import PAIRS
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.recipe.schema import HeldOut
-
-# ---- Held-out pairs
 
 
 def hold_out(name: str, held: HeldOut, seed: int, folder: Path, parts: dict[str, int], dropped: Counter[str]) -> int:

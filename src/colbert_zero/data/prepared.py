@@ -54,8 +54,6 @@ DOCUMENTS = pa.schema([("text", pa.string())])
 
 _BATCH_ROWS, _BATCH_CHARACTERS = 1000, 1 << 24
 
-Progress = Callable[[int, int], None]
-
 
 @dataclass(frozen=True)
 class ArrowPart:

@@ -18,7 +18,7 @@ from huggingface_hub import HfApi
 
 from colbert_zero.data.docstrings import docstring_pairs, packages_fingerprint
 from colbert_zero.data.held_out import hold_out
-from colbert_zero.data.prepared import DOCUMENTS, Progress, arrow_file, write_record
+from colbert_zero.data.prepared import DOCUMENTS, arrow_file, write_record
 from colbert_zero.data.readers import Rows, Table, hub_path, input_files, tables
 from colbert_zero.data.rows import (
     PAIRS,
@@ -36,6 +36,7 @@ from colbert_zero.data.rows import (
 from colbert_zero.data.streams import is_streamed, look_up
 from colbert_zero.errors import ColbertZeroError, short
 from colbert_zero.files import (
+    Progress,
     atomic_folder,
     file_fingerprint,
     file_state,

@@ -21,7 +21,7 @@ from datasets import DatasetBuilder, IterableDataset, get_dataset_config_names, 
 from colbert_zero.data.hub import check_inside
 from colbert_zero.data.readers import hub_path, input_files, part_names
 from colbert_zero.data.rows import SCORED_TEXTS, BadRow, check_row, left_out, mixed, unusable
-from colbert_zero.errors import ColbertZeroError
+from colbert_zero.errors import ColbertZeroError, reason
 from colbert_zero.recipe.schema import Hub, Parquet, Phase, SourceSpec
 
 T = TypeVar("T")
@@ -339,8 +339,10 @@ def _told(name: str, spec: Parquet | Hub, where: str, read: Callable[[], T]) -> 
     except ColbertZeroError:
         raise
     except Exception as error:  # the Hub's client lets through the errors of its HTTP library
-        reason = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         if isinstance(spec, Hub):
             mend = "once that is mended, the same command goes on where it was"
-            raise ColbertZeroError(f"sources.{name}: cannot stream {where}: {reason}; {mend}") from error
-        raise ColbertZeroError(f"{where}: not a readable Parquet file ({reason}); fetch or write it again") from error
+            raise ColbertZeroError(f"sources.{name}: cannot stream {where}: {reason(cause)}; {mend}") from error
+        raise ColbertZeroError(
+            f"{where}: not a readable Parquet file ({reason(cause)}); fetch or write it again"
+        ) from error

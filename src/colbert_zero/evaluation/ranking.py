@@ -42,7 +42,7 @@ def rank(
         model: A multi-vector model, or a dense one (cosine or dot product, whichever the model names).
         collection: Its documents are read once.
         depth: Documents a query keeps, > 0.
-        progress: Called after each block with the documents done and the documents in all.
+        progress: Called after each block of this process's with the documents done by all, about, and in all.
         block_documents: Documents embedded and scored together; changes nothing beyond float rounding.
 
     Returns:

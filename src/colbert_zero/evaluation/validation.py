@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import HfApi
 
 from colbert_zero.data.collection import Collection, load_beir, load_hub, write_beir
+from colbert_zero.errors import reason
 from colbert_zero.evaluation.ranking import rank
 from colbert_zero.evaluation.runs import measure
 from colbert_zero.files import atomic_folder, fingerprint, read_json, write_json
@@ -101,8 +102,7 @@ def _fetch_nanobeir(folder: Path) -> str:
             record = {"schema": 1, "from": "nanobeir", "dataset": NANOBEIR, "revision": revision, "why": None}
             write_json(temporary / _RECORD, {**record, "collections": sizes})
     except Exception as error:  # the Hub's client lets through the errors of its HTTP library, which changed
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return f"NanoBEIR cannot be had from the Hub ({reason})"
+        return f"NanoBEIR cannot be had from the Hub ({reason(error)})"
     return ""
 
 

@@ -1,4 +1,21 @@
-"""Spans without padding, and the legend of dimensions."""
+"""Token embeddings of several texts without padding, and the legend of dimensions.
+
+Three texts of 3, 0 and 2 tokens, padded and packed:
+
+    (texts, tokens, dim)          values (5, dim)    lengths (3,)
+      a a a                         a a a b b          3 0 2
+      . . .
+      b b .                       starts (3,): 0 3 3
+
+Dimensions, by the names that docstrings use:
+
+    texts       queries or documents, whichever side is meant
+    tokens      of one padded text; of all texts together once they are packed
+    dim         of a token vector
+    queries     queries of this process
+    documents   documents that a query is scored with: of the batch, of all processes
+    n_ways      candidates of a query
+"""
 
 from typing import Any, NamedTuple
 
@@ -11,7 +28,13 @@ EMPTY_DOCUMENT_SCORE = -1e9
 
 
 class Spans(NamedTuple):
-    """Spans whose tokens are rows of a table: text i has rows starts[i] ... starts[i] + lengths[i] - 1."""
+    """Texts whose tokens are rows of a table: text i has rows starts[i] ... starts[i] + lengths[i] - 1.
+
+    Attributes:
+        values: (rows, dim); may have rows that are nobody's.
+        starts: (texts,), int64, on the CPU.
+        lengths: (texts,), int64, on the CPU; 0 is allowed.
+    """
 
     values: Tensor
     starts: Tensor

@@ -12,7 +12,7 @@ and needs no mask. The forward pass keeps, for each query token and document, th
 Products and sums are float32 whatever the input. Of equal maxima the first token gets the gradient. Results
 are bitwise repeatable on a CPU. Peak memory above inputs, scores and gradients: 8 MiB of products, the
 positions (at most 256 MiB) and, in the backward pass, some 20 MiB of indices; there half-precision inputs add
-a float32 copy.
+a float32 copy. On other devices blocks and what is kept may be 64 times as large, to keep the device busy.
 
 The above is the backend "torch", which scores on a CPU always. On CUDA the environment variable COLBERT_ZERO_MAXSIM
 chooses: "triton" (`triton_kernels`: bf16 and fp16 are multiplied as they are, with float32 sums), "torch",

@@ -8,7 +8,7 @@ import torch
 from sentence_transformers.util import batch_to_device
 from torch import Tensor
 
-from colbert_zero.maxsim.packed import Packed, pack
+from colbert_zero.maxsim.packed import Packed, pack, row_ranges, row_starts
 from colbert_zero.models.encoders import Encoder
 
 Task = Literal["query", "document"]
@@ -74,8 +74,7 @@ def reorder(texts: Packed, order: Tensor) -> Packed:
 
 def token_rows(lengths: Tensor, order: Tensor) -> Tensor:
     """Rows of these texts' tokens among all packed tokens, text by text in this order, (tokens,) int64."""
-    taken, starts = lengths[order], (lengths.cumsum(0) - lengths)[order]
-    return torch.repeat_interleave(starts - (taken.cumsum(0) - taken), taken) + torch.arange(int(taken.sum()))
+    return row_ranges(row_starts(lengths)[:-1][order], lengths[order])
 
 
 def _prompt(model: Encoder, task: Task) -> str | None:

@@ -20,10 +20,12 @@ def tests(records: Records, a: str, b: str) -> list[Record]:
 
 
 def interval(test: Record) -> str:
+    """A test's interval in points: `+1.2 to +3.4`."""
     return " to ".join(points(bound, signed=True) for bound in test["interval"])
 
 
 def is_significant(test: Record) -> bool:
+    """Whether a test's corrected p-value is below the level."""
     return bool(test["p_value_holm"] < SIGNIFICANT)
 
 
@@ -110,6 +112,7 @@ def headline(records: Records) -> str:
 
 
 def beats_bm25(records: Records, pipeline: str) -> bool:
+    """Whether a pipeline's mean is above that of every lexical baseline."""
     return all(records.means[pipeline] > records.means[name] for name in records.baselines("lexical"))
 
 

@@ -113,4 +113,5 @@ class Records:
 
 
 def chain_of(phase: Record) -> str:
+    """A phase with those before it: `dense → distillation`."""
     return " → ".join(phase["chain"])

@@ -30,6 +30,7 @@ class Table:
 
 
 def glance(records: Records) -> Table:
+    """Finished pipelines, the cheapest first: score, cost, and their shares of the best one's."""
     best = records.pipelines()[0]
     score, cost = records.means[best] or 1.0, records.cost(best) or 1.0
     rows = []
@@ -109,6 +110,7 @@ def scores_table(records: Records, measure: str) -> Table:
 
 
 def comparisons_table(records: Records) -> Table:
+    """Every test, by measure and family."""
     measures = sorted({test["measure"] for test in records.comparisons}, key=lambda m: (m != MEASURE, m))
     groups = []
     families = dict.fromkeys(test.get("family", "pipelines") for test in records.comparisons)
@@ -156,6 +158,7 @@ def _side(key: str, side: str) -> Callable[[Record], str]:
 
 
 def phase_tables(records: Records) -> list[Table]:
+    """What each phase was asked for, and what it took."""
     settings = {
         "trains": lambda p: f"{p.get('representation', '–')}, {p.get('objective', '–')}",
         "learning rate": _get("learning_rate"),
@@ -205,6 +208,7 @@ def phase_tables(records: Records) -> list[Table]:
 
 
 def sources_table(records: Records) -> Table:
+    """The largest sources: rows, and what was left out of them."""
     sources = records.data["sources"]
     ordered = sorted(sources.items(), key=lambda item: (-item[1].get("rows", 0), item[0]))
     rows = []
@@ -223,6 +227,7 @@ def sources_table(records: Records) -> Table:
 
 
 def collections_table(records: Records) -> Table:
+    """What the models are compared on."""
     rows = []
     for name, sizes in records.collections.items():
         known = sizes | records.data.get("collections", {}).get(name, {})
@@ -233,6 +238,7 @@ def collections_table(records: Records) -> Table:
 
 
 def teachers_table(records: Records) -> Table:
+    """What each teacher is made of, how good it is, what it cost."""
     names = list(records.collections)
     rows = []
     for name, teacher in records.teachers.items():
@@ -265,6 +271,7 @@ def _training(teacher: Record) -> str:
 
 
 def environment_table(records: Records) -> Table:
+    """Versions, machine and devices."""
     rows = []
     for key, value in records.environment.items():
         text = ", ".join(map(str, value)) if isinstance(value, list) else number(value)

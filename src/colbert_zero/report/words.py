@@ -11,6 +11,7 @@ def duration(seconds: float) -> str:
 
 
 def unit_of(seconds: float) -> tuple[float, str]:
+    """Seconds of the unit a reader would choose for a time, and its name."""
     for unit, name, limit in ((1, "s", 90), (60, "min", 90 * 60), (3600, "h", 48 * 3600)):
         if seconds < limit:
             return unit, name
@@ -24,6 +25,7 @@ def operations(count: float) -> str:
 
 
 def operations_unit(count: float) -> tuple[float, str]:
+    """The unit for a number of floating-point operations: its size and its name."""
     for size, letter in ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
         if count >= size:
             return size, f"{letter}FLOP"
@@ -31,6 +33,7 @@ def operations_unit(count: float) -> tuple[float, str]:
 
 
 def short(value: float) -> str:
+    """Two digits, or all before the point: `3.1`, `31`."""
     return f"{value:.1f}" if 0 < abs(value) < 9.95 else f"{value:,.0f}"
 
 
@@ -52,10 +55,12 @@ def points(score: float | None, signed: bool = False) -> str:
 
 
 def probability(p: float) -> str:
+    """A p-value as one writes it."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def number(value: Any) -> str:
+    """Any value of a record as text; an en dash where there is none."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "–" if value is None else str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:g}"
@@ -78,4 +83,5 @@ def percent(ratio: float) -> str:
 
 
 def listed(names: list[str]) -> str:
+    """Names as a sentence has them: `a, b and c`."""
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from colbert_zero.data.prepared import DOCUMENTS, ArrowPart, Progress, Source, arrow_file, write_record
-from colbert_zero.files import atomic_folder
+from colbert_zero.data.prepared import DOCUMENTS, ArrowPart, Source, arrow_file, write_record
+from colbert_zero.files import Progress, atomic_folder
 
 RowsOf = Callable[[ArrowPart, np.ndarray], Iterable[dict[str, Any]]]
 """The new rows that a block of a part's rows, given by their numbers, becomes."""

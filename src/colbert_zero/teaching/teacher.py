@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from colbert_zero.data.prepared import ArrowPart, Progress, Source
+from colbert_zero.data.prepared import ArrowPart, Source
 from colbert_zero.data.rows import CANDIDATES
 from colbert_zero.evaluation.runs import Run
+from colbert_zero.files import Progress
 from colbert_zero.maxsim.scores import min_max, packed_candidate_scores
 from colbert_zero.models.bm25 import Bm25
 from colbert_zero.models.encoders import Encoder

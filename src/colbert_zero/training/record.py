@@ -104,8 +104,8 @@ class PhaseRecord(_Record):
     second_pass_tokens: int
     """Encoded a second time by GradCache, padding included: 0 where the batches' activations fitted in memory."""
     flops: float
-    """Counted by the loss as it went, over all processes and resumes, by the usual estimate: encoder parameters (token
-    embeddings left out) × 6 for each real token and each padding, × 2 for each encoded a second time. Attention's
+    """From the tokens that each step counted, over all processes and resumes, by the usual estimate: encoder parameters
+    (token embeddings left out) × 6 for each real token and each padding, × 2 for each encoded twice. Attention's
     products and MaxSim are not in it."""
     padding_flops: float
     """The part that was padding's."""
