@@ -6,6 +6,8 @@ import pytest
 from rich.console import Console
 
 from colbert_zero import terminal
+from colbert_zero.recipe.schema import Phase
+from colbert_zero.study.plan import Planned
 
 SYSTEMS = {
     "bm25": ("baseline", None, "lexical"),
@@ -114,3 +116,19 @@ def test_a_terminal_narrower_than_a_name_folds_it(monkeypatch, capsys):
     out = printed(monkeypatch, capsys, 30, 2)
     assert "…" not in out
     assert max(map(len, out.splitlines())) <= 30
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 200])
+def test_every_phase_of_a_plan_is_printed_whole_within_the_width(monkeypatch, capsys, width):
+    spec = Phase(
+        representation="multi-vector", objective="contrastive", sources=["hard"], global_batch_size=2, learning_rate=1
+    )
+    chains = [("dense-unsupervised", "dense-supervised", "distillation"), ("unsupervised", "supervised")]
+    monkeypatch.setattr(terminal, "console", Console(width=width, highlight=False))
+    terminal.console.print(terminal.plan_table([Planned(c, spec, 40, 3200, 1_000_000, True) for c in chains], width))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    assert "dense-unsupervised → dense-supervised → distillation" in " ".join(lines) or width == 60
+    assert ("multi-vector" in lines[1]) == (width > 80)
+    assert ("contrastive" in lines[1]) == (width == 200)
+    assert "1,000,000" in lines[1]

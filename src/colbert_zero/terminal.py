@@ -85,6 +85,8 @@ def print_plan(study: Any, phases: list[Any]) -> None:
     """What will be done: data, phases, texts, tokens."""
     recipe = study.recipe
     console.print(f"{recipe.name} → {study.folder}", style="bold", markup=False, soft_wrap=True)
+    start = recipe.model.base or f"{recipe.model.architecture['model_type']}, from scratch"
+    console.print(f"  model {start}", markup=False, soft_wrap=True)
     for name, source in study.sources.items():
         dropped = sum(source.record["dropped"].values())
         console.print(
@@ -96,16 +98,31 @@ def print_plan(study: Any, phases: list[Any]) -> None:
             f"  collection {name}: {collection.documents_count:,} documents, {len(collection.qrels):,} queries",
             markup=False, soft_wrap=True,
         )  # fmt: skip
+    console.print(plan_table(phases, console.width))
+
+
+def plan_table(phases: list[Any], width: int) -> Table:
+    """A row a phase; in a terminal of fewer columns without what its recipe entry says as well."""
+    cells: dict[str, Callable[[Any], str]] = {
+        "phase": lambda p: " → ".join(p.chain),
+        "trains": lambda p: p.spec.representation,
+        "by": lambda p: p.spec.objective,
+        "data": lambda p: ", ".join(p.spec.sources),
+        "steps": lambda p: f"{p.steps:,}",
+        "texts": lambda p: f"{p.texts:,}",
+        "tokens ≤": lambda p: f"{p.tokens:,}",
+        "": lambda p: "done" if p.done else "",
+    }
+    for spare in ("by", "data", "texts", "trains"):
+        needed = sum(max(map(cell_len, [title, *map(cell, phases)])) + 2 for title, cell in cells.items())
+        if needed - 2 > width:
+            del cells[spare]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("phase", "trains", "from", "data", "steps", "texts", "tokens ≤", ""):
-        table.add_column(title, justify="right" if title in ("steps", "texts", "tokens ≤") else "left")
+    for title in cells:
+        table.add_column(title, justify="right" if title in ("steps", "texts", "tokens ≤") else "left", overflow="fold")
     for phase in phases:
-        spec = phase.spec
-        numbers = [f"{number:,}" for number in (phase.steps, phase.texts, phase.tokens)]
-        trains = f"{spec.representation}, {spec.objective}"
-        row = [phase.name, trains, phase.start, ", ".join(spec.sources), *numbers, "done" if phase.done else ""]
-        table.add_row(*map(Text, row))
-    console.print(table)
+        table.add_row(*(Text(cell(phase)) for cell in cells.values()))
+    return table
 
 
 def print_results(results: dict[str, Any]) -> None:

@@ -14,18 +14,16 @@ class Planned:
     """A phase to be trained, or trained already.
 
     Attributes:
-        name: The phase.
+        chain: The phases before it, and itself.
         spec: Its recipe entry.
-        start: The phase before it, the recipe's base, or `scratch`.
         steps: Optimiser steps.
         texts: Texts read, each as often as it is.
         tokens: Real tokens of a finished phase; of another the most it can read.
         done: Whether it is finished.
     """
 
-    name: str
+    chain: tuple[str, ...]
     spec: Phase
-    start: str
     steps: int
     texts: int
     tokens: int
@@ -42,16 +40,15 @@ def plan(study: Study, chains: list[tuple[str, ...]]) -> list[Planned]:
 
 
 def _planned(study: Study, chain: tuple[str, ...]) -> Planned:
-    name, spec = chain[-1], study.recipe.phases[chain[-1]]
-    start = chain[-2] if len(chain) > 1 else study.recipe.model.base or "scratch"
+    spec = study.recipe.phases[chain[-1]]
     if study.is_done(chain):
         record = read_json(study.phase_folder(chain) / "phase.json")
-        return Planned(name, spec, start, record["steps"], record["texts"], record["tokens"], True)
+        return Planned(chain, spec, record["steps"], record["texts"], record["tokens"], True)
     rows, ways = _rows(study, spec)
-    steps = steps_of(spec, order_of(spec, rows, {}, study.recipe.seed, name))
+    steps = steps_of(spec, order_of(spec, rows, {}, study.recipe.seed, chain[-1]))
     queries, documents = study.recipe.lengths(spec)
     pairs = steps * spec.global_batch_size
-    return Planned(name, spec, start, steps, pairs * (1 + ways), pairs * (queries + ways * documents), False)
+    return Planned(chain, spec, steps, pairs * (1 + ways), pairs * (queries + ways * documents), False)
 
 
 def _rows(study: Study, spec: Phase) -> tuple[dict[str, int], int]:
