@@ -1,7 +1,7 @@
 """Training sources: docstrings, JSON lines, Parquet and Hub data sets, checked row by row and kept as Arrow files.
 
 A source has parts (a package, a file, a configuration); a batch comes from one part. Prepared sources are
-memory-mapped: a row is read where it lies, text never fills the memory. Streamed sources are not prepared (streams.py).
+memory-mapped: a row is read where it lies, text never fills the memory. Streamed sources are not prepared (data/streams).
 """
 
 import itertools

@@ -1,7 +1,7 @@
 """Sources that can only be streamed: nothing is copied, rows pass through a bounded block, the position can be saved.
 
 The usable rows of a part are numbered as they come and cut into blocks of consecutive rows. A batch lies in one block
-(order.py), so it is the same whether the block was reached from the start or from a saved position.
+(data/order), so it is the same whether the block was reached from the start or from a saved position.
 """
 
 import glob
