@@ -11,7 +11,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from colbert_zero.recipe import schema
+from colbert_zero.recipe import data, schema
+from colbert_zero.recipe.entry import Entry
 from colbert_zero.training import record
 
 FOLDER = Path(__file__).parent
@@ -36,13 +37,13 @@ def filled(page: str) -> str:
 
 def class_of(name: str) -> type[BaseModel]:
     """The recipe's or record's class of that name."""
-    found: type[BaseModel] = getattr(schema, name, None) or getattr(record, name)
+    found: type[BaseModel] = next(vars(module)[name] for module in (schema, data, record) if name in vars(module))
     return found
 
 
 def table(entry: type[BaseModel]) -> str:
     """A class's docstring and a row a field; a recipe's keys with their defaults."""
-    keys = issubclass(entry, schema.Entry)
+    keys = issubclass(entry, Entry)
     head = "| key | default | what it is |\n|---|---|---|\n" if keys else "| key | what it is |\n|---|---|\n"
     rows = []
     for name, field in entry.model_fields.items():

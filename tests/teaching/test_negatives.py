@@ -10,7 +10,7 @@ from colbert_zero.data.prepared import Source, arrow_file, open_source
 from colbert_zero.data.rows import PAIRS, SCORED_TEXTS
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.models.bm25 import Bm25
-from colbert_zero.recipe.schema import Mined
+from colbert_zero.recipe.data import Mined
 from colbert_zero.teaching.derived import share_out, spread
 from colbert_zero.teaching.negatives import mine
 

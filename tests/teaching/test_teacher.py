@@ -10,7 +10,8 @@ from colbert_zero.data.rows import PAIRS
 from colbert_zero.files import write_json
 from colbert_zero.models.bm25 import Bm25
 from colbert_zero.models.encoding import encode
-from colbert_zero.recipe.schema import Mined, Scored, Teacher
+from colbert_zero.recipe.data import Mined, Scored
+from colbert_zero.recipe.schema import Teacher
 from colbert_zero.teaching.negatives import mine
 from colbert_zero.teaching.teacher import fuse, score
 from helpers import DOCUMENTS

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from colbert_zero.data.collection import Collection, write_beir
 from colbert_zero.data.rows import PAIRS
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.recipe.schema import HeldOut
+from colbert_zero.recipe.data import HeldOut
 
 
 def hold_out(name: str, held: HeldOut, seed: int, folder: Path, parts: dict[str, int], dropped: Counter[str]) -> int:

@@ -15,7 +15,8 @@ from datasets import Dataset
 from colbert_zero.data.streams import is_streamed, streamed_parts
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.files import damaged_file, read_json, write_checksums, write_json
-from colbert_zero.recipe.schema import Phase, SourceSpec
+from colbert_zero.recipe.data import SourceSpec
+from colbert_zero.recipe.schema import Phase
 
 
 class Part(Protocol):

@@ -14,7 +14,7 @@ from colbert_zero.data import hub
 from colbert_zero.data.rows import BadRow
 from colbert_zero.errors import ColbertZeroError, reason, short
 from colbert_zero.files import read_lines
-from colbert_zero.recipe.schema import Hub, Jsonl, Parquet
+from colbert_zero.recipe.data import Hub, Jsonl, Parquet
 
 _BATCH_ROWS, _BATCH_BYTES = 1000, 1 << 26
 

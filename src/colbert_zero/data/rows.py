@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from colbert_zero.errors import ColbertZeroError, short
 from colbert_zero.files import LONGEST_TEXT, parse_json
-from colbert_zero.recipe.schema import Columns
+from colbert_zero.recipe.data import Columns
 
 PAIRS = pa.schema([("query", pa.string()), ("document", pa.string()), ("negatives", pa.list_(pa.string()))])
 

@@ -1,7 +1,8 @@
 """Training sources: docstrings, JSON lines, Parquet and Hub data sets, checked row by row and kept as Arrow files.
 
 A source has parts (a package, a file, a configuration); a batch comes from one part. Prepared sources are
-memory-mapped: a row is read where it lies, text never fills the memory. Streamed sources are not prepared (data/streams).
+memory-mapped: a row is read where it lies, text never fills the memory. Streamed sources are not prepared
+(data/streams).
 """
 
 import itertools
@@ -44,7 +45,8 @@ from colbert_zero.files import (
     read_json,
     write_json,
 )
-from colbert_zero.recipe.schema import Docstrings, HeldOut, Hub, Jsonl, Parquet, Recipe, SourceSpec
+from colbert_zero.recipe.data import Docstrings, HeldOut, Hub, Jsonl, Parquet, SourceSpec
+from colbert_zero.recipe.schema import Recipe
 
 _VERSION = 1
 

@@ -22,7 +22,8 @@ from colbert_zero.data.hub import check_inside
 from colbert_zero.data.readers import hub_path, input_files, part_names
 from colbert_zero.data.rows import SCORED_TEXTS, BadRow, check_row, left_out, mixed, unusable
 from colbert_zero.errors import ColbertZeroError, reason
-from colbert_zero.recipe.schema import Hub, Parquet, Phase, SourceSpec
+from colbert_zero.recipe.data import Hub, Parquet, SourceSpec
+from colbert_zero.recipe.schema import Phase
 
 T = TypeVar("T")
 

@@ -14,19 +14,9 @@ from pydantic import (
 )
 
 from colbert_zero.errors import ColbertZeroError, near, show
+from colbert_zero.recipe.data import CollectionSpec, Columns, SourceSpec
 from colbert_zero.recipe.mistakes import SECTIONS, contradictions, explain, wrong_references
-from colbert_zero.recipe.schema import (
-    CollectionSpec,
-    Columns,
-    Model,
-    PerTask,
-    Phase,
-    Recipe,
-    SourceSpec,
-    Teacher,
-    Temperature,
-    Validation,
-)
+from colbert_zero.recipe.schema import Model, PerTask, Phase, Recipe, Teacher, Temperature, Validation
 
 _BUNDLED = Path(__file__).parents[1] / "recipes"
 

@@ -1,83 +1,20 @@
 """A recipe's entries and keys, with their defaults and what they mean."""
 
-from collections.abc import Set
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
-    WithJsonSchema,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=60)]
-
-
-class Neutral:
-    """Beside a field: the values that mean what the program did before the key existed.
-
-    At one of them a key stays out of every fingerprint, so that a new key retrains nothing that is finished.
-    """
-
-    def __init__(self, *values: Any):
-        self.values = values
-
-
-class Entry(BaseModel):
-    """An entry of a recipe: frozen, and without keys that nobody knows."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-    def asked(self, exclude: Set[str] = frozenset()) -> dict[str, Any]:
-        """What is asked for, for a fingerprint: all values, without keys at a neutral one (`Neutral`).
-
-        Args:
-            exclude: Keys of this entry that do not change what is made.
-        """
-        values = self.model_dump(exclude=set(exclude))
-        for key, field in type(self).model_fields.items():
-            value = getattr(self, key)
-            neutral = [v for mark in field.metadata if isinstance(mark, Neutral) for v in mark.values]
-            if key in exclude or value in neutral:
-                values.pop(key, None)
-            elif isinstance(value, Entry):
-                values[key] = value.asked()
-        return values
-
-
-def _no_switch(value: Any) -> Any:
-    # Otherwise `steps: yes` would be one step.
-    if isinstance(value, bool):
-        raise PydanticCustomError("switch", "should be a number")
-    return value
-
-
-Int = Annotated[int, BeforeValidator(_no_switch)]
-
-Float = Annotated[float, BeforeValidator(_no_switch)]
-
-Seed = Annotated[Int, Field(ge=0, lt=2**32)]
-
-
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+from colbert_zero.recipe.data import CollectionSpec, SourceSpec
+from colbert_zero.recipe.entry import Entry, Float, Int, Name, Neutral, Seed
 
 
 def _form(value: Any) -> str:
     return "mapping" if isinstance(value, dict | Temperature) else "number"
-
-
-Paths = Annotated[
-    list[str],
-    Field(min_length=1),
-    BeforeValidator(_as_list),
-    WithJsonSchema({"type": ["string", "array"], "items": {"type": "string"}}),
-]
 
 
 class PerTask(Entry):
@@ -106,179 +43,6 @@ class Model(Entry):
     """How the encoder attends; `flash_attention_2` needs CUDA and bfloat16, and encodes without padding."""
     trust_remote_code: bool = False
     """Run Python code that comes with a Hub model. Only for models whose authors you trust."""
-
-
-class Columns(Entry):
-    """Names of a source's columns, where they differ from the usual."""
-
-    query: str = "query"
-    """Text of the query."""
-    document: str = "document"
-    """Text of the document that answers it."""
-    negative: str = "negative"
-    """Hard negatives: one text, or a list of texts. May be missing."""
-    documents: str = "documents"
-    """Scored candidates: a list of texts."""
-    scores: str = "scores"
-    """Their scores: a list of numbers."""
-
-
-class _Source(Entry):
-    on_bad_rows: Literal["error", "skip"] = "error"
-    """A row that cannot be used: stop before training and say where it is, or pass over it and count it."""
-    limit: Int | None = Field(None, ge=1)
-    """Use at most this many rows of each part: the first usable ones; what comes after is not read."""
-
-
-class _Table(_Source):
-    columns: Columns = Columns()
-    """Names of the columns, where they differ from the usual."""
-    path: Paths | None = None
-    """File or files of rows (globs allowed): `query`, `document` and optionally `negative`, or `query`,
-    `documents` and `scores`. Each file is a part of its own."""
-    train: Paths | None = None
-    """Three-table form, for distillation: files of `query_id`, `document_ids` and `scores`."""
-    queries: Paths | None = None
-    """Three-table form: files of `query_id` and `text`."""
-    documents: Paths | None = None
-    """Three-table form: files of `document_id` and `text`."""
-
-
-class Streamable(Entry):
-    """For data that can only be streamed: larger than the disk, or not worth a copy."""
-
-    streaming: bool = False
-    """Read the rows as training comes to them, through a bounded shuffle buffer, and copy nothing."""
-    shuffle_buffer: Int | None = Field(None, ge=2)
-    """With `streaming`: rows of a part that are held and shuffled among themselves, 65,536 by default, rounded up to
-    whole batches."""
-
-
-class Jsonl(_Table):
-    """JSON lines, plain or gzipped (.gz).
-
-    A row is a pair (`query`, `document`, optional `negative`: text or list), or candidates with a teacher's scores
-    (`query`, `documents`, `scores`).
-    """
-
-    kind: Literal["jsonl"]
-    """JSON lines."""
-
-
-class Parquet(_Table, Streamable):
-    """Parquet files, with rows as of `jsonl`."""
-
-    kind: Literal["parquet"]
-    """Parquet files."""
-
-
-class Hub(_Source, Streamable):
-    """A data set of the Hugging Face Hub, or a local folder of the same layout."""
-
-    kind: Literal["hub"]
-    """A data set."""
-    columns: Columns = Columns()
-    """Names of the columns, where they differ from the usual."""
-    path: str
-    """Hub id or folder."""
-    revision: str | None = None
-    """Commit, branch or tag; a full commit hash keeps the data as they are today."""
-    configs: Annotated[list[str], Field(min_length=1)] | None = None
-    """Configurations to read, each a part of its own; all of them by default."""
-    split: str = "train"
-    """Split of each configuration."""
-    train: str | None = None
-    """Three-table form: the configuration with `query_id`, `document_ids` and `scores`."""
-    queries: str | None = None
-    """Three-table form: the configuration with `query_id` and `text`."""
-    documents: str | None = None
-    """Three-table form: the configuration with `document_id` and `text`."""
-
-
-class Docstrings(Entry):
-    """Docstrings of installed Python packages, parsed and never imported; each package is a part."""
-
-    kind: Literal["docstrings"]
-    """Docstrings."""
-    packages: Annotated[list[str], Field(min_length=1)] | None = None
-    """Top-level packages; by default the standard library and everything installed."""
-    min_rows: Int = Field(256, ge=1)
-    """Packages with fewer pairs are put together as one part, `others`."""
-    limit: Int | None = Field(None, ge=1)
-    """Use at most this many rows of each part (the first ones)."""
-
-
-class Mined(Entry):
-    """Pairs of another source with hard negatives found by BM25 among that source's documents."""
-
-    kind: Literal["mined"]
-    """Mined hard negatives."""
-    of: str
-    """The source of pairs."""
-    negatives: Int = Field(7, ge=1, le=200)
-    """Hard negatives kept per query."""
-    skip: Int = Field(0, ge=0)
-    """Leave out this many of BM25's best first: among near-duplicates they are often answers nobody marked."""
-    depth: Int = Field(50, ge=1, le=1000)
-    """How many of BM25's best documents are looked at; the positive and texts equal to it are left out."""
-    queries: Int | None = Field(None, ge=1)
-    """How many of the source's pairs to use, spread over its parts in proportion; all by default."""
-
-
-class Scored(Entry):
-    """Candidates of a mined source with a teacher's scores, for distillation."""
-
-    kind: Literal["scored"]
-    """Teacher scores."""
-    of: str
-    """The mined source: each row's positive and negatives are the query's candidates."""
-    teacher: str
-    """A name from `teachers`."""
-    queries: Int | None = Field(None, ge=1)
-    """How many of the source's rows to score, spread over its parts in proportion; all by default."""
-
-
-SourceSpec = Annotated[Jsonl | Parquet | Hub | Docstrings | Mined | Scored, Field(discriminator="kind")]
-
-
-class HeldOut(Entry):
-    """Pairs kept out of all training: their documents are the corpus, a query's own document its answer."""
-
-    kind: Literal["held-out"]
-    """Held-out pairs."""
-    source: str
-    """The source of pairs."""
-    documents: Int = Field(3000, ge=10)
-    """Pairs held out."""
-    queries: Int | None = Field(None, ge=1)
-    """How many of them serve as queries; all by default."""
-
-
-class Beir(Entry):
-    """A folder in BEIR layout: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv."""
-
-    kind: Literal["beir"]
-    """A BEIR folder."""
-    path: str
-    """The folder."""
-    split: str = "test"
-    """Which qrels."""
-
-
-class HubCollection(Entry):
-    """A collection of the Hub (NanoBEIR, MTEB): the configurations corpus, queries and qrels; or a folder."""
-
-    kind: Literal["hub"]
-    """A collection."""
-    path: str
-    """Hub id or folder."""
-    revision: str | None = None
-    """Commit, branch or tag."""
-    split: str = "train"
-    """Split of each configuration that has it."""
-
-
-CollectionSpec = Annotated[HeldOut | Beir | HubCollection, Field(discriminator="kind")]
 
 
 class Teacher(Entry):

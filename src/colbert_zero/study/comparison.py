@@ -18,7 +18,8 @@ from colbert_zero.evaluation.runs import Run
 from colbert_zero.evaluation.significance import compare
 from colbert_zero.files import fingerprint, read_json, write_json
 from colbert_zero.processes import agree, is_main, world_size
-from colbert_zero.recipe.schema import Mined, Recipe, Scored
+from colbert_zero.recipe.data import Mined, Scored
+from colbert_zero.recipe.schema import Recipe
 from colbert_zero.study.graph import chains_of, graph
 from colbert_zero.study.rankings import Ranker
 from colbert_zero.study.study import Study

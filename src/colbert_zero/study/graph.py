@@ -1,7 +1,8 @@
 """What stands on what: chains of phases, and sources made from sources."""
 
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.recipe.schema import Mined, Recipe, Scored
+from colbert_zero.recipe.data import Mined, Scored
+from colbert_zero.recipe.schema import Recipe
 
 
 def chains_of(recipe: Recipe, only: list[str] | None) -> dict[str, tuple[str, ...]]:

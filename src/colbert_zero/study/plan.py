@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from colbert_zero.files import read_json
-from colbert_zero.recipe.schema import Mined, Phase, Scored
+from colbert_zero.recipe.data import Mined, Scored
+from colbert_zero.recipe.schema import Phase
 from colbert_zero.study.graph import root_of
 from colbert_zero.study.study import Study
 from colbert_zero.training.phase import order_of, steps_of

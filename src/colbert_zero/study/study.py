@@ -21,7 +21,8 @@ from colbert_zero.maxsim.scores import backend
 from colbert_zero.models.encoders import Alignment, load_model
 from colbert_zero.models.scratch import check_architecture
 from colbert_zero.processes import agree, appears, is_main, made_by_main, share
-from colbert_zero.recipe.schema import Beir, CollectionSpec, HeldOut, Mined, Phase, Recipe, Scored
+from colbert_zero.recipe.data import Beir, CollectionSpec, HeldOut, Mined, Scored
+from colbert_zero.recipe.schema import Phase, Recipe
 from colbert_zero.study.graph import root_of
 from colbert_zero.study.rankings import Ranker, Rankings
 from colbert_zero.study.show import Quiet, Show

@@ -10,7 +10,7 @@ from colbert_zero.data.prepared import MINED, ArrowPart, Source
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.files import Progress
 from colbert_zero.models.bm25 import Bm25
-from colbert_zero.recipe.schema import Mined
+from colbert_zero.recipe.data import Mined
 from colbert_zero.teaching.derived import RowsOf, derive
 
 _BLOCK = 512

@@ -15,7 +15,8 @@ from colbert_zero.maxsim.scores import min_max, packed_candidate_scores
 from colbert_zero.models.bm25 import Bm25
 from colbert_zero.models.encoders import Encoder
 from colbert_zero.models.encoding import encode, reorder
-from colbert_zero.recipe.schema import Scored, Teacher
+from colbert_zero.recipe.data import Scored
+from colbert_zero.recipe.schema import Teacher
 from colbert_zero.teaching.derived import RowsOf, derive
 
 _BLOCK = 128
