@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
@@ -23,6 +24,7 @@ from colbert_zero.recipe.reading import check_recipe, load_recipe
 from colbert_zero.report import write_report
 from colbert_zero.study.comparison import families, run_study
 from colbert_zero.study.graph import chain_to, graph
+from colbert_zero.study.plan import plan
 from colbert_zero.study.show import Quiet
 from colbert_zero.study.study import Study
 from helpers import data, study, write_rows
@@ -355,6 +357,60 @@ def test_a_loss_that_is_not_finite_stops_with_step_source_and_checkpoint(tmp_pat
     ):
         hot.train(("unsupervised",))
     assert not hot.is_done(("unsupervised",))
+
+
+def test_a_gradient_that_is_not_finite_moves_no_weight(tmp_path, monkeypatch):
+    write_rows(tmp_path / "pairs.jsonl")
+    one = study(tmp_path, data(tmp_path))
+    one.prepare([("unsupervised",)])
+    norms = iter([1.0, float("nan")])
+    monkeypatch.setattr("colbert_zero.training.phase.clip_grad_norm_", lambda *_: torch.tensor(next(norms)))
+    with pytest.raises(ColbertZeroError, match=r"gradient.s norm is nan at step 2 of 6.*last good checkpoint is"):
+        one.train(("unsupervised",))
+    assert not one.is_done(("unsupervised",))
+
+
+def test_a_collection_in_hub_layout_is_ranked_and_compared_under_its_own_name(tmp_path):
+    write_rows(tmp_path / "pairs.jsonl")
+    rows = {
+        "corpus": [{"_id": str(n), "title": "", "text": f"wing lift {n}"} for n in range(12)],
+        "queries": [{"_id": f"q{n}", "text": f"lift {n}"} for n in range(6)],
+        "qrels": [{"query-id": f"q{n}", "corpus-id": str(n), "score": 1} for n in range(6)],
+    }
+    lines = ["---", "configs:"]
+    for name, table in rows.items():
+        (tmp_path / "nano" / name).mkdir(parents=True)
+        text = "".join(json.dumps(row) + "\n" for row in table)
+        (tmp_path / "nano" / name / "train.jsonl").write_text(text)
+        lines += [f"- config_name: {name}", "  data_files:", "  - split: train", f"    path: {name}/train.jsonl"]
+    (tmp_path / "nano" / "README.md").write_text("\n".join([*lines, "---", ""]))
+    recipe = data(tmp_path)
+    recipe["collections"]["nano"] = {"kind": "hub", "path": str(tmp_path / "nano")}
+    recipe["pipelines"] = {"full": ["unsupervised"], "other": ["dense", "unsupervised"]}
+    results = run_study(study(tmp_path, recipe), None, "test")
+    assert set(results["systems"]["full"]["scores"]) == {"held-out", "nano"}
+    assert any(test["collection"] == "nano" for test in results["comparisons"])
+    assert (tmp_path / "out" / "runs" / "full.nano.trec").is_file()
+
+
+def test_a_plan_has_the_steps_that_are_trained(tmp_path):
+    for name, count in {"a": 160, "b": 161, "c": 162}.items():
+        write_rows(tmp_path / f"{name}.jsonl", count)
+    recipe = data(tmp_path)
+    recipe["sources"] = {
+        "pairs": {"kind": "jsonl", "path": str(tmp_path / "*.jsonl")},
+        "hard": {"kind": "mined", "of": "pairs", "negatives": 2, "queries": 97},
+    }
+    recipe["teachers"], recipe["pipelines"] = {}, {"only": ["supervised"]}
+    phase = recipe["phases"]["supervised"] | {"sources": ["hard"], "global_batch_size": 33, "epochs": 1}
+    recipe["phases"] = {"supervised": {k: v for k, v in phase.items() if k != "steps"}}
+    one = study(tmp_path, recipe)
+    one.prepare([("supervised",)])
+    try:
+        (planned,) = plan(one, [("supervised",)])
+    except ColbertZeroError as error:
+        pytest.fail(str(error))
+    assert planned.steps == one.train(("supervised",))["steps"]
 
 
 def test_data_that_cannot_serve_a_phase_is_named_before_training(tmp_path):

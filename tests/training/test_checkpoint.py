@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from colbert_zero import watch
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.evaluation import validation
 from colbert_zero.files import read_json, write_checksums, writing
 from colbert_zero.recipe.reading import load_recipe
 from colbert_zero.study.show import Quiet
 from colbert_zero.study.study import Study
+from colbert_zero.training import phase
 from colbert_zero.training.checkpoint import checkpoints, damage, last_checkpoint
 from helpers import data, environment, newest_step, study, wait_for, write_recipe, write_rows
 
@@ -264,3 +266,37 @@ def test_the_best_checkpoint_stays_beside_the_last_and_is_what_the_phase_ends_wi
     assert (record["best_step"], record["selected_step"]) == (6, 6)
     assert [entry["step"] for entry in record["losses"]] == list(range(1, 14))
     assert kept[-1] == {"step-6", "step-12"}
+
+
+def test_a_damaged_best_checkpoint_is_told_and_not_used(tmp_path, monkeypatch):
+    write_rows(tmp_path / "pairs.jsonl")
+    recipe = data(tmp_path)
+    recipe["phases"]["unsupervised"] |= {"evaluate_every": 3, "steps": 9, "select": "best"}
+    best = study(tmp_path, recipe)
+    best.prepare([("unsupervised",)])
+    work = best.phase_folder(("unsupervised",)).with_suffix(".unfinished")
+    scores = iter([0.5, 0.4, 0.3])
+
+    def validate(model, collections):
+        score = next(scores)
+        if score == 0.3:
+            file = work / "step-3" / "weights.safetensors"
+            content = bytearray(file.read_bytes())
+            content[len(content) // 2] ^= 1
+            file.write_bytes(content)
+        return {"a": score}
+
+    monkeypatch.setattr(validation, "validate", validate)
+    with pytest.raises(ColbertZeroError, match=r"best checkpoint, .*step-3, is damaged \(weights"):
+        best.train(("unsupervised",))
+    assert not best.is_done(("unsupervised",))
+
+
+def test_sigterm_waits_until_the_finished_model_is_written(tmp_path, monkeypatch):
+    write_rows(tmp_path / "pairs.jsonl")
+    one = study(tmp_path, data(tmp_path))
+    one.prepare([("unsupervised",)])
+    save, seen = phase.save_model, []
+    monkeypatch.setattr(phase, "save_model", lambda *given: seen.append(watch._finishes_its_step) or save(*given))
+    one.train(("unsupervised",))
+    assert seen == [True]

@@ -149,7 +149,7 @@ def load_hub(name: str, split: str | None = None, revision: str | None = None) -
 
 
 def load_collection(place: str, split: str | None = None, revision: str | None = None) -> Collection:
-    """A collection by its folder in BEIR layout, else by its Hub id; the split is `test` there, `train` here."""
+    """A collection by its folder in BEIR layout (split `test`), or by its Hub id (split `train`)."""
     folder = Path(place).expanduser()
     return load_beir(folder, split or "test") if folder.is_dir() else load_hub(place, split or "train", revision)
 

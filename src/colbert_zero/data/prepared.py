@@ -139,20 +139,29 @@ class Source:
         return next(iter(self.tables.values())).documents
 
 
+def source_folder(data: Path, name: str, identity: str) -> Path:
+    """Where a source of that id is, or will be, kept."""
+    return data / f"{name}-{identity}"
+
+
+def is_made(folder: Path) -> bool:
+    """Whether a source is there; its folder appears only whole."""
+    return (folder / "source.json").is_file()
+
+
 def open_source(name: str, folder: Path, spec: SourceSpec | None = None) -> Source:
     """A prepared source from its folder; a streamed one from its entry and what was looked up of it.
 
     Raises:
         ColbertZeroError: A file of it was damaged since it was written.
     """
-    if is_streamed(spec):
-        record = read_json(folder / "source.json")
-        return Source(name, record["id"], folder, record, streamed_parts(name, spec, record))
     if damaged := damaged_file(folder):
         raise ColbertZeroError(
             f"{folder / damaged}: not as it was written; delete the folder {folder}, and it is prepared again"
         )
     record = read_json(folder / "source.json")
+    if is_streamed(spec):
+        return Source(name, record["id"], folder, record, streamed_parts(name, spec, record))
     documents = folder / "documents.arrow"
     table = Dataset.from_file(str(documents)) if documents.is_file() else None
     parts = {}

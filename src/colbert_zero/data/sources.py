@@ -19,7 +19,7 @@ from huggingface_hub import HfApi
 
 from colbert_zero.data.docstrings import docstring_pairs, packages_fingerprint
 from colbert_zero.data.held_out import hold_out
-from colbert_zero.data.prepared import DOCUMENTS, arrow_file, write_record
+from colbert_zero.data.prepared import DOCUMENTS, arrow_file, is_made, source_folder, write_record
 from colbert_zero.data.readers import Rows, Table, hub_path, input_files, tables
 from colbert_zero.data.rows import (
     PAIRS,
@@ -147,8 +147,8 @@ def prepare_source(name: str, recipe: Recipe, data: Path, docstring_cache: Path,
         ColbertZeroError: A row cannot be used (with file, row and mend), or nothing is left.
     """
     identity = source_id(name, recipe, data)
-    folder = data / f"{name}-{identity}"
-    if (folder / "source.json").is_file():
+    folder = source_folder(data, name, identity)
+    if is_made(folder):
         return folder
     spec, started, dropped = recipe.sources[name], time.monotonic(), Counter[str]()
     if is_streamed(spec):
@@ -176,7 +176,7 @@ def prepare_source(name: str, recipe: Recipe, data: Path, docstring_cache: Path,
 
 def _look_up(name: str, spec: Parquet | Hub, identity: str, data: Path) -> Path:
     """A source of which nothing is copied: only what its parts are is looked up, once, and kept."""
-    folder, started = data / f"{name}-{identity}", time.monotonic()
+    folder, started = source_folder(data, name, identity), time.monotonic()
     if isinstance(spec, Hub) and isinstance(commit := _hub_fingerprint(name, spec, data), str):
         spec = spec.model_copy(update={"revision": commit})  # a branch may move while training streams it
     found = look_up(name, spec)

@@ -1,4 +1,16 @@
-"""MaxSim in PyTorch: the backend "torch", which a CPU always takes, and a GPU without Triton."""
+"""MaxSim in PyTorch: the backend "torch", which a CPU always takes, and a GPU without Triton.
+
+Texts are packed, so no product is spent on padding. Documents are sorted by length and scored in blocks of
+at most `BLOCK_ELEMENTS` products; there a short document repeats its last token, which changes no maximum
+and needs no mask. The forward pass keeps, for each query token and document, the position of the best token
+(one byte up to 256 tokens), so that the gradient only gathers rows, of pairs whose incoming gradient is not
+0. Where these positions exceed `KEPT_BYTES` nothing is kept, and the backward pass scores those pairs again.
+
+Products and sums are float32 whatever the input. Of equal maxima the first token gets the gradient. Results
+are bitwise repeatable on a CPU. Peak memory above inputs, scores and gradients: 8 MiB of products, the
+positions (at most 256 MiB) and, in the backward pass, some 20 MiB of indices; there half-precision inputs add
+a float32 copy. On other devices blocks and what is kept may be 64 times as large, to keep the device busy.
+"""
 
 from collections.abc import Iterator
 from typing import Any

@@ -3,18 +3,7 @@
 MaxSim(q, d) = sum over the query's tokens of max over the document's tokens of their dot product
 (ColBERT, arXiv 2004.12832, section 3.3). A dense embedding is a text of one token.
 
-Texts are packed, so no product is spent on padding. Documents are sorted by length and scored in blocks of
-at most `BLOCK_ELEMENTS` products; there a short document repeats its last token, which changes no maximum
-and needs no mask. The forward pass keeps, for each query token and document, the position of the best token
-(one byte up to 256 tokens), so that the gradient only gathers rows, of pairs whose incoming gradient is not
-0. Where these positions exceed `KEPT_BYTES` nothing is kept, and the backward pass scores those pairs again.
-
-Products and sums are float32 whatever the input. Of equal maxima the first token gets the gradient. Results
-are bitwise repeatable on a CPU. Peak memory above inputs, scores and gradients: 8 MiB of products, the
-positions (at most 256 MiB) and, in the backward pass, some 20 MiB of indices; there half-precision inputs add
-a float32 copy. On other devices blocks and what is kept may be 64 times as large, to keep the device busy.
-
-The above is the backend "torch", which scores on a CPU always. On CUDA the environment variable COLBERT_ZERO_MAXSIM
+The backend "torch" (`cpu`) scores on a CPU always. On CUDA the environment variable COLBERT_ZERO_MAXSIM
 chooses: "triton" (`triton_kernels`: bf16 and fp16 are multiplied as they are, with float32 sums), "torch",
 "late-interaction-kernels" (`late_interaction`: float32 inputs are multiplied in fp16), or "auto", the default:
 "triton" where it can be imported, else "torch". What "auto" takes follows from arithmetic; it has not been measured.

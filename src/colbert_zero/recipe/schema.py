@@ -132,7 +132,7 @@ class Phase(Entry):
     select: Literal["last", "best"] = "last"
     """Which checkpoint the phase ends with: its last, or the best by `evaluate_every`, by mean nDCG@10."""
     seed: Seed | None = None
-    """Overrides the recipe's for this phase: another order of the data."""
+    """Overrides the recipe's for this phase: order of the data, dropout, a new projection's weights."""
 
     @model_validator(mode="before")
     @classmethod
@@ -189,6 +189,10 @@ class Recipe(Entry):
     """The small collections that training and sweeps are judged on."""
     reporters: list[Literal["tensorboard", "wandb"]] = Field(default_factory=list)
     """Where each step's figures go besides the records: TensorBoard files, Weights & Biases; nowhere by default."""
+
+    def seed_of(self, phase: Phase) -> int:
+        """A phase's seed."""
+        return self.seed if phase.seed is None else phase.seed
 
     def lengths(self, phase: Phase) -> tuple[int, int]:
         """Query and document tokens of a phase."""

@@ -164,18 +164,18 @@ def _comparisons(study: Study, systems: dict[str, Any], pipelines: list[str]) ->
 
 
 # A part of a teacher: a chain of phases, or BM25.
-Part = tuple[str, ...] | Literal["bm25"]
+TeacherPart = tuple[str, ...] | Literal["bm25"]
 
 
-def _parts(recipe: Recipe, nodes: list[tuple[str, ...]]) -> dict[str, list[tuple[float, Part]]]:
+def _parts(recipe: Recipe, nodes: list[tuple[str, ...]]) -> dict[str, list[tuple[float, TeacherPart]]]:
     """The teachers whose scores these phases are trained on: (weight, part), those with a weight."""
-    used: dict[str, list[tuple[float, Part]]] = {}
+    used: dict[str, list[tuple[float, TeacherPart]]] = {}
     for source in dict.fromkeys(name for chain in nodes for name in recipe.phases[chain[-1]].sources):
         spec = recipe.sources[source]
         while isinstance(spec, Mined | Scored):
             if isinstance(spec, Scored):
                 teacher = recipe.teachers[spec.teacher]
-                parts: list[tuple[float, Part]] = [(teacher.bm25_weight, "bm25")]
+                parts: list[tuple[float, TeacherPart]] = [(teacher.bm25_weight, "bm25")]
                 if teacher.pipeline:
                     parts.append((teacher.pipeline_weight, tuple(teacher.pipeline)))
                 used[spec.teacher] = [(weight, part) for weight, part in parts if weight]
@@ -183,7 +183,7 @@ def _parts(recipe: Recipe, nodes: list[tuple[str, ...]]) -> dict[str, list[tuple
     return used
 
 
-def _part_identity(study: Study, part: Part) -> str:
+def _part_identity(study: Study, part: TeacherPart) -> str:
     return "bm25" if part == "bm25" else study.phase_id(part)
 
 
@@ -196,7 +196,7 @@ def _identity(study: Study, name: str) -> str:
 def _teachers(study: Study, nodes: list[tuple[str, ...]]) -> dict[str, Any]:
     """Each teacher that was used: what it is, how good, what it cost."""
 
-    def ranker(part: Part) -> Ranker:
+    def ranker(part: TeacherPart) -> Ranker:
         return _bm25 if part == "bm25" else partial(study.rank, part)
 
     records = {}
@@ -206,7 +206,7 @@ def _teachers(study: Study, nodes: list[tuple[str, ...]]) -> dict[str, Any]:
         chain = tuple(teacher.pipeline)
         phases = [_cost(study.train(chain[: n + 1])) for n in range(len(chain))]
 
-        def fused(collection: Collection, depth: int, parts: list[tuple[float, Part]] = parts) -> Run:
+        def fused(collection: Collection, depth: int, parts: list[tuple[float, TeacherPart]] = parts) -> Run:
             deep = study.rankings.deep
             return fuse([(w, deep(_part_identity(study, p), collection, ranker(p))) for w, p in parts], depth)
 

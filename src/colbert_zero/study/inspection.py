@@ -31,7 +31,7 @@ def step_rows(study: Study, phase: str, step: int) -> dict[str, Any]:
     _prepare(study, name, spec)
     parts = study.parts(spec)
     check_columns(name, spec, parts)
-    order = order_of_parts(spec, parts, study.recipe.seed if spec.seed is None else spec.seed, name)
+    order = order_of_parts(spec, parts, study.recipe.seed_of(spec), name)
     steps = steps_of(spec, order)
     if not 1 <= step <= steps:
         raise ColbertZeroError(f"--step {step}: {name} has steps 1 to {steps}")

@@ -7,6 +7,7 @@ from colbert_zero.recipe.data import Mined, Scored
 from colbert_zero.recipe.schema import Phase
 from colbert_zero.study.graph import root_of
 from colbert_zero.study.study import Study
+from colbert_zero.teaching.derived import share_out
 from colbert_zero.training.phase import order_of, steps_of
 
 
@@ -19,7 +20,7 @@ class Planned:
         spec: Its recipe entry.
         steps: Optimiser steps.
         texts: Texts read, each as often as it is.
-        tokens: Real tokens of a finished phase; of another the most it can read.
+        tokens: Real tokens of a finished phase; of another the most it can read, markers and prompts aside.
         done: Whether it is finished.
     """
 
@@ -46,7 +47,7 @@ def _planned(study: Study, chain: tuple[str, ...]) -> Planned:
         record = read_json(study.phase_folder(chain) / "phase.json")
         return Planned(chain, spec, record["steps"], record["texts"], record["tokens"], True)
     rows, ways = _rows(study, spec)
-    steps = steps_of(spec, order_of(spec, rows, {}, study.recipe.seed, chain[-1]))
+    steps = steps_of(spec, order_of(spec, rows, {}, study.recipe.seed_of(spec), chain[-1]))
     queries, documents = study.recipe.lengths(spec)
     pairs = steps * spec.global_batch_size
     return Planned(chain, spec, steps, pairs * (1 + ways), pairs * (queries + ways * documents), False)
@@ -63,9 +64,9 @@ def _rows(study: Study, spec: Phase) -> tuple[dict[str, int], int]:
             ways = entry.negatives + 1 if isinstance(entry, Mined) and spec.objective == "distillation" else ways
             entry = study.recipe.sources[entry.of]
         parts = study.sources[root_of(study.recipe, source)].parts
-        total = sum(len(part) for part in parts.values())
-        for part, table in parts.items():
-            if spec.objective == "distillation" and table.scored:
-                ways = max(ways, *table.lengths())
-            rows[f"{source}:{part}"] = len(table) if count is None else len(table) * min(count, total) // total
+        shares = share_out({name: len(part) for name, part in parts.items()}, count)
+        for name, part in parts.items():
+            if spec.objective == "distillation" and part.scored:
+                ways = max(ways, *part.lengths())
+            rows[f"{source}/{name.split('/', 1)[1]}"] = shares[name]
     return rows, ways

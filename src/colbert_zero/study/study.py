@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from colbert_zero.data.collection import Collection, load_beir, load_hub
-from colbert_zero.data.prepared import Part, Source, open_source
+from colbert_zero.data.prepared import Part, Source, is_made, open_source, source_folder
 from colbert_zero.data.sources import folder_fingerprints, prepare_source, source_id
 from colbert_zero.evaluation import validation
 from colbert_zero.evaluation.ranking import rank
@@ -91,7 +91,7 @@ class Study:
         A tokenizer trained from scratch reads all texts of the recipe, whatever phases are trained now.
         """
         check_reporters(self.recipe.reporters)
-        backend(torch.device("cpu"))  # told now if the environment names none
+        backend(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # told now if the one asked for cannot
         names = {name for chain in chains for phase in chain for name in self.recipe.phases[phase].sources}
         if self.recipe.model.architecture:
             check_architecture(self.recipe.model.architecture)
@@ -136,7 +136,8 @@ class Study:
             return load_beir(self.sources[spec.source].folder / f"held-out-{name}", name=name)
         if isinstance(spec, Beir):
             return load_beir(Path(spec.path).expanduser(), spec.split, name)
-        return load_hub(spec.path, spec.split, spec.revision)
+        folder = Path(spec.path).expanduser()
+        return replace(load_hub(str(folder) if folder.is_dir() else spec.path, spec.split, spec.revision), name=name)
 
     def source_id(self, name: str) -> str:
         """Fingerprint of a source, whether it is made yet or not."""
@@ -151,7 +152,7 @@ class Study:
 
     def is_made(self, name: str) -> bool:
         """Whether a source is prepared, mined or scored already."""
-        return (self.data / f"{name}-{self.source_id(name)}" / "source.json").is_file()
+        return is_made(source_folder(self.data, name, self.source_id(name)))
 
     def start_id(self) -> str:
         """Fingerprint of the model before any phase."""
@@ -199,8 +200,8 @@ class Study:
         """A source, made now if it is mined or scored and not there yet."""
         if name not in self.sources:
             spec, identity = self.recipe.sources[name], self.source_id(name)
-            folder = self.data / f"{name}-{identity}"
-            if agree((folder / "source.json").is_file()):
+            folder = source_folder(self.data, name, identity)
+            if agree(is_made(folder)):
                 appears(folder / "source.json")
                 self.sources[name] = open_source(name, folder, spec)
                 return self.sources[name]
@@ -256,7 +257,7 @@ class Study:
         spec = self.recipe.phases[chain[-1]]
         parts = self.parts(spec)
         check_columns(chain[-1], spec, parts)
-        seed = self.recipe.seed if spec.seed is None else spec.seed
+        seed = self.recipe.seed_of(spec)
         order = order_of_parts(spec, parts, seed, chain[-1])
         if self.recipe.model.attention:
             options["attn_implementation"] = self.recipe.model.attention

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from colbert_zero.data.prepared import DOCUMENTS, ArrowPart, Source, arrow_file, write_record
+from colbert_zero.data.prepared import DOCUMENTS, ArrowPart, Source, arrow_file, is_made, write_record
 from colbert_zero.files import Progress, atomic_folder
 
 RowsOf = Callable[[ArrowPart, np.ndarray], Iterable[dict[str, Any]]]
@@ -22,7 +22,7 @@ def derive(
     queries: int | None,
     schema: pa.Schema,
     block: int,
-    plan: Callable[[], tuple[Iterable[str], RowsOf, dict[str, Any]]],
+    make: Callable[[], tuple[Iterable[str], RowsOf, dict[str, Any]]],
     progress: Progress | None,
 ) -> Path:
     """Write a source made of another's, once; returns its folder.
@@ -34,14 +34,14 @@ def derive(
         queries: How many of its rows are used, spread over its parts in proportion; None: all.
         schema: Of the new rows.
         block: Rows made at a time.
-        plan: Called if there is something to do: the documents, what makes rows, and what else the record says, which
-            may be completed while rows are made.
+        make: Called if there is something to do; returns the texts of all documents, what makes rows of a block, and
+            what else the record says: a dict that may be completed while rows are made.
         progress: Called with the rows done and all.
     """
-    if (folder / "source.json").is_file():
+    if is_made(folder):
         return folder
     started, done = time.monotonic(), 0
-    texts, rows_of, more = plan()
+    texts, rows_of, more = make()
     counts = share_out({part.name: len(part) for part in source.parts.values()}, queries)
     total, kept = sum(counts.values()), dict[str, int]()
     with atomic_folder(folder) as temporary:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from colbert_zero.data.prepared import MINED, ArrowPart, Source
+from colbert_zero.data.prepared import MINED, ArrowPart, Source, source_folder
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.files import Progress
 from colbert_zero.models.bm25 import Bm25
@@ -27,7 +27,7 @@ def mine(name: str, spec: Mined, source: Source, identity: str, data: Path, prog
         ColbertZeroError: The source has too few documents, or no pairs.
     """
 
-    def plan() -> tuple[Iterable[str], RowsOf, dict[str, Any]]:
+    def make() -> tuple[Iterable[str], RowsOf, dict[str, Any]]:
         texts, answers = _documents(name, spec, source)
         index = Bm25(texts)
         more: dict[str, Any] = {"kind": "mined", "filled_up": 0, "negatives": spec.negatives}
@@ -44,7 +44,7 @@ def mine(name: str, spec: Mined, source: Source, identity: str, data: Path, prog
 
         return texts, rows_of, more
 
-    return derive(data / f"{name}-{identity}", identity, source, spec.queries, MINED, _BLOCK, plan, progress)
+    return derive(source_folder(data, name, identity), identity, source, spec.queries, MINED, _BLOCK, make, progress)
 
 
 def _documents(name: str, spec: Mined, source: Source) -> tuple[dict[str, int], dict[str, set[int]]]:

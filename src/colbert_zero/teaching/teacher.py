@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from colbert_zero.data.prepared import ArrowPart, Source
+from colbert_zero.data.prepared import ArrowPart, Source, source_folder
 from colbert_zero.data.rows import CANDIDATES
 from colbert_zero.evaluation.runs import Run
 from colbert_zero.files import Progress
@@ -48,7 +48,7 @@ def score(
     time, each once a block, so that memory does not grow with the source.
     """
 
-    def plan() -> tuple[Iterable[str], RowsOf, dict[str, Any]]:
+    def make() -> tuple[Iterable[str], RowsOf, dict[str, Any]]:
         assert source.documents is not None
         texts, more = source.documents["text"], {"kind": "scored", "teacher": spec.teacher, "n_ways": 0}
         bm25 = Bm25(texts) if teacher.bm25_weight else None
@@ -69,7 +69,9 @@ def score(
 
         return texts, rows_of, more
 
-    return derive(data / f"{name}-{identity}", identity, source, spec.queries, CANDIDATES, _BLOCK, plan, progress)
+    return derive(
+        source_folder(data, name, identity), identity, source, spec.queries, CANDIDATES, _BLOCK, make, progress
+    )
 
 
 def _model_scores(model: Encoder, queries: list[str], candidates: torch.Tensor, source: Source) -> torch.Tensor:

@@ -6,17 +6,19 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from colbert_zero.processes import world_size
 from colbert_zero.training.gradcache import Work
 
 LOG_ENTRIES = 10_000
 """Most entries of a phase's log: a checkpoint of a long phase would otherwise be mostly log, and slow to read."""
 Entry = dict[str, Any]
+_SECONDS = ("elapsed_seconds", "device_seconds", "cpu_seconds", "thread_seconds", "waited_seconds")
 
 
 class Log:
     """Entries of losses (`loss`) and of evaluations while training (`validation`), and the clocks of training.
 
-    The clocks stand still while the model is evaluated.
+    The clocks stand still while the model is evaluated; the last step's optimiser is not in them.
 
     Args:
         steps: Of the whole phase; a long one's losses are logged as means over some steps.
@@ -26,7 +28,7 @@ class Log:
     def __init__(self, steps: int, takers: Sequence[Callable[[Entry], None]] = ()):
         self.steps, self.takers, self.every = steps, takers, math.ceil(steps / LOG_ENTRIES)
         self.step, self.entries = 0, list[Entry]()
-        self.spent = Counter[str]({"elapsed_seconds": 0, "cpu_seconds": 0, "waited_seconds": 0})
+        self.spent = Counter[str](dict.fromkeys(_SECONDS, 0))
         self._losses: list[float] = []
         self.start()
 
@@ -40,40 +42,45 @@ class Log:
 
     def start(self) -> None:
         """Let the clocks go on from here."""
-        self._wall, self._cpu = time.monotonic(), time.process_time()
+        self._clocks = time.monotonic(), time.process_time()
+        self._done = self._clocks
 
-    def cpu_seconds(self) -> float:
-        """What this process's threads have computed since the clocks went on or were last read."""
-        before, self._cpu = self._cpu, time.process_time()
-        return self._cpu - before
+    def clocks(self) -> tuple[float, float]:
+        """Seconds that have passed, and that this process's threads have computed, since the clocks were last read."""
+        wall, cpu = self._clocks
+        self._clocks = time.monotonic(), time.process_time()
+        return self._clocks[0] - wall, self._clocks[1] - cpu
 
     def add(
-        self, loss: float, counted: Work, cpu_seconds: float, waited_seconds: float, keep: bool, **more: Any
-    ) -> None:
+        self, loss: float, counted: Work, seconds: tuple[float, float], waited: float, threads: int, keep: bool,
+        **more: Any,
+    ) -> None:  # fmt: skip
         """A step is done.
 
         Args:
             loss: Mean over all queries, in nats.
             counted: By all processes.
-            cpu_seconds: Of all processes.
-            waited_seconds: For the batch.
+            seconds: What `clocks` read before the optimiser's step, summed over the processes.
+            waited: Seconds for the batch.
+            threads: Of a process, that could have computed.
             keep: Log it, whatever the interval.
             more: Other figures of the step.
         """
-        now = time.monotonic()
         self.step += 1
         self._losses.append(loss)
-        seconds = {"elapsed_seconds": now - self._wall, "cpu_seconds": cpu_seconds, "waited_seconds": waited_seconds}
-        self._wall = now
-        self.spent.update(seconds | counted._asdict())
+        device, cpu = seconds
+        values = (device / world_size(), device, cpu, device * threads, waited)
+        self.spent.update(dict(zip(_SECONDS, values, strict=True)) | counted._asdict())
+        self._done = time.monotonic(), time.process_time()
         if keep or self.step % self.every == 0 or self.step == self.steps:
             mean = math.fsum(self._losses) / len(self._losses)
             self._losses = []
             self._append({"step": self.step, "loss": mean, **more, **self.spent})
 
     def validated(self, scores: dict[str, float]) -> bool:
-        """The model was scored; returns whether it is the best so far. The clocks go on from here."""
-        self.start()
+        """The model was scored since the step; returns whether it is the best so far. The clocks stood still."""
+        now = time.monotonic(), time.process_time()
+        self._clocks = self._clocks[0] + now[0] - self._done[0], self._clocks[1] + now[1] - self._done[1]
         before, mean = self.best(), math.fsum(scores.values()) / len(scores)
         named = {f"validation/{name}": score for name, score in scores.items()}
         self._append({"step": self.step, "validation": mean, **named})

@@ -1,4 +1,8 @@
-"""What the machine did for a training, which its recipe does not say: recorded, and kept by who goes on with it."""
+"""What the machine did for a training, which its recipe does not say.
+
+All of it is recorded. What computes MaxSim and attention is kept by who goes on with the training, where that host can;
+a change of the rest is told.
+"""
 
 import socket
 from collections.abc import Callable
@@ -39,6 +43,9 @@ def going_on(
     if recorded["attention"] != own["attention"]:
         try:
             _transformer(model).set_attn_implementation(recorded["attention"])
+            if "flash" not in recorded["attention"] and hasattr(model[0], "data_collator"):
+                # It takes the padding out for flash attention, which the others need.
+                setattr(model[0], "data_collator", None)  # noqa: B010
             kept["attention"] = recorded["attention"]
         except (ImportError, ValueError):
             pass

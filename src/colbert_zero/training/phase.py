@@ -22,12 +22,13 @@ from colbert_zero.errors import ColbertZeroError, Diverged, Stopped
 from colbert_zero.files import atomic_folder, write_json
 from colbert_zero.maxsim.scores import scoring_with
 from colbert_zero.models.encoders import Alignment, Encoder, assemble, save_model, tokeniser
-from colbert_zero.processes import agree, average_gradients, is_main, share, sums, wait, world_size
+from colbert_zero.processes import agree, average_gradients, from_main, is_main, share, sums, wait, world_size
 from colbert_zero.recipe.schema import Phase
 from colbert_zero.training.batches import Batches, Prefetched
 from colbert_zero.training.checkpoint import (
     checkpoint_path,
     checkpoints,
+    damage,
     delete_checkpoint,
     last_checkpoint,
     load_checkpoint,
@@ -51,7 +52,7 @@ class Training:
 
     Attributes:
         name: The phase.
-        id: Fingerprint of everything below and of what made the start.
+        id: Fingerprint of all that was asked for (`Study.phase_id`); a checkpoint of another id is not taken.
         chain: The phases before it and itself.
         parent: Id of the phase it starts from.
         start: Folder or Hub id of its start.
@@ -145,12 +146,14 @@ def train_phase(
     optimizer, schedule = optimizer_of(trained, spec, steps)
     precision, log, machine = precision_of(spec, model.device), Log(steps, takers), machine_of(model)
     seed_process(training.seed)
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(model.device)
     if resumed := _resumed_step(work, training, say):
         state = load_checkpoint(checkpoint_path(work, resumed), trained, optimizer, schedule, training.seed)
         log.restore(state["log"])
         batches.restore_streams(state["streams"])
         machine = going_on(model, state["machine"], machine, lambda text: say(f"phases.{training.name}: {text}"))
-    prefetched = Prefetched(batches, log.step)
+    prefetched, threads = Prefetched(batches, log.step), 1 if model.device.type == "cuda" else machine["threads"]
     log.start()
     with finishing_its_step(), scoring_with(machine["maxsim"]):
         for step, batch in enumerate(prefetched, log.step + 1):
@@ -159,11 +162,12 @@ def train_phase(
             loss_of = objective.of(*batch)
             own, counted = grad_cache(model, batch[:2], loss_of, spec.mini_batch_tokens, precision)
             average_gradients(trained.parameters())
-            loss, cpu, stops, *counts = sums(own.item(), log.cpu_seconds(), stop_requested(), *counted)
-            if not math.isfinite(loss):
-                raise _diverged(training, step, loss, work)
+            loss, wall, cpu, stops, *counts = sums(own.item(), *log.clocks(), stop_requested(), *counted)
             # 2. One step of the optimiser. A learned temperature is not clipped along with the weights.
-            norm = clip_grad_norm_(model.parameters(), spec.max_gradient_norm)
+            norm = clip_grad_norm_(model.parameters(), spec.max_gradient_norm).item()
+            for name, value in (("loss", loss), ("gradient's norm", norm)):
+                if not math.isfinite(value):
+                    raise _diverged(training, step, name, value, work)
             learning_rate = schedule.get_last_lr()[0]
             optimizer.step()
             schedule.step()
@@ -173,9 +177,9 @@ def train_phase(
             save = not last and (step % spec.checkpoint_every == 0 or stopping)
             measure = bool(validate and spec.evaluate_every and (last or step % spec.evaluate_every == 0))
             log.add(
-                loss / world_size(), Work(*map(int, counts)), cpu, prefetched.waited(), save or measure,
-                source=training.order.source(step - 1)[0], temperature=objective.temperature.item(),
-                learning_rate=learning_rate, grad_norm=norm.item(),
+                loss / world_size(), Work(*map(int, counts)), (wall, cpu), prefetched.waited(), threads,
+                keep=save or measure, source=training.order.source(step - 1)[0], learning_rate=learning_rate,
+                grad_norm=norm, temperature=objective.temperature.item(),
             )  # fmt: skip
             if measure and validate:
                 save |= log.validated(validate(model))
@@ -189,17 +193,17 @@ def train_phase(
                     f"phases.{training.name}: stopped by SIGTERM after step {step:,} of {steps:,}, which is saved in "
                     f"{work}. The same command goes on from there"
                 )
-    best = log.best()
-    if spec.select == "best" and best and best["step"] < steps:
+        # 4. The model that the phase ends with, and its record.
+        best = log.best()
+        if spec.select == "best" and best and best["step"] < steps:
+            _load_best(checkpoint_path(work, best["step"]), training, trained)
+        record = phase_record(training, model, batches, log, machine)
+        if is_main():
+            with atomic_folder(folder) as temporary:
+                save_model(model, temporary / "model", training.alignment)
+                write_json(temporary / "phase.json", record)
+            shutil.rmtree(work, ignore_errors=True)
         wait()
-        load_weights(checkpoint_path(work, best["step"]), trained)
-    record = phase_record(training, model, batches, log, machine)
-    if is_main():
-        with atomic_folder(folder) as temporary:
-            save_model(model, temporary / "model", training.alignment)
-            write_json(temporary / "phase.json", record)
-        shutil.rmtree(work, ignore_errors=True)
-    wait()
     return record
 
 
@@ -270,12 +274,27 @@ def _resumed_step(work: Path, training: Training, say: Callable[[str], None]) ->
     return agree(step)
 
 
-def _diverged(training: Training, step: int, loss: float, work: Path) -> Diverged:
+def _load_best(checkpoint: Path, training: Training, trained: nn.Module) -> None:
+    """Put the best weights back.
+
+    Raises:
+        ColbertZeroError: The checkpoint was damaged since it was written.
+    """
+    if wrong := from_main(damage(checkpoint, training.id) if is_main() else None):
+        raise ColbertZeroError(
+            f"phases.{training.name}: its best checkpoint, {checkpoint}, is damaged ({wrong}); delete "
+            f"{checkpoint.parent} to train the phase again, or set `select: last`"
+        )
+    load_weights(checkpoint, trained)
+
+
+def _diverged(training: Training, step: int, name: str, value: float, work: Path) -> Diverged:
     good, _ = last_checkpoint(work, training.id)
     source, _ = training.order.source(step - 1)
     return Diverged(
-        f"phases.{training.name}: the loss is {loss} at step {step} of {training.steps}, in a batch of {source}. The "
-        f"last good checkpoint is {good or training.start}; lower the learning rate or raise the temperature"
+        f"phases.{training.name}: the {name} is {value} at step {step} of {training.steps}, in a batch of {source}. "
+        f"The last good checkpoint is {good or training.start}; lower the learning rate or raise the temperature, "
+        "which trains the phase from its beginning"
     )
 
 

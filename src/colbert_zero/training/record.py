@@ -40,7 +40,9 @@ class SourceRecord(_Record):
     """What a part of a source gave."""
 
     rows: int
+    """That it has."""
     batches: int
+    """Drawn from it."""
     dropped_rows: int
     """Do not fill a batch."""
     left_out: dict[str, int]
@@ -48,7 +50,10 @@ class SourceRecord(_Record):
 
 
 class PhaseRecord(_Record):
-    """phase.json. Times are of training alone: data preparation, validation and evaluation are not in them."""
+    """phase.json.
+
+    Times are of training alone, checkpoints with it; data preparation, validation and evaluation are not in them.
+    """
 
     schema_version: int = 1
     """Written as `schema`."""
@@ -80,23 +85,27 @@ class PhaseRecord(_Record):
     document_tokens: int
     steps: int
     temperature: float
-    """At the end, where it is learned."""
+    """At the last step, where it is learned."""
     seed: int
     sources: dict[str, SourceRecord]
     """By part: PACKAGE or file of a source, SOURCE/PART."""
     machine: Machine
     processes: int
+    """That ended the training."""
     wall_seconds: float
+    """Of the training, all its attempts together."""
     cpu_seconds: float
     """Of all threads of all processes. Where it is less than nine tenths of `wall_seconds` × `threads`, the machine had
     other work or the threads waited, and the time is not compared with another phase's."""
-    threads: int
-    """That could have computed: of all processes; with CUDA one a process, which feeds the device."""
+    threads: float
+    """That could have computed, of all processes; with CUDA one a process, which feeds the device. A mean over time
+    where a training went on with another number of processes."""
     device_seconds: float
-    """`wall_seconds` × `processes`."""
+    """Wall-clock seconds of all processes together."""
     waited_seconds: float
     """How long one process waited for batches."""
     texts: int
+    """Queries and documents, each as often as it was read."""
     tokens: int
     """Real ones, each counted as often as it was read for training; the second pass of GradCache does not count."""
     padding_tokens: int
@@ -112,11 +121,15 @@ class PhaseRecord(_Record):
     second_pass_flops: float
     """The part of the second passes."""
     peak_memory_bytes: int
+    """Of the main process: with CUDA the device's in this phase, since it was begun or resumed; on a CPU since the
+    process began."""
     parameters: int
+    """All of the model's, token embeddings too."""
     losses: list[dict[str, Any]]
     """Of every step: step, loss, source, learning_rate, temperature, elapsed_seconds. Where a phase has more than
     10,000 steps, of every n-th, with the mean loss since the entry before."""
     final_loss: float
+    """Of the last step, in nats."""
     validation: list[dict[str, Any]]
     """nDCG@10 on the small collections every `evaluate_every` steps and at the end: step, mean, scores of each."""
     best_step: int | None
@@ -124,6 +137,7 @@ class PhaseRecord(_Record):
     selected_step: int
     """The one whose weights the phase ends with: `best_step` with `select: best`, else the last."""
     finished_at: str
+    """UTC, ISO 8601."""
 
 
 def phase_record(
@@ -162,8 +176,8 @@ def phase_record(
         processes=world_size(),
         wall_seconds=round(spent["elapsed_seconds"], 3),
         cpu_seconds=round(spent["cpu_seconds"], 3),
-        threads=world_size() * (1 if model.device.type == "cuda" else machine["threads"]),
-        device_seconds=round(spent["elapsed_seconds"] * world_size(), 3),
+        threads=round(spent["thread_seconds"] / max(spent["elapsed_seconds"], 1e-9), 2),
+        device_seconds=round(spent["device_seconds"], 3),
         waited_seconds=round(spent["waited_seconds"], 3),
         texts=spent["texts"],
         tokens=spent["tokens"],

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from colbert_zero.errors import ColbertZeroError
-
-Report = Callable[[dict[str, Any]], None]
-"""Takes an entry of a phase's log: `step`, and figures by name."""
+from colbert_zero.training.log import Entry
 
 
 def check_reporters(reporters: Sequence[str]) -> None:
@@ -30,7 +28,7 @@ def check_reporters(reporters: Sequence[str]) -> None:
 @contextmanager
 def reporting(
     reporters: Sequence[str], folder: Path, run: str, project: str, config: dict[str, Any]
-) -> Iterator[Report]:
+) -> Iterator[Callable[[Entry], None]]:
     """What takes a phase's figures while it trains; they bear the names that they have in the log, below `train/`.
 
     Args:
@@ -45,7 +43,7 @@ def reporting(
     with ExitStack() as stack:
         takers = [stack.enter_context(opened[name](folder, run, project, config)) for name in reporters]
 
-        def report(entry: dict[str, Any]) -> None:
+        def report(entry: Entry) -> None:
             figures = {f"train/{k}": v for k, v in entry.items() if k != "step" and isinstance(v, int | float)}
             for take in takers:
                 take(entry["step"], figures)
