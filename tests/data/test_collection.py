@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colbert_zero.data.collection import Collection, load_beir, load_hub, write_beir
+from colbert_zero.data.collection import Collection, Rules, load_beir, load_hub, write_beir
 from colbert_zero.errors import ColbertZeroError
+from colbert_zero.evaluation.ranking import rank_bm25
 from helpers import DOCUMENTS, QRELS, QUERIES
 
 CORPUS = ['{"_id": "d1", "title": "T", "text": "one"}', '{"_id": "d2", "text": "two"}']
@@ -68,9 +69,9 @@ MISTAKES = {
         r"corpus\.jsonl:1: no '_id', only 'id', 'text'; add it",
     ),
     "no text": ({"queries": ['{"_id": "q1"}']}, r"queries\.jsonl:1: no 'text', only '_id'; add it"),
-    "number as id": (
-        {"corpus": ['{"_id": 1, "text": "x"}']},
-        r'corpus\.jsonl:1: _id is 1, not a string; write "1"',
+    "fraction as id": (
+        {"corpus": ['{"_id": 1.5, "text": "x"}']},
+        r'corpus\.jsonl:1: _id is 1\.5, not a string; write "1\.5"',
     ),
     "empty id": ({"corpus": ['{"_id": "", "text": "x"}']}, r"corpus\.jsonl:1: the _id is empty"),
     "text of another type": ({"corpus": ['{"_id": "d1", "text": null}']}, r"corpus\.jsonl:1: text is None"),
@@ -114,7 +115,7 @@ MISTAKES = {
     ),
     "unknown document": (
         {"qrels": [HEADER, *(f"q1\tx{i}\t1" for i in range(9))]},
-        r"9 judgement\(s\) of a document that does not exist: 'x0' .*'x4' \(.*:6\), …; add the document or",
+        r"9 judgement\(s\) of a document that does not exist: 'x0' .*'x4' \(.*:6\), …; add the document, delete",
     ),
     "nothing judged": ({"qrels": [HEADER]}, r"no query is judged; the qrels are empty"),
     "empty qrels": ({"qrels": []}, r"test\.tsv:1: the header is ''"),
@@ -267,3 +268,54 @@ def test_a_data_set_without_qrels_is_told(hub):
 def test_a_wrong_row_of_a_data_set_is_named(hub):
     with pytest.raises(ColbertZeroError, match=r"corpus, row 1: the _id is empty"):
         load_hub(hub(corpus_id=""))
+
+
+def test_whole_numbers_as_ids_are_text(tmp_path):
+    rows = {"corpus": [{"_id": 7, "text": "wing"}, {"_id": "8", "text": "lift"}], "queries": [{"_id": 1, "text": "q"}]}
+    for name, table in rows.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n1\t7\t1\n")
+    loaded = load_beir(tmp_path)
+    assert loaded.queries == {"1": "q"}
+    assert [document_id for document_id, _ in loaded.documents()] == ["7", "8"]
+    assert loaded.qrels == {"1": {"7": 1}}
+
+
+# A query that is a document (ArguAna), a number that both have by chance, a query that is answered by its own id.
+ASKED = {"a": "it is said that wings lift", "1": "what lifts", "h": "held out"}
+TEXTS = {"a": "Title: it is said that wings lift", "b": "wings lift", "1": "another text", "h": "held out, at length"}
+ANSWERS = {"a": {"b": 1}, "1": {"b": 1}, "h": {"h": 1}}
+
+
+@pytest.mark.parametrize(("rule", "own"), [(None, {"a"}), (True, {"a", "1"}), (False, set())])
+def test_a_querys_own_document_is_left_out_where_it_is_the_query(tmp_path, rule, own):
+    write_beir(Collection.from_memory("c", TEXTS, ASKED, ANSWERS), tmp_path / "c")
+    loaded = load_beir(tmp_path / "c", rules=Rules(exclude_self=rule))
+    assert loaded.own == own
+    assert ("left out of their own rankings" in " ".join(loaded.peculiarities())) == bool(own)
+    run = rank_bm25(loaded, 2)
+    assert all(query not in [document for document, _ in run[query]] for query in own)
+    assert run["h"][0][0] == "h"
+    plain = load_beir(tmp_path / "c", rules=Rules(exclude_self=False))
+    assert (loaded.fingerprint == plain.fingerprint) == (not own)
+
+
+@pytest.mark.parametrize(
+    ("rule", "missing", "told"), [(None, 1, True), (None, 3, False), ("error", 1, False), ("count", 30, True)]
+)
+def test_judgements_of_missing_documents_are_counted_where_few_or_asked_for(tmp_path, rule, missing, told):
+    documents = {f"d{n}": f"note {n}" for n in range(40)}
+    write_beir(
+        Collection.from_memory("c", documents, {"q": "text"}, {"q": dict.fromkeys(documents, 1)}), tmp_path / "c"
+    )
+    with open(tmp_path / "c" / "qrels" / "test.tsv", "a") as file:
+        file.writelines(f"q\tgone{n}\t1\n" for n in range(missing))
+    if told:
+        loaded = load_beir(tmp_path / "c", rules=Rules(on_missing=rule))
+        assert loaded.missing == missing
+        assert len(loaded.qrels["q"]) == 40 + missing
+        assert f"{missing} judgements of documents that are not there" in loaded.peculiarities()[0]
+    else:
+        with pytest.raises(ColbertZeroError, match=r"of a document that does not exist.*on_missing: count"):
+            load_beir(tmp_path / "c", rules=Rules(on_missing=rule))

@@ -279,11 +279,21 @@ def test_a_run_in_any_line_order_is_read_by_rank(tmp_path):
     assert read_run(tmp_path / "a.run") == {"q": [("a", 1.0), ("b", 1.0)]}
 
 
-@pytest.mark.parametrize(("run", "tag"), [({"q 1": []}, "t"), ({"q": [("d\t1", 1.0)]}, "t"), ({}, ""), ({"": []}, "t")])
-def test_what_the_format_cannot_hold_is_refused(tmp_path, run, tag):
-    with pytest.raises(ColbertZeroError, match="cannot stand in a TREC run: empty or with white space"):
-        write_run(tmp_path / "a.run", run, tag)
-    assert not (tmp_path / "a.run").exists()
+IDS = st.text(st.characters(codec="utf-8", exclude_characters="\0\ufeff"), min_size=1)
+
+
+@given(IDS, IDS)
+def test_ids_with_white_space_stand_in_a_run_as_in_an_address(tmp_path_factory, query, document):
+    path = tmp_path_factory.mktemp("runs") / "a.run"
+    run = {query: [(document, 1.0)]}
+    write_run(path, run, "my model")
+    assert len(path.read_text(encoding="utf-8").split()) == 6
+    assert read_run(path) == run
+
+
+def test_the_run_of_an_id_without_white_space_has_it_as_it_is(tmp_path):
+    write_run(tmp_path / "a.run", {"q": [("Main Page", 1.0), ("d1", 0.5)]}, "t")
+    assert (tmp_path / "a.run").read_text() == "q Q0 Main%20Page 1 1.0 t\nq Q0 d1 2 0.5 t\n"
 
 
 @pytest.mark.parametrize(

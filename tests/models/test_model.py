@@ -1,8 +1,10 @@
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from sentence_transformers import MultiVectorEncoder, SentenceTransformer
 
 from colbert_zero.errors import ColbertZeroError
@@ -147,3 +149,26 @@ def test_a_folder_without_a_model_is_one_clear_error(tmp_path):
         load_model(tmp_path)
     with pytest.raises(ColbertZeroError, match="cannot be loaded"):
         load_model(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, "mixed"])
+@pytest.mark.parametrize("representation", ["dense", "multi-vector"])
+def test_weights_are_float32_whatever_the_base_was_saved_in(backbone, tmp_path, representation, dtype):
+    shutil.copytree(backbone, tmp_path / "base")
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    halves = {
+        name: tensor.to(dtype if dtype != "mixed" else (torch.bfloat16, torch.float32)[number % 2])
+        for number, (name, tensor) in enumerate(weights.items())
+    }
+    save_file(halves, tmp_path / "base" / "model.safetensors", {"format": "pt"})
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    config["dtype"] = str(dtype).removeprefix("torch.") if dtype != "mixed" else "bfloat16"
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+    alignment = Alignment("", "", "[Q]", "[D]", 16, 24)
+    model = assemble(str(tmp_path / "base"), representation, alignment, 8, seed=0, phase="test")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    model.bfloat16()
+    save_model(model, tmp_path / "saved", alignment)
+    assert {p.dtype for p in load_model(tmp_path / "saved").parameters()} == {torch.float32}
+    again = assemble(str(tmp_path / "saved"), representation, alignment, 8, seed=0, phase="test")
+    assert {p.dtype for p in again.parameters()} == {torch.float32}

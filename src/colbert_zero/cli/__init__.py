@@ -1,5 +1,6 @@
 """The commands, a file a noun. Each body only parses, calls and prints."""
 
+import io
 import os
 import sys
 from types import ModuleType
@@ -26,6 +27,10 @@ for command in (study.run, study.train, study.sweep, model.evaluate, data.data, 
 
 def main() -> None:
     """Run a command; a user's mistake is one message and exit code 2, an interruption exit code 130."""
+    for stream in (sys.stdout, sys.stderr):
+        # Where a terminal or log cannot hold a character, another stands for it.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     # Threads that wait by spinning slow each other down by an order of magnitude once another process wants a core;
     # threads that never spin are a quarter slower alone. Read when torch is imported, which the commands do.
     if "OMP_WAIT_POLICY" not in os.environ:

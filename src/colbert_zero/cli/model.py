@@ -18,6 +18,18 @@ def evaluate(
         typer.Option(metavar="PATH|NAME", help="A folder in BEIR layout, or a Hub data set such as a NanoBEIR one."),
     ],
     split: Annotated[str | None, typer.Option(help="Which qrels; test for folders, train for the Hub.")] = None,
+    exclude_self: Annotated[
+        bool | None,
+        typer.Option(
+            "--exclude-self/--include-self",
+            help="Leave a query's own document, of the same id, out of its ranking; by default where its text holds "
+            "the query's (ArguAna).",
+        ),
+    ] = None,
+    on_missing: Annotated[
+        str | None,
+        typer.Option(metavar="error|count", help="Judgements of documents that are not there; few are counted."),
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write scores, also of each query.")
     ] = None,
@@ -33,7 +45,7 @@ def evaluate(
       colbert-zero evaluate lightonai/GTE-ModernColBERT-v1 --collection zeta-alpha-ai/NanoSciFact --json scores.json
       colbert-zero evaluate bm25 --collection data/scifact
     """
-    from colbert_zero.data.collection import load_collection
+    from colbert_zero.data.collection import Rules, load_collection
     from colbert_zero.evaluation.ranking import rank, rank_bm25
     from colbert_zero.evaluation.runs import measure, write_run
     from colbert_zero.files import write_json
@@ -42,7 +54,9 @@ def evaluate(
     from colbert_zero.watch import leave
 
     start_processes()
-    loaded = load_collection(collection, split)
+    loaded = load_collection(collection, split, Rules(exclude_self, on_missing))
+    for told in loaded.peculiarities():
+        console.print(f"{loaded.name}: {told}", markup=False, soft_wrap=True)
     if model == "bm25":
         ranking = rank_bm25(loaded)
     else:

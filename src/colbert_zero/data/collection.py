@@ -27,6 +27,9 @@ Judgement = tuple[str, str, str, int]
 
 QRELS_HEADER = ["query-id", "corpus-id", "score"]
 
+FEW_MISSING = 0.05
+"""Share of judgements whose documents may be missing without being asked for: BEIR's ArguAna has such."""
+
 # The measures make a table with a line for each grade.
 _LARGEST_GRADE = 1_000_000
 
@@ -43,6 +46,8 @@ class Collection:
         queries: {query id: text} of the judged queries, in the order of the source.
         qrels: {query id: {document id: grade}}; the same queries.
         fingerprint: Changes whenever a document (or their order), a judged query or a grade does.
+        own: Queries whose own document, the one of the same id, is left out of their rankings.
+        missing: Judged documents that the corpus does not have: never found, so they lower recall and nDCG.
     """
 
     name: str
@@ -51,6 +56,21 @@ class Collection:
     queries: dict[str, str]
     qrels: dict[str, dict[str, int]]
     fingerprint: str
+    own: frozenset[str] = frozenset()
+    missing: int = 0
+
+    def peculiarities(self) -> list[str]:
+        """What a user should know of it."""
+        told = []
+        if self.own:
+            told.append(
+                f"{len(self.own):,} queries are documents too, and left out of their own rankings (exclude_self)"
+            )
+        if self.missing:
+            told.append(
+                f"{self.missing:,} judgements of documents that are not there count as never found (on_missing)"
+            )
+        return told
 
     @classmethod
     def from_memory(
@@ -79,13 +99,30 @@ class Collection:
         return _collect(name, corpus, texts, judgements)
 
 
-def load_beir(path: str | Path, split: str = "test", name: str | None = None) -> Collection:
+@dataclass(frozen=True)
+class Rules:
+    """What to do where collections differ in what they mean.
+
+    Attributes:
+        exclude_self: Leave a query's own document, the one of the same id, out of its ranking, as BEIR and MTEB do;
+            None: where no judgement names it and its text holds the query's, as in ArguAna, whose queries are
+            documents.
+        on_missing: Refuse judgements of queries and documents that are not there ("error"), or count them ("count");
+            None: count judgements of documents if they are few, at most `FEW_MISSING` of all.
+    """
+
+    exclude_self: bool | None = None
+    on_missing: str | None = None
+
+
+def load_beir(path: str | Path, split: str = "test", name: str | None = None, rules: Rules = Rules()) -> Collection:
     """A collection in BEIR layout: corpus.jsonl, queries.jsonl (or .jsonl.gz) and qrels/SPLIT.tsv.
 
     Args:
         path: The folder.
         split: Which qrels.
         name: The folder's name unless given.
+        rules: Where collections differ in what they mean.
 
     Raises:
         ColbertZeroError: A file is missing or a line is wrong; names file, line and mend.
@@ -103,10 +140,11 @@ def load_beir(path: str | Path, split: str = "test", name: str | None = None) ->
         _unchanged(corpus_path),
         _read_jsonl(queries_path),
         _read_qrels(qrels_path),
+        rules,
     )
 
 
-def load_hub(name: str, split: str | None = None, revision: str | None = None) -> Collection:
+def load_hub(name: str, split: str | None = None, revision: str | None = None, rules: Rules = Rules()) -> Collection:
     """A collection of the Hugging Face Hub in NanoBEIR or MTEB layout, or a local folder laid out so.
 
     The layout has the configurations `corpus` (_id, title, text), `queries` (_id, text) and `qrels`
@@ -117,6 +155,7 @@ def load_hub(name: str, split: str | None = None, revision: str | None = None) -
         split: Split of each configuration that has it (`NanoMSMARCO`, `test`); a configuration that has
             only one split needs none.
         revision: Commit of the data set; a branch or tag may move.
+        rules: Where collections differ in what they mean.
 
     Raises:
         ColbertZeroError: The data set, a configuration or a split cannot be read, or a row is wrong.
@@ -145,13 +184,15 @@ def load_hub(name: str, split: str | None = None, revision: str | None = None) -
 
     judgements = (judgement(_readable(row, where), where) for where, row in rows(judged, qrels))
     label = f"{name}/{split}" if split else name
-    return _collect(label, lambda: texts("corpus", corpus), texts("queries", queries), judgements)
+    return _collect(label, lambda: texts("corpus", corpus), texts("queries", queries), judgements, rules)
 
 
-def load_collection(place: str, split: str | None = None, revision: str | None = None) -> Collection:
+def load_collection(place: str, split: str | None = None, rules: Rules = Rules()) -> Collection:
     """A collection by its folder in BEIR layout (split `test`), or by its Hub id (split `train`)."""
     folder = Path(place).expanduser()
-    return load_beir(folder, split or "test") if folder.is_dir() else load_hub(place, split or "train", revision)
+    if folder.is_dir():
+        return load_beir(folder, split or "test", rules=rules)
+    return load_hub(place, split or "train", rules=rules)
 
 
 def write_beir(collection: Collection, path: str | Path, split: str = "test") -> None:
@@ -175,6 +216,7 @@ def _collect(
     corpus: Callable[[], Iterator[Text]],
     queries: Iterable[Text],
     judgements: Iterable[Judgement],
+    rules: Rules = Rules(),
 ) -> Collection:
     """Check the parts against each other in one pass over the corpus."""
     texts: dict[str, str] = {}
@@ -183,7 +225,7 @@ def _collect(
             raise ColbertZeroError(f"{where}: the query id {short(repr(query_id))} is there twice; make the ids unique")
         texts[query_id] = text
 
-    digest, document_ids = hashlib.blake2b(digest_size=16), set()
+    digest, document_ids, same_text = hashlib.blake2b(digest_size=16), set(), set()
     for where, document_id, text in corpus():
         if document_id in document_ids:
             raise ColbertZeroError(
@@ -191,6 +233,8 @@ def _collect(
             )
         document_ids.add(document_id)
         digest.update(to_json([document_id, text]).encode())
+        if document_id in texts and texts[document_id] in text:
+            same_text.add(document_id)
     if not document_ids:
         raise ColbertZeroError(f"{name}: the corpus has no document; is this the right file?")
 
@@ -201,29 +245,41 @@ def _collect(
             unknown["query"].append(f"{short(repr(query_id))} ({where})")
         if document_id not in document_ids:
             unknown["document"].append(f"{short(repr(document_id))} ({where})")
+            if query_id not in texts and rules.on_missing == "count":
+                continue
         if qrels.setdefault(query_id, {}).setdefault(document_id, grade) != grade:
             raise ColbertZeroError(
                 f"{where}: query {short(repr(query_id))} and document {short(repr(document_id))} are judged twice, "
                 f"with the grades {qrels[query_id][document_id]} and {grade}; keep one"
             )
+    judgements_count = sum(map(len, qrels.values()))
+    few = rules.on_missing is None and len(unknown["document"]) <= FEW_MISSING * judgements_count
     for kind, places in unknown.items():
-        if places:
+        if places and not (rules.on_missing == "count" or (kind == "document" and few)):
             raise ColbertZeroError(
                 f"{name}: {len(places)} judgement(s) of a {kind} that does not exist: {', '.join(places[:5])}"
-                f"{', …' if len(places) > 5 else ''}; add the {kind} or delete the judgement(s)"
+                f"{', …' if len(places) > 5 else ''}; add the {kind}, delete the judgement(s), or let them be counted "
+                "(on_missing: count)"
             )
     if not qrels:
         raise ColbertZeroError(f"{name}: no query is judged; the qrels are empty")
 
     # Unjudged queries can score nothing: leaving them out lets every query of the collection count.
     judged = {query_id: text for query_id, text in texts.items() if query_id in qrels}
+    own = {
+        query_id
+        for query_id in (judged.keys() & document_ids if rules.exclude_self else judged.keys() & same_text)
+        if rules.exclude_self is not False and query_id not in qrels[query_id]
+    }
     return Collection(
         name=name,
         documents=lambda: ((document_id, text) for _, document_id, text in corpus()),
         documents_count=len(document_ids),
         queries=judged,
         qrels={query_id: qrels[query_id] for query_id in judged},
-        fingerprint=fingerprint(digest.hexdigest(), judged, qrels),
+        fingerprint=fingerprint(digest.hexdigest(), judged, qrels, *([sorted(own)] if own else [])),
+        own=frozenset(own),
+        missing=len(unknown["document"]),
     )
 
 
@@ -235,7 +291,7 @@ def _text(row: Any, where: str) -> Text:
         if key not in row:
             found = short(", ".join(map(repr, row))) or "nothing"
             raise ColbertZeroError(f"{where}: no {key!r}, only {found}; add it")
-    row_id, title, text = row["_id"], row.get("title") or "", row["text"]
+    row_id, title, text = _identifier(row["_id"]), row.get("title") or "", row["text"]
     for key, value in (("_id", row_id), ("title", title), ("text", text)):
         _check_string(value, key, where)
     if not row_id:
@@ -251,8 +307,14 @@ def _check_string(value: Any, key: str, where: str) -> None:
         raise ColbertZeroError(f"{where}: {key} {fault}; mend the text, the file may be damaged")
 
 
+def _identifier(value: Any) -> Any:
+    """An id; whole numbers are text, as data sets of the Hub have them."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 def _judgement(columns: list[Any], where: str) -> Judgement:
-    query_id, document_id, grade = columns
+    query_id, document_id = map(_identifier, columns[:2])
+    grade = columns[2]
     _check_string(query_id, "query-id", where)
     _check_string(document_id, "corpus-id", where)
     return where, query_id, document_id, _grade(grade, where)

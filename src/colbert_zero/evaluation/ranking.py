@@ -51,7 +51,7 @@ def rank(
     Raises:
         ColbertZeroError: A score is not finite, or the model's similarity is neither of the above.
     """
-    queries = _embed(model, list(collection.queries.values()), "query")
+    queries, depth = _embed(model, list(collection.queries.values()), "query"), depth + bool(collection.own)
     process = process_rank()
     best: list[list[tuple[float, str]]] = [[] for _ in collection.queries]
     done = 0
@@ -74,9 +74,20 @@ def rank(
             progress(done, collection.documents_count)
     # A query's best of all processes: the same, whatever their number.
     found = zip(*gather_objects(best), strict=True)
-    return {
+    run = {
         query_id: [(document_id, -negative) for negative, document_id in sorted(chain.from_iterable(parts))[:depth]]
         for query_id, parts in zip(collection.queries, found, strict=True)
+    }
+    return _without_own(run, collection, depth)
+
+
+def _without_own(run: Run, collection: Collection, depth: int) -> Run:
+    """The run without the documents that are queries' own; it was made one deeper where there are such."""
+    if not collection.own:
+        return run
+    return {
+        query_id: [(d, score) for d, score in found if query_id not in collection.own or d != query_id][: depth - 1]
+        for query_id, found in run.items()
     }
 
 
@@ -94,14 +105,15 @@ def rank_bm25(collection: Collection, depth: int = 100) -> Run:
             ids.append(document_id)
             yield text
 
-    bm25 = Bm25(texts())
+    bm25, depth = Bm25(texts()), depth + bool(collection.own)
     tie_order = np.empty(len(ids), dtype=np.int64)
     tie_order[sorted(range(len(ids)), key=ids.__getitem__)] = np.arange(len(ids))
     indices, scores = bm25.top(list(collection.queries.values()), depth, tie_order)
-    return {
+    run = {
         query_id: [(ids[i], float(score)) for i, score in zip(*rows, strict=True) if score > 0]
         for query_id, *rows in zip(collection.queries, indices, scores, strict=True)
     }
+    return _without_own(run, collection, depth)
 
 
 def _embed(model: Encoder, texts: list[str], task: Task) -> Packed:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import ir_measures
 import numpy as np
@@ -55,16 +56,17 @@ def measure(
 def write_run(path: str | Path, run: Run, tag: str) -> None:
     """Write a run in TREC format (query Q0 document rank score tag), atomically.
 
-    Raises:
-        ColbertZeroError: An id or the tag is empty or has white space, which the format cannot hold.
+    White space, which the format cannot hold in an id or the tag, is written as in an address (`Main%20Page`), and so
+    is the percent sign.
     """
-    for text in (tag, *run, *(document_id for documents in run.values() for document_id, _ in documents)):
-        if text.split() != [text]:
-            raise ColbertZeroError(f"{path}: {text!r} cannot stand in a TREC run: empty or with white space")
     with atomic_file(Path(path)) as file:
         for query_id, documents in run.items():
             for place, (document_id, score) in enumerate(documents, 1):
-                file.write(f"{query_id} Q0 {document_id} {place} {score!r} {tag}\n")
+                file.write(f"{_held(query_id)} Q0 {_held(document_id)} {place} {score!r} {_held(tag)}\n")
+
+
+def _held(text: str) -> str:
+    return "".join(quote(c) if c.isspace() or c == "%" else c for c in text)
 
 
 def read_run(path: str | Path) -> Run:
@@ -77,6 +79,7 @@ def read_run(path: str | Path) -> Run:
     for where, line in text_lines(Path(path)):
         try:
             query_id, _, document_id, place, score, _ = line.split()
+            query_id, document_id = unquote(query_id), unquote(document_id)
             entry = int(place), float(score)
         except ValueError:
             raise ColbertZeroError(f"{where}: write query Q0 document rank score tag, not {line!r}") from None

@@ -35,8 +35,9 @@ Tokenise = Callable[[list[str], str], dict[str, torch.Tensor]]
 
 _META = "colbert_zero.json"
 
-# Stated outright, because a checkpoint's own JSON may say otherwise.
-_SAFE = {"use_safetensors": True, "weights_only": True}
+# Stated outright, because a checkpoint's own JSON may say otherwise. Weights are float32 whatever they were saved in:
+# in half precision, steps as small as those of a late phase would leave most of them where they are.
+_SAFE = {"use_safetensors": True, "weights_only": True, "dtype": torch.float32}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from colbert_zero.recipe.entry import Entry, Int
+from colbert_zero.recipe.entry import Entry, Int, Neutral
 
 
 def _as_list(value: Any) -> Any:
@@ -169,7 +169,16 @@ class HeldOut(Entry):
     """How many of them serve as queries; all by default."""
 
 
-class Beir(Entry):
+class _Rules(Entry):
+    exclude_self: Annotated[bool | None, Neutral(None)] = None
+    """Leave a query's own document, the one of the same id, out of its ranking, as BEIR and MTEB do. By default where
+    no judgement names it and its text holds the query's, as in ArguAna, whose queries are documents."""
+    on_missing: Annotated[Literal["error", "count"] | None, Neutral(None)] = None
+    """Judgements of documents or queries that are not there: stop, or count them; such a document is never found, as
+    other tools have it. By default documents are counted if they are few, at most 5 % of the judgements."""
+
+
+class Beir(_Rules):
     """A folder in BEIR layout: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv."""
 
     kind: Literal["beir"]
@@ -180,7 +189,7 @@ class Beir(Entry):
     """Which qrels."""
 
 
-class HubCollection(Entry):
+class HubCollection(_Rules):
     """A collection of the Hub (NanoBEIR, MTEB): the configurations corpus, queries and qrels; or a folder."""
 
     kind: Literal["hub"]

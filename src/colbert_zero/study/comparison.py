@@ -251,6 +251,8 @@ def _data(study: Study, nodes: list[tuple[str, ...]]) -> dict[str, Any]:
                 "documents": collection.documents_count,
                 "queries": len(collection.qrels),
                 "judgements": sum(len(grades) for grades in collection.qrels.values()),
+                "own_left_out": len(collection.own),
+                "missing": collection.missing,
                 "from": study.recipe.collections[name].model_dump(),
             }
             for name, collection in study.collections.items()

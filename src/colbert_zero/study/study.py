@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from colbert_zero.data.collection import Collection, load_beir, load_hub
+from colbert_zero.data.collection import Collection, Rules, load_beir, load_hub
 from colbert_zero.data.prepared import Part, Source, is_made, open_source, source_folder
 from colbert_zero.data.sources import folder_fingerprints, prepare_source, source_id
 from colbert_zero.evaluation import validation
@@ -102,6 +102,8 @@ class Study:
         self.prepare_sources(names)
         for name, spec in self.recipe.collections.items():
             self.collections[name] = self._collection(name, spec)
+            for told in self.collections[name].peculiarities():
+                self.show.say(f"collection {name}: {told}")
         if any(self.recipe.phases[phase].evaluate_every for chain in chains for phase in chain):
             self.prepare_validation()
 
@@ -134,10 +136,13 @@ class Study:
     def _collection(self, name: str, spec: CollectionSpec) -> Collection:
         if isinstance(spec, HeldOut):
             return load_beir(self.sources[spec.source].folder / f"held-out-{name}", name=name)
+        rules = Rules(spec.exclude_self, spec.on_missing)
         if isinstance(spec, Beir):
-            return load_beir(Path(spec.path).expanduser(), spec.split, name)
+            return load_beir(Path(spec.path).expanduser(), spec.split, name, rules)
         folder = Path(spec.path).expanduser()
-        return replace(load_hub(str(folder) if folder.is_dir() else spec.path, spec.split, spec.revision), name=name)
+        return replace(
+            load_hub(str(folder) if folder.is_dir() else spec.path, spec.split, spec.revision, rules), name=name
+        )
 
     def source_id(self, name: str) -> str:
         """Fingerprint of a source, whether it is made yet or not."""
