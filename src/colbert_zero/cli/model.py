@@ -49,7 +49,7 @@ def evaluate(
     from colbert_zero.evaluation.ranking import rank, rank_bm25
     from colbert_zero.evaluation.runs import measure, write_run
     from colbert_zero.files import write_json
-    from colbert_zero.models.encoders import load_model
+    from colbert_zero.models.checkpoints import load_model
     from colbert_zero.processes import is_main
     from colbert_zero.watch import leave
 

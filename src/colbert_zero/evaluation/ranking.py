@@ -14,7 +14,7 @@ from colbert_zero.evaluation.runs import Run
 from colbert_zero.maxsim.packed import Packed
 from colbert_zero.maxsim.scores import packed_scores
 from colbert_zero.models.bm25 import Bm25
-from colbert_zero.models.encoders import Encoder
+from colbert_zero.models.checkpoints import Encoder
 from colbert_zero.models.encoding import Task, encode
 from colbert_zero.processes import gather_objects, process_rank, world_size
 from colbert_zero.watch import stop_if_asked

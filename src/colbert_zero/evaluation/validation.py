@@ -14,7 +14,8 @@ from colbert_zero.errors import reason
 from colbert_zero.evaluation.ranking import rank
 from colbert_zero.evaluation.runs import measure
 from colbert_zero.files import atomic_folder, fingerprint, read_json, write_json
-from colbert_zero.models.encoders import Encoder, with_own_tokenizer
+from colbert_zero.models.checkpoints import Encoder
+from colbert_zero.models.encoders import with_own_tokenizer
 from colbert_zero.recipe.schema import Recipe
 
 MEASURE = "nDCG@10"

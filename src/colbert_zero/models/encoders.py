@@ -6,12 +6,11 @@ beside it in colbert_zero.json.
 """
 
 import copy
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,20 +23,19 @@ from sentence_transformers.util import load_file_path
 
 from colbert_zero.errors import ColbertZeroError, reason
 from colbert_zero.files import read_json, write_json
-from colbert_zero.models.untrusted import check_checkpoint, check_no_pickles
+from colbert_zero.models.checkpoints import SAFE, Encoder, give_padding, is_stanford, load_model, usable_positions
+from colbert_zero.models.untrusted import check_checkpoint
 
 Representation = Literal["dense", "multi-vector"]
 
-Encoder = MultiVectorEncoder | SentenceTransformer
 
 Tokenise = Callable[[list[str], str], dict[str, torch.Tensor]]
+
+
 """Texts of a task to `input_ids` and `attention_mask`, (texts, tokens) int64, padded."""
 
-_META = "colbert_zero.json"
 
-# Stated outright, because a checkpoint's own JSON may say otherwise. Weights are float32 whatever they were saved in:
-# in half precision, steps as small as those of a late phase would leave most of them where they are.
-_SAFE = {"use_safetensors": True, "weights_only": True, "dtype": torch.float32}
+_META = "colbert_zero.json"
 
 
 @dataclass(frozen=True)
@@ -91,28 +89,40 @@ def check_alignment(start: dict[str, Any] | None, alignment: Alignment, phase: s
             )
 
 
-def _base_modules(base: str, options: dict[str, Any]) -> tuple[Transformer, Dense | None, dict[str, Any] | None]:
-    """Transformer, token projection (of a multi-vector checkpoint) and known alignment of a start."""
+class _Start(NamedTuple):
+    transformer: Transformer
+    projection: Dense | None
+    """Of token vectors, in a multi-vector checkpoint."""
+    head: list[torch.nn.Module] | None
+    """Pooling and what follows, in a dense checkpoint."""
+    similarity: str | None
+    known: dict[str, Any] | None
+    """Its prompts."""
+
+
+def _base_modules(base: str, options: dict[str, Any]) -> _Start:
+    """What a start is made of."""
     known = read_alignment(base)
     local = {key: options[key] for key in ("revision",) if options.get(key)}
-    if load_file_path(base, "modules.json", **local) is None:
+    if load_file_path(base, "modules.json", **local) is None and not is_stanford(base, local):
         check_checkpoint(base, options.get("revision"), options.get("trust_remote_code", False))
         # Left open, transformers would ask at the terminal whether to run a checkpoint's code.
         options = {"trust_remote_code": False, **options}
         hub = {key: value for key, value in options.items() if key != "attn_implementation"}
         transformer = Transformer(
             base,
-            model_kwargs={**_SAFE, **options},
+            model_kwargs={**SAFE, **options},
             processor_kwargs=dict(hub),
             config_kwargs=dict(hub),
         )
-        return transformer, None, known
+        return _Start(transformer, None, None, None, known)
     loaded = load_model(base, **options)
     transformer = next(module for module in loaded if isinstance(module, Transformer))
     projection = next((m for m in loaded if isinstance(m, Dense) and m.module_input_name == "token_embeddings"), None)
     if known is None and any(loaded.prompts.get(task) for task in ("query", "document")):
         known = {f"{task}_prompt": loaded.prompts.get(task) or "" for task in ("query", "document")}
-    return transformer, projection, known
+    head = None if isinstance(loaded, MultiVectorEncoder) else [m for m in loaded if m is not transformer]
+    return _Start(transformer, projection, head, loaded.similarity_fn_name, known)
 
 
 def assemble(
@@ -129,8 +139,9 @@ def assemble(
 
     Args:
         base: Hub id or folder: a transformers encoder, a dense or a multi-vector checkpoint.
-        representation: What the phase trains. A dense start becomes multi-vector by a new linear projection, without
-            bias, in place of the pooling.
+        representation: What the phase trains. A dense start keeps its pooling, its head and its similarity in a dense
+            phase, and becomes multi-vector by a new linear projection, without bias, in their place. A plain encoder
+            gets mean pooling and normalisation.
         alignment: Prompts, markers and lengths; markers and prompts come on top of the lengths.
         dim: Width of a token vector.
         seed: Of the projection's random weights.
@@ -142,15 +153,17 @@ def assemble(
         ColbertZeroError: The prompts or the projection's width differ, or the lengths exceed the encoder's positions.
     """
     try:
-        transformer, projection, known = _base_modules(base, options)
+        start = _base_modules(base, options)
     except ColbertZeroError:
         raise
     except Exception as error:  # whatever may be wrong with a checkpoint, and there is much
         raise ColbertZeroError(f"phases.{phase}: cannot load the start {base!r}: {reason(error)}") from error
     if not allow_prompt_mismatch:
-        check_alignment(known, alignment, phase, base)
+        check_alignment(start.known, alignment, phase, base)
+    transformer, projection = start.transformer, start.projection
     tokenizer, hidden = transformer.tokenizer, transformer.get_embedding_dimension()
     assert tokenizer is not None
+    give_padding(tokenizer, f"phases.{phase}: the tokenizer of {base!r}")
     prefixes = {task: alignment.prefix(task, representation) for task in ("query", "document")}
     if representation == "multi-vector":
         markers = [m for m in (alignment.query_marker, alignment.document_marker) if m]
@@ -163,7 +176,7 @@ def assemble(
     for task, prefix in prefixes.items():
         extra = len(tokenizer(prefix.rstrip(), add_special_tokens=False)["input_ids"]) if prefix else 0
         setattr(transformer, f"{task}_length", getattr(alignment, f"{task}_tokens") + extra)
-    positions = getattr(transformer.config, "max_position_embeddings", None)
+    positions = usable_positions(transformer)
     longest = max(transformer.query_length or 0, transformer.document_length or 0)
     if positions and longest > positions:
         raise ColbertZeroError(
@@ -173,10 +186,12 @@ def assemble(
     prompts = {
         task: prefix if prefix == "" or prefix.endswith(" ") else f"{prefix} " for task, prefix in prefixes.items()
     }
-    modules: list[torch.nn.Module]
     if representation == "dense":
-        modules = [transformer, Pooling(hidden, pooling_mode="mean"), Normalize()]
-        return _padded(SentenceTransformer(modules=modules, prompts=prompts, similarity_fn_name="cosine"))
+        head = [Pooling(hidden, pooling_mode="mean"), Normalize()] if start.head is None else start.head
+        similarity: Any = "cosine" if start.head is None else start.similarity
+        return _padded(
+            SentenceTransformer(modules=[transformer, *head], prompts=prompts, similarity_fn_name=similarity)
+        )
     if projection is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -186,7 +201,12 @@ def assemble(
         raise ColbertZeroError(
             f"model.dim: {dim}, but {base!r} has token vectors of {projection.out_features}; make them equal"
         )
-    modules = [transformer, projection, MultiVectorMask(), Normalize(module_input_name="token_embeddings")]
+    modules: list[torch.nn.Module] = [
+        transformer,
+        projection,
+        MultiVectorMask(),
+        Normalize(module_input_name="token_embeddings"),
+    ]
     return _padded(MultiVectorEncoder(modules=modules, prompts=prompts))
 
 
@@ -231,37 +251,3 @@ def save_model(model: Encoder, folder: Path, alignment: Alignment) -> None:
     representation = "multi-vector" if isinstance(model, MultiVectorEncoder) else "dense"
     model.save_pretrained(str(folder), create_model_card=False)
     write_json(folder / _META, {"representation": representation, **asdict(alignment)})
-
-
-def load_model(path: str | Path, **options: Any) -> Encoder:
-    """Load a dense or multi-vector checkpoint (folder or Hub id), whichever it is. Safetensors only.
-
-    Args:
-        path: Folder or Hub id.
-        options: As for `assemble`.
-
-    Raises:
-        ColbertZeroError: It cannot be loaded, or its weights are a pickle.
-    """
-    path = str(path)
-    local = {key: options[key] for key in ("revision",) if options.get(key)}
-    if os.path.isdir(path):
-        check_no_pickles(path)
-    try:
-        check_checkpoint(path, options.get("revision"), options.get("trust_remote_code", False))
-        kind = ""
-        if config := load_file_path(path, "config_sentence_transformers.json", **local):
-            kind = read_json(Path(config)).get("model_type") or ""
-        if not kind and (config := load_file_path(path, "config.json", **local)):
-            kind = "ColBERT" if "HF_ColBERT" in (read_json(Path(config)).get("architectures") or []) else ""
-        elif not kind and not config:
-            raise OSError("no config.json or config_sentence_transformers.json there")
-        model_class = MultiVectorEncoder if kind in ("MultiVectorEncoder", "ColBERT") else SentenceTransformer
-        attention = {key: options.pop(key) for key in ("attn_implementation",) if key in options}
-        return model_class(path, model_kwargs={**_SAFE, **attention}, **options)
-    except ColbertZeroError:
-        raise
-    except Exception as error:  # as in `assemble`
-        raise ColbertZeroError(
-            f"{path}: cannot be loaded as a dense or multi-vector checkpoint: {reason(error)}"
-        ) from error

@@ -9,7 +9,7 @@ from sentence_transformers.util import batch_to_device
 from torch import Tensor
 
 from colbert_zero.maxsim.packed import Packed, pack, row_ranges, row_starts
-from colbert_zero.models.encoders import Encoder
+from colbert_zero.models.checkpoints import Encoder
 
 Task = Literal["query", "document"]
 

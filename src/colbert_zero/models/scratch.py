@@ -1,6 +1,7 @@
 """Encoders with random weights, and tokenizers trained on the recipe's sources."""
 
 import difflib
+import inspect
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
-from colbert_zero.errors import ColbertZeroError
+from colbert_zero.errors import ColbertZeroError, reason
 
 _SPECIAL = {
     "pad_token": "[PAD]",
@@ -41,9 +42,14 @@ def check_architecture(architecture: dict[str, Any]) -> None:
             hint = f", did you mean {near[0]}?" if near else ""
             raise ColbertZeroError(f"model.architecture.{key}: unknown key of {architecture['model_type']}{hint}")
     try:
-        AutoConfig.for_model(**architecture)
-    except (TypeError, ValueError) as error:
-        raise ColbertZeroError(f"model.architecture: {error}") from None
+        with torch.device("meta"):
+            model = AutoModel.from_config(AutoConfig.for_model(**architecture))
+    except Exception as error:  # each architecture checks its sizes in its own way, or fails in a layer
+        raise ColbertZeroError(f"model.architecture: {reason(error)}") from None
+    if "input_ids" not in inspect.signature(model.forward).parameters:
+        raise ColbertZeroError(
+            f"model.architecture.model_type: {architecture['model_type']!r} reads no text; bert and modernbert do"
+        )
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int, markers: list[str], longest: int) -> PreTrainedTokenizerFast:

@@ -18,7 +18,8 @@ from colbert_zero.evaluation.ranking import rank
 from colbert_zero.evaluation.runs import PerQuery, Run
 from colbert_zero.files import fingerprint, read_json
 from colbert_zero.maxsim.scores import backend
-from colbert_zero.models.encoders import Alignment, load_model
+from colbert_zero.models.checkpoints import check_base, load_model
+from colbert_zero.models.encoders import Alignment
 from colbert_zero.models.scratch import check_architecture
 from colbert_zero.processes import agree, appears, is_main, made_by_main, share
 from colbert_zero.recipe.data import Beir, CollectionSpec, HeldOut, Mined, Scored
@@ -93,6 +94,8 @@ class Study:
         check_reporters(self.recipe.reporters)
         backend(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # told now if the one asked for cannot
         names = {name for chain in chains for phase in chain for name in self.recipe.phases[phase].sources}
+        if self.recipe.model.base is not None:
+            check_base(self.recipe.model.base, self.recipe.model.revision)
         if self.recipe.model.architecture:
             check_architecture(self.recipe.model.architecture)
             names |= {name for phase in self.recipe.phases.values() for name in phase.sources}

@@ -222,7 +222,7 @@ def _check_points(sweep: Sweep, ids: list[str], judged_on: list[str]) -> None:
 def _train(study: "Study", chain: tuple[str, ...]) -> dict[str, Any]:
     """A point's figures, or why there are none."""
     from colbert_zero.evaluation.validation import validate
-    from colbert_zero.models.encoders import load_model
+    from colbert_zero.models.checkpoints import load_model
     from colbert_zero.processes import world_size
 
     row: dict[str, Any] = dict.fromkeys(("score", "scores", "steps", "device_seconds", "final_loss", "error"))

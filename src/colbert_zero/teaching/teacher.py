@@ -13,7 +13,7 @@ from colbert_zero.evaluation.runs import Run
 from colbert_zero.files import Progress
 from colbert_zero.maxsim.scores import min_max, packed_candidate_scores
 from colbert_zero.models.bm25 import Bm25
-from colbert_zero.models.encoders import Encoder
+from colbert_zero.models.checkpoints import Encoder
 from colbert_zero.models.encoding import encode, reorder
 from colbert_zero.recipe.data import Scored
 from colbert_zero.recipe.schema import Teacher

@@ -16,7 +16,7 @@ from sentence_transformers.base.losses.gradcache import RandContext
 from torch import Tensor
 
 from colbert_zero.maxsim.packed import Packed
-from colbert_zero.models.encoders import Encoder
+from colbert_zero.models.checkpoints import Encoder
 from colbert_zero.models.encoding import chunk_tokens, chunks_of, concatenate, forward, reorder, token_rows
 
 LossOf = Callable[[Packed, Packed], Tensor]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from colbert_zero.maxsim.scores import backend, can_score
-from colbert_zero.models.encoders import Encoder
+from colbert_zero.models.checkpoints import Encoder
 
 
 def machine_of(model: Encoder) -> dict[str, Any]:

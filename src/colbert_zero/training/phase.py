@@ -21,7 +21,8 @@ from colbert_zero.data.prepared import Part
 from colbert_zero.errors import ColbertZeroError, Diverged, Stopped
 from colbert_zero.files import atomic_folder, write_json
 from colbert_zero.maxsim.scores import scoring_with
-from colbert_zero.models.encoders import Alignment, Encoder, assemble, save_model, tokeniser
+from colbert_zero.models.checkpoints import Encoder
+from colbert_zero.models.encoders import Alignment, assemble, save_model, tokeniser
 from colbert_zero.processes import agree, average_gradients, from_main, is_main, share, sums, wait, world_size
 from colbert_zero.recipe.schema import Phase
 from colbert_zero.training.batches import Batches, Prefetched

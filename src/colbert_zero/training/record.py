@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from colbert_zero.models.encoders import Encoder
+from colbert_zero.models.checkpoints import Encoder
 from colbert_zero.processes import world_size
 from colbert_zero.training.batches import Batches
 from colbert_zero.training.log import Log
