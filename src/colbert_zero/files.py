@@ -232,7 +232,10 @@ def writing(folder: Path) -> Iterator[None]:
     Raises:
         ColbertZeroError: Another process holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ColbertZeroError(f"--out {folder}: not a folder; name another") from None
     with open(folder / ".lock", "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -53,6 +53,8 @@ def start() -> None:
     use_cuda = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true")
     if use_cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    # A handler of Python's cannot run while the others are waited for: until then SIGTERM ends the process.
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         # The watch, not this time limit, ends a wait for a process that has died; preparing data may take hours.
         limit = timedelta(days=7)
@@ -62,6 +64,8 @@ def start() -> None:
             f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but the other processes cannot be reached ({error}); start "
             "with torchrun or accelerate launch, which set RANK, MASTER_ADDR and MASTER_PORT"
         ) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
     _watch = _Watch()
 
 

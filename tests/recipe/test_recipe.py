@@ -182,6 +182,13 @@ BROKEN: list[tuple[str, Any, str]] = [
     ("model.architecture", {"layers": 2}, "model.architecture: needs `model_type`"),
     ("phases.distillation.negatives", 2, "phases.distillation.negatives: distillation uses all candidates"),
     ("phases.dense.student_scores", "raw", "phases.dense.student_scores: only distillation scales the student's"),
+    ("phases.dense.teacher_temperature", 0.2, "phases.dense.teacher_temperature: only distillation has a teacher"),
+    (
+        "phases.distillation.temperature",
+        {"initial": 0.5},
+        "phases.distillation.temperature: learned, it would flatten both sides",
+    ),
+    ("phases.distillation.student_scores", "x", 'student_scores: should be one of min-max, raw, found "x"'),
     (
         "phases.distillation.length_normalised",
         True,

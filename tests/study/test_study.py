@@ -418,14 +418,33 @@ def test_data_that_cannot_serve_a_phase_is_named_before_training(tmp_path):
     big, few = data(tmp_path), data(tmp_path)
     big["phases"]["unsupervised"]["global_batch_size"] = 500
     few["phases"]["unsupervised"]["negatives"] = 1
-    for recipe, message in (
-        (big, "global_batch_size: 500.*largest, pairs/pairs, has 130 rows"),
-        (few, "negatives: 1.*only 0"),
-    ):
-        wrong = study(tmp_path, recipe)
-        wrong.prepare([("unsupervised",)])
-        with pytest.raises(ColbertZeroError, match=message):
-            wrong.train(("unsupervised",))
+    wrong = study(tmp_path, big)
+    wrong.prepare([("unsupervised",)])
+    with pytest.raises(ColbertZeroError, match=r"global_batch_size: 500.*largest, pairs/pairs, has 130 rows"):
+        wrong.train(("unsupervised",))
+    with pytest.raises(ColbertZeroError, match=r"negatives: 1.*only 0"):
+        study(tmp_path, few).prepare([("unsupervised",)])
+
+
+LATER = {
+    "pairs for distillation": ({"objective": "distillation"}, "has pairs, distillation needs candidates with scores"),
+    "negatives that are not there": ({"objective": "contrastive", "negatives": 2}, "negatives: 2.*only 0"),
+}
+
+
+@pytest.mark.parametrize(("phase", "message"), LATER.values(), ids=LATER)
+def test_data_that_cannot_serve_a_later_phase_are_told_before_the_first_is_trained(tmp_path, phase, message):
+    write_rows(tmp_path / "pairs.jsonl")
+    recipe = data(tmp_path, teachers={})
+    recipe["sources"] = {"pairs": recipe["sources"]["pairs"]}
+    recipe["phases"] = {
+        "first": recipe["phases"]["unsupervised"],
+        "later": {"representation": "multi-vector", "sources": ["pairs"], "global_batch_size": 8, "learning_rate": 1e-3}
+        | phase,
+    }
+    recipe["pipelines"] = {"one": ["first", "later"]}
+    with pytest.raises(ColbertZeroError, match=f"phases.later.*{message}"):
+        study(tmp_path, recipe).prepare([("first",), ("first", "later")])
 
 
 def test_a_phase_that_starts_differently_in_several_pipelines_must_be_told_apart(tmp_path):

@@ -179,7 +179,7 @@ def backend(device: torch.device) -> str:
     """
     if _kept:
         return _kept[-1]
-    chosen = os.environ.get(BACKEND_VARIABLE, "auto")
+    chosen = os.environ.get(BACKEND_VARIABLE) or "auto"
     if chosen not in BACKENDS:
         raise ColbertZeroError(f"{BACKEND_VARIABLE}={chosen!r} is none of {', '.join(BACKENDS)}")
     if device.type != "cuda":

@@ -70,7 +70,7 @@ def explain(error: Any, keys: Callable[[list[Any], str | None], Iterable[str]]) 
     if kind == "literal_error":
         context = {"expected": context["expected"].replace("'", "").replace(" or ", ", ")}
         alike = difflib.get_close_matches(str(value), context["expected"].split(", "), 1)
-        mend = near(value, alike)
+        mend = f", did you mean {alike[0]}?" if alike else ""
     should = _SHOULD[kind].format(**context) if kind in _SHOULD else error["msg"]
     return f"{where}: should be {should}, found {show(value)}{mend}"
 
@@ -140,6 +140,15 @@ def contradictions(data: dict[str, Any]) -> list[str]:
             wrong.append(
                 f"phases.{name}.length_normalised: scales each query's scores, and so does `student_scores: min-max`; "
                 "leave it out, or set `student_scores: raw`"
+            )
+        if phase.get("objective") == "contrastive" and _given(phase, "teacher_temperature"):
+            wrong.append(f"phases.{name}.teacher_temperature: only distillation has a teacher; leave it out")
+        temperature = phase.get("temperature")
+        learned = isinstance(temperature, dict) and temperature.get("learnable", True)
+        if phase.get("objective") == "distillation" and learned and not _given(phase, "teacher_temperature"):
+            wrong.append(
+                f"phases.{name}.temperature: learned, it would flatten both sides, and so the loss; give the teacher's "
+                "side a `teacher_temperature` of its own"
             )
         if phase.get("select") == "best" and not _given(phase, "evaluate_every"):
             wrong.append(f"phases.{name}.select: best needs `evaluate_every`, the steps between evaluations; add it")

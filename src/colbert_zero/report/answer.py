@@ -91,11 +91,10 @@ def headline(records: Records) -> str:
         return "No pipeline is finished yet: there is nothing to compare."
     best = pipelines[0]
     if not beats_bm25(records, best):
-        return (
-            f"None of these: BM25, which needs no training, scores "
-            f"{points(records.means[records.baselines('lexical')[0]])}; the best pipeline, {best}, only "
-            f"{points(records.means[best])}."
-        )
+        lexical = max(records.means[name] for name in records.baselines("lexical"))
+        scored = "no more" if lexical == records.means[best] else f"only {points(records.means[best])}"
+        told = f"None of these: BM25, which needs no training, scores {points(lexical)}"
+        return f"{told}; the best pipeline, {best}, {scored}."
     if len(pipelines) == 1:
         return f"Only one pipeline was run, {best}: this study cannot say whether more pre-training pays."
     taken, verdict = choice(records, pipelines), _verdict(records, pipelines)
@@ -237,18 +236,20 @@ def _made_worse(records: Records, pipelines: list[str]) -> list[tuple[str, str]]
 def _against(records: Records, best: str, baseline: str) -> str:
     gap = records.means[best] - records.means[baseline]
     where = "above" if gap > 0 else "below" if gap < 0 else "level with"
+    lexical = records.systems[baseline]["representation"] == "lexical"
+    what = "" if lexical else ", the best single-vector model"
     text = (
         f"{best}, the best pipeline ({points(records.means[best])}), is "
-        f"{points(abs(gap)) + ' points ' if gap else ''}{where} {baseline} ({points(records.means[baseline])}), "
+        f"{points(abs(gap)) + ' points ' if gap else ''}{where} {baseline}{what} ({points(records.means[baseline])}), "
         f"{sentence_about(records, *(best, baseline) if gap >= 0 else (baseline, best))[1]}"
     )
-    if records.systems[baseline]["representation"] == "lexical":
+    if lexical:
         if gap <= 0:
             return f"{text}. Use {baseline} until more data or longer training changes this."
         below = [p for p in records.pipelines() if not beats_bm25(records, p)]
         return f"{text}; {listed(below)} not." if below else f"{text}."
     cost = f"{records.currency.words(records.cost(baseline))} against {_cost(records, best)}"
-    return f"{text}, the best single-vector model ({cost})."
+    return f"{text} ({cost})."
 
 
 def _against_teacher(records: Records, name: str) -> str:
@@ -276,4 +277,7 @@ def _against_teacher(records: Records, name: str) -> str:
     above = [p for p in records.pipelines() if records.means[p] > mean]
     if above:
         return f"{text}; {listed(above)} ended above it. A stronger teacher may help."
+    best = max((records.means[p] for p in records.pipelines()), default=0.0)
+    if best >= mean:
+        return f"{text}: no more than the best pipeline, which had nothing left to learn from it."
     return f"{text}: above every pipeline, so it still had something to teach."

@@ -46,7 +46,8 @@ TIME = Currency("device time", "device_seconds", duration, unit_of)
 
 def is_counted(system: dict[str, Any]) -> bool:
     """Whether a system's operations are counted. Without `cpu_seconds` a record is old, and its `flops` an estimate."""
-    values = [system.get("flops"), *(phase.get(key) for phase in system["phases"] for key in ("flops", "cpu_seconds"))]
+    counted = ("flops", "padding_flops", "second_pass_flops", "wall_seconds", "cpu_seconds", "threads")
+    values = [system.get("flops"), *(phase.get(key) for phase in system["phases"] for key in counted)]
     return None not in values
 
 

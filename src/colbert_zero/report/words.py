@@ -51,7 +51,8 @@ def points(score: float | None, signed: bool = False) -> str:
     """A score between 0 and 1, times 100, two decimals."""
     if score is None:
         return "–"
-    return f"{100 * score:{'+' if signed else ''}.2f}".replace("-", "−")
+    value = round(100 * score, 2) + 0.0  # never −0.00
+    return f"{value:{'+' if signed else ''}.2f}".replace("-", "−")
 
 
 def probability(p: float) -> str:

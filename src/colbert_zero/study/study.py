@@ -77,6 +77,7 @@ class Study:
     rankings: Rankings = field(init=False)
 
     def __post_init__(self) -> None:
+        self.folder, self.cache = Path(self.folder), Path(self.cache)
         self.rankings = Rankings(self.folder, RECORD_VERSION)
 
     @property
@@ -103,6 +104,9 @@ class Study:
         for phase in dict.fromkeys(name for chain in chains for name in chain):
             share(self.recipe.phases[phase].global_batch_size, f"phases.{phase}.global_batch_size")
         self.prepare_sources(names)
+        for phase in dict.fromkeys(name for chain in chains for name in chain):
+            known = [self.sources[name].parts for name in self.recipe.phases[phase].sources if name in self.sources]
+            check_columns(phase, self.recipe.phases[phase], {n: p for parts in known for n, p in parts.items()})
         for name, spec in self.recipe.collections.items():
             self.collections[name] = self._collection(name, spec)
             for told in self.collections[name].peculiarities():
