@@ -67,7 +67,8 @@ class Ours:
 
     def train(self, stop_at: int) -> dict[str, float]:
         """Train, or go on, until a step is done; its seconds from the call, and those waited for its batch."""
-        from colbert_zero.training.phase import Training, order_of_parts, train_phase
+        from colbert_zero.training.phase import order_of_parts, train_phase
+        from colbert_zero.training.training import Training
 
         run = Training(
             name="benchmark",

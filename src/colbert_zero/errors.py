@@ -21,8 +21,11 @@ class ProcessLost(Exception):
     """Another process of this training has died or failed; the message names it. Exit code 1."""
 
 
-class Stopped(Exception):
-    """The user or the scheduler asked to stop; the message says what is kept and how to go on. Exit code 0."""
+class Stopped(BaseException):
+    """The user or the scheduler asked to stop; the message says what is kept and how to go on. Exit code 0.
+
+    Like KeyboardInterrupt no `Exception`: it comes anywhere, also where any error of a library is caught.
+    """
 
 
 def short(text: str) -> str:

@@ -96,7 +96,7 @@ def fail(message: str) -> bool:
     return prints
 
 
-def cause_of(error: RuntimeError) -> Exception:
+def cause_of(error: RuntimeError) -> BaseException:
     """What made a collective operation fail: another process's end, if it is that, else the error itself."""
     if _watch is None:
         return error

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colbert_zero.data.collection import Collection, Rules, load_beir, load_hub, write_beir
+from colbert_zero.data.collection import Collection, Rules
+from colbert_zero.data.layouts import load_beir, load_hub, write_beir
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.evaluation.ranking import rank_bm25
 from helpers import DOCUMENTS, QRELS, QUERIES

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from colbert_zero.data import readers, rows
-from colbert_zero.data.collection import load_beir, load_hub
+from colbert_zero.data.layouts import load_beir, load_hub
 from colbert_zero.data.prepared import Source
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.files import LONGEST_TEXT

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colbert_zero.data import sources
-from colbert_zero.data.collection import load_beir
+from colbert_zero.data.layouts import load_beir
 from colbert_zero.data.prepared import MINED, Source, arrow_file, open_source
 from colbert_zero.data.sources import prepare_source, source_id
 from colbert_zero.errors import ColbertZeroError

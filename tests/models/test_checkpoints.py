@@ -10,7 +10,7 @@ from sentence_transformers.base.modules.dense import Dense
 from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import AutoModel, MPNetConfig, RobertaConfig
 
-from colbert_zero.errors import ColbertZeroError
+from colbert_zero.errors import ColbertZeroError, Stopped
 from colbert_zero.models.checkpoints import check_base, load_model
 from colbert_zero.models.encoders import Alignment, assemble
 from colbert_zero.models.scratch import check_architecture
@@ -117,3 +117,15 @@ def test_an_architecture_that_cannot_be_is_one_message(changes, message):
     sizes = {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     with pytest.raises(ColbertZeroError, match=f"model.architecture.*{message}"):
         check_architecture(sizes | changes)
+
+
+def test_a_wish_to_stop_is_no_fault_of_an_architecture_or_a_start(backbone, monkeypatch):
+    def stop(*_, **__):
+        raise Stopped("asked to")
+
+    monkeypatch.setattr("colbert_zero.models.scratch.AutoModel.from_config", stop)
+    with pytest.raises(Stopped):
+        check_architecture({"model_type": "bert"})
+    monkeypatch.setattr("colbert_zero.models.encoders.Transformer", stop)
+    with pytest.raises(Stopped):
+        assemble(str(backbone), "dense", PLAIN, 8, seed=0, phase="test")

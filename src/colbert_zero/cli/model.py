@@ -45,7 +45,8 @@ def evaluate(
       colbert-zero evaluate lightonai/GTE-ModernColBERT-v1 --collection zeta-alpha-ai/NanoSciFact --json scores.json
       colbert-zero evaluate bm25 --collection data/scifact
     """
-    from colbert_zero.data.collection import Rules, load_collection
+    from colbert_zero.data.collection import Rules
+    from colbert_zero.data.layouts import load_collection
     from colbert_zero.evaluation.ranking import rank, rank_bm25
     from colbert_zero.evaluation.runs import measure, write_run
     from colbert_zero.files import write_json

@@ -4,31 +4,27 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from colbert_zero.data import hub
 from colbert_zero.data.rows import text_fault
-from colbert_zero.errors import ColbertZeroError, reason, short
+from colbert_zero.errors import ColbertZeroError, short
 from colbert_zero.files import (
-    atomic_file,
-    atomic_folder,
-    file_state,
     fingerprint,
-    parse_json,
-    text_lines,
     to_json,
 )
 
 # Where a row stands (file and line, for messages), then its id and text, or its query, document and grade.
 Text = tuple[str, str, str]
 
+
 Judgement = tuple[str, str, str, int]
 
-QRELS_HEADER = ["query-id", "corpus-id", "score"]
 
 FEW_MISSING = 0.05
+
+
 """Share of judgements whose documents may be missing without being asked for: BEIR's ArguAna has such."""
+
 
 # The measures make a table with a line for each grade.
 _LARGEST_GRADE = 1_000_000
@@ -85,10 +81,10 @@ class Collection:
 
         def corpus() -> Iterator[Text]:
             for i, (document_id, text) in enumerate(documents.items(), 1):
-                yield _text({"_id": document_id, "text": text}, f"{name}: document {i}")
+                yield as_document({"_id": document_id, "text": text}, f"{name}: document {i}")
 
         texts = (
-            _text({"_id": query_id, "text": text}, f"{name}: query {i}")
+            as_document({"_id": query_id, "text": text}, f"{name}: query {i}")
             for i, (query_id, text) in enumerate(queries.items(), 1)
         )
         judgements = (
@@ -96,7 +92,7 @@ class Collection:
             for query_id, grades in qrels.items()
             for document_id, grade in grades.items()
         )
-        return _collect(name, corpus, texts, judgements)
+        return collect(name, corpus, texts, judgements)
 
 
 @dataclass(frozen=True)
@@ -115,108 +111,15 @@ class Rules:
     on_missing: str | None = None
 
 
-def load_beir(path: str | Path, split: str = "test", name: str | None = None, rules: Rules = Rules()) -> Collection:
-    """A collection in BEIR layout: corpus.jsonl, queries.jsonl (or .jsonl.gz) and qrels/SPLIT.tsv.
-
-    Args:
-        path: The folder.
-        split: Which qrels.
-        name: The folder's name unless given.
-        rules: Where collections differ in what they mean.
-
-    Raises:
-        ColbertZeroError: A file is missing or a line is wrong; names file, line and mend.
-    """
-    folder = Path(path)
-    corpus_path, queries_path = _jsonl_path(folder, "corpus"), _jsonl_path(folder, "queries")
-    qrels_path = folder / "qrels" / f"{split}.tsv"
-    if not qrels_path.is_file():
-        splits = sorted(file.stem for file in qrels_path.parent.glob("*.tsv"))
-        raise ColbertZeroError(
-            f"{qrels_path} does not exist; the splits of this collection: {', '.join(splits) or 'none'}"
-        )
-    return _collect(
-        name or folder.resolve().name,
-        _unchanged(corpus_path),
-        _read_jsonl(queries_path),
-        _read_qrels(qrels_path),
-        rules,
-    )
+DEFAULT_RULES = Rules()
 
 
-def load_hub(name: str, split: str | None = None, revision: str | None = None, rules: Rules = Rules()) -> Collection:
-    """A collection of the Hugging Face Hub in NanoBEIR or MTEB layout, or a local folder laid out so.
-
-    The layout has the configurations `corpus` (_id, title, text), `queries` (_id, text) and `qrels`
-    (query-id, corpus-id, score), called `default` in MTEB; without a score each judgement has grade 1.
-
-    Args:
-        name: Data set id on the Hub, or a folder.
-        split: Split of each configuration that has it (`NanoMSMARCO`, `test`); a configuration that has
-            only one split needs none.
-        revision: Commit of the data set; a branch or tag may move.
-        rules: Where collections differ in what they mean.
-
-    Raises:
-        ColbertZeroError: The data set, a configuration or a split cannot be read, or a row is wrong.
-    """
-    told, mend = f"cannot read the data set {name}", "; check its name, the revision and the network"
-    names = hub.config_names(name, revision, told, mend)
-    judged = "qrels" if "qrels" in names else "default"
-    if missing := [config for config in ("corpus", "queries", judged) if config not in names]:
-        raise ColbertZeroError(
-            f"{name} has no configuration {' or '.join(missing)} but {', '.join(names)}; "
-            "a collection needs corpus, queries and qrels (or default, with the qrels)"
-        )
-    corpus, queries, qrels = (
-        _one_split(name, config, split, hub.load(name, config, None, revision, told, mend))
-        for config in ("corpus", "queries", judged)
-    )
-
-    def rows(config: str, table: Any) -> Iterator[tuple[str, Any]]:
-        return ((f"{name}, {config}, row {i}", row) for i, row in enumerate(hub.rows(table), 1))
-
-    def texts(config: str, table: Any) -> Iterator[Text]:
-        return (_text(_readable(row, where), where) for where, row in rows(config, table))
-
-    def judgement(row: dict[str, Any], where: str) -> Judgement:
-        return _judgement([row.get("query-id"), row.get("corpus-id"), row.get("score", 1)], where)
-
-    judgements = (judgement(_readable(row, where), where) for where, row in rows(judged, qrels))
-    label = f"{name}/{split}" if split else name
-    return _collect(label, lambda: texts("corpus", corpus), texts("queries", queries), judgements, rules)
-
-
-def load_collection(place: str, split: str | None = None, rules: Rules = Rules()) -> Collection:
-    """A collection by its folder in BEIR layout (split `test`), or by its Hub id (split `train`)."""
-    folder = Path(place).expanduser()
-    if folder.is_dir():
-        return load_beir(folder, split or "test", rules=rules)
-    return load_hub(place, split or "train", rules=rules)
-
-
-def write_beir(collection: Collection, path: str | Path, split: str = "test") -> None:
-    """Write a collection in BEIR layout, as a whole or not at all; a folder already there is replaced."""
-    with atomic_folder(Path(path)) as folder:
-        with atomic_file(folder / "corpus.jsonl") as file:
-            for document_id, text in collection.documents():
-                file.write(to_json({"_id": document_id, "text": text}) + "\n")
-        with atomic_file(folder / "queries.jsonl") as file:
-            for query_id, text in collection.queries.items():
-                file.write(to_json({"_id": query_id, "text": text}) + "\n")
-        with atomic_file(folder / "qrels" / f"{split}.tsv") as file:
-            file.write("\t".join(QRELS_HEADER) + "\n")
-            for query_id, grades in collection.qrels.items():
-                for document_id, grade in grades.items():
-                    file.write(f"{query_id}\t{document_id}\t{grade}\n")
-
-
-def _collect(
+def collect(
     name: str,
     corpus: Callable[[], Iterator[Text]],
     queries: Iterable[Text],
     judgements: Iterable[Judgement],
-    rules: Rules = Rules(),
+    rules: Rules = DEFAULT_RULES,
 ) -> Collection:
     """Check the parts against each other in one pass over the corpus."""
     texts: dict[str, str] = {}
@@ -283,7 +186,7 @@ def _collect(
     )
 
 
-def _text(row: Any, where: str) -> Text:
+def as_document(row: Any, where: str) -> Text:
     """A row's id and text, the title first."""
     if not isinstance(row, dict):
         raise ColbertZeroError(f"{where}: not an object; each row needs _id and text")
@@ -312,7 +215,8 @@ def _identifier(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def _judgement(columns: list[Any], where: str) -> Judgement:
+def as_judgement(columns: list[Any], where: str) -> Judgement:
+    """A query's id, a document's and a grade, checked."""
     query_id, document_id = map(_identifier, columns[:2])
     grade = columns[2]
     _check_string(query_id, "query-id", where)
@@ -333,69 +237,3 @@ def _grade(value: Any, where: str) -> int:
             f"{where}: the grade {short(repr(value))} is beyond ±{_LARGEST_GRADE:,}; map the grades to small numbers"
         )
     return grade
-
-
-def _jsonl_path(folder: Path, stem: str) -> Path:
-    for path in (folder / f"{stem}.jsonl", folder / f"{stem}.jsonl.gz"):
-        if path.is_file():
-            return path
-    raise ColbertZeroError(
-        f"{folder} has no {stem}.jsonl or {stem}.jsonl.gz; a BEIR collection is a folder with corpus.jsonl, "
-        "queries.jsonl and qrels/SPLIT.tsv"
-    )
-
-
-def _unchanged(path: Path) -> Callable[[], Iterator[Text]]:
-    """Rows of a file as often as asked for, refused once it is no longer the one that was checked."""
-    first = file_state(path)
-
-    def check() -> None:
-        if not path.is_file() or file_state(path) != first:
-            raise ColbertZeroError(
-                f"{path}: changed since it was first read; leave it as it is and start the run again"
-            )
-
-    def rows() -> Iterator[Text]:
-        check()
-        yield from _read_jsonl(path)
-        check()
-
-    return rows
-
-
-def _read_jsonl(path: Path) -> Iterator[Text]:
-    for where, line in text_lines(path):
-        try:
-            row = parse_json(line)
-        except ValueError as error:
-            raise ColbertZeroError(f"{where}: broken JSON ({error}); one object a line is expected") from None
-        yield _text(row, where)
-
-
-def _read_qrels(path: Path) -> Iterator[Judgement]:
-    lines = text_lines(path)
-    where, header = next(lines, (f"{path}:1", ""))
-    if header.split("\t") != QRELS_HEADER:
-        raise ColbertZeroError(f"{where}: the header is {short(repr(header))}; write {' TAB '.join(QRELS_HEADER)}")
-    for where, line in lines:
-        columns = line.split("\t")
-        if len(columns) != 3:
-            raise ColbertZeroError(f"{where}: {len(columns)} column(s), not 3; write query-id TAB corpus-id TAB score")
-        yield _judgement(columns, where)
-
-
-def _one_split(name: str, config: str, split: str | None, splits: Any) -> Any:
-    """The wanted split of a configuration, or the only one."""
-    if split in splits:
-        return splits[split]
-    if len(splits) == 1 and (split is None or config in ("corpus", "queries")):
-        return next(iter(splits.values()))
-    raise ColbertZeroError(
-        f"{name}, {config}: the split {split!r} does not exist; there are {', '.join(map(repr, splits))}"
-    )
-
-
-def _readable(row: Any, where: str) -> Any:
-    if isinstance(row, Exception):
-        raise ColbertZeroError(f"{where}: cannot be read ({reason(row)}); mend the row")
-    return row

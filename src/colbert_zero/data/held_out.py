@@ -11,7 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from colbert_zero.data.collection import Collection, write_beir
+from colbert_zero.data.collection import Collection
+from colbert_zero.data.layouts import write_beir
 from colbert_zero.data.rows import PAIRS
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.recipe.data import HeldOut

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi
 
-from colbert_zero.data.collection import Collection, load_beir, load_hub, write_beir
+from colbert_zero.data.collection import Collection
+from colbert_zero.data.layouts import load_beir, load_hub, write_beir
 from colbert_zero.errors import reason
 from colbert_zero.evaluation.ranking import rank
 from colbert_zero.evaluation.runs import measure

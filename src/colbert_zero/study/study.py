@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from colbert_zero.data.collection import Collection, Rules, load_beir, load_hub
+from colbert_zero.data.collection import Collection, Rules
+from colbert_zero.data.layouts import load_beir, load_hub
 from colbert_zero.data.prepared import Part, Source, is_made, open_source, source_folder
 from colbert_zero.data.sources import folder_fingerprints, prepare_source, source_id
 from colbert_zero.evaluation import validation
@@ -31,8 +32,9 @@ from colbert_zero.study.start import write_start
 from colbert_zero.teaching.negatives import mine
 from colbert_zero.teaching.teacher import score
 from colbert_zero.training.batches import check_columns
-from colbert_zero.training.phase import Training, order_of_parts, steps_of, train_phase
+from colbert_zero.training.phase import order_of_parts, steps_of, train_phase
 from colbert_zero.training.reporters import check_reporters, reporting
+from colbert_zero.training.training import Training
 from colbert_zero.watch import stop_if_asked
 
 T = TypeVar("T")

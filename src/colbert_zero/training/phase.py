@@ -4,7 +4,6 @@ import math
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from colbert_zero.errors import ColbertZeroError, Diverged, Stopped
 from colbert_zero.files import atomic_folder, write_json
 from colbert_zero.maxsim.scores import scoring_with
 from colbert_zero.models.checkpoints import Encoder
-from colbert_zero.models.encoders import Alignment, assemble, save_model, tokeniser
+from colbert_zero.models.encoders import assemble, save_model, tokeniser
 from colbert_zero.processes import agree, average_gradients, from_main, is_main, share, sums, wait, world_size
 from colbert_zero.recipe.schema import Phase
 from colbert_zero.training.batches import Batches, Prefetched
@@ -42,42 +41,10 @@ from colbert_zero.training.log import Entry, Log
 from colbert_zero.training.losses import objective_of
 from colbert_zero.training.machine import going_on, machine_of
 from colbert_zero.training.record import phase_record
+from colbert_zero.training.training import Training
 from colbert_zero.watch import finishing_its_step, stop_requested
 
 Validate = Callable[[Encoder], dict[str, float]]
-
-
-@dataclass(frozen=True)
-class Training:
-    """All that the training of a phase is made of.
-
-    Attributes:
-        name: The phase.
-        id: Fingerprint of all that was asked for (`Study.phase_id`); a checkpoint of another id is not taken.
-        chain: The phases before it and itself.
-        parent: Id of the phase it starts from.
-        start: Folder or Hub id of its start.
-        spec: The phase's recipe entry.
-        alignment: Prompts, markers, lengths.
-        seed: Of dropout, and of a new projection's random weights.
-        order: Of the data.
-        steps: Optimiser steps.
-        dim: Width of a token vector.
-        options: `attn_implementation`; `revision` and `trust_remote_code` of a Hub start.
-    """
-
-    name: str
-    id: str
-    chain: tuple[str, ...]
-    parent: str | None
-    start: str
-    spec: Phase
-    alignment: Alignment
-    seed: int
-    order: Order
-    steps: int
-    dim: int
-    options: dict[str, Any] = field(default_factory=dict)
 
 
 def train_phase(
@@ -113,7 +80,8 @@ def train_phase(
         >>> from colbert_zero.data.prepared import ArrowPart
         >>> from colbert_zero.models.encoders import Alignment
         >>> from colbert_zero.recipe.schema import Phase
-        >>> from colbert_zero.training.phase import Training, order_of_parts
+        >>> from colbert_zero.training.training import Training
+        >>> from colbert_zero.training.phase import order_of_parts
         >>> pairs = [{"query": f"lift {n}", "document": f"drag {n}", "negatives": []} for n in range(8)]
         >>> parts = {"wings/all": ArrowPart("wings/all", Dataset.from_list(pairs), None)}
         >>> spec = Phase(

@@ -2,7 +2,7 @@
 
 import resource
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -11,9 +11,7 @@ from colbert_zero.models.checkpoints import Encoder
 from colbert_zero.processes import world_size
 from colbert_zero.training.batches import Batches
 from colbert_zero.training.log import Log
-
-if TYPE_CHECKING:
-    from colbert_zero.training.phase import Training
+from colbert_zero.training.training import Training
 
 _CURVE = ("step", "loss", "source", "learning_rate", "temperature", "elapsed_seconds")
 
@@ -141,7 +139,7 @@ class PhaseRecord(_Record):
 
 
 def phase_record(
-    training: "Training", model: Encoder, batches: Batches, log: Log, machine: dict[str, Any]
+    training: Training, model: Encoder, batches: Batches, log: Log, machine: dict[str, Any]
 ) -> dict[str, Any]:
     """phase.json's content, after a training's last step."""
     spec, alignment, spent = training.spec, training.alignment, log.spent

@@ -1,0 +1,41 @@
+"""What a training is made of."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from colbert_zero.data.order import Order
+from colbert_zero.models.encoders import Alignment
+from colbert_zero.recipe.schema import Phase
+
+
+@dataclass(frozen=True)
+class Training:
+    """All that the training of a phase is made of.
+
+    Attributes:
+        name: The phase.
+        id: Fingerprint of all that was asked for (`Study.phase_id`); a checkpoint of another id is not taken.
+        chain: The phases before it and itself.
+        parent: Id of the phase it starts from.
+        start: Folder or Hub id of its start.
+        spec: The phase's recipe entry.
+        alignment: Prompts, markers, lengths.
+        seed: Of dropout, and of a new projection's random weights.
+        order: Of the data.
+        steps: Optimiser steps.
+        dim: Width of a token vector.
+        options: `attn_implementation`; `revision` and `trust_remote_code` of a Hub start.
+    """
+
+    name: str
+    id: str
+    chain: tuple[str, ...]
+    parent: str | None
+    start: str
+    spec: Phase
+    alignment: Alignment
+    seed: int
+    order: Order
+    steps: int
+    dim: int
+    options: dict[str, Any] = field(default_factory=dict)
