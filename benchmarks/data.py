@@ -13,10 +13,8 @@ The plan is that of 10^8 rows in 29 sources of 10^5 to 10^7 rows, in batches of 
 at random steps is compared with its share of the rows, in standard deviations of independent draws.
 """
 
-import argparse
 import gc
 import itertools
-import json
 import os
 import statistics
 import sys
@@ -31,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from harness import RESULTS, calibrate, in_turn, report, status
+from harness import RESULTS, calibrate, in_turn, parse, parser_of, report, status
 
 CONTENDERS = ["ours", "sentence-transformers", "sentence-transformers, 2 workers"]
 PARTS, WORDS, VOCABULARY, QUERY_TOKENS, DOCUMENT_TOKENS = 8, 3000, 2000, 32, 64
@@ -316,14 +314,9 @@ def lines(case: dict[str, Any], runs: dict[str, list[dict[str, Any]]]) -> Iterat
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="10^5 and 10^6 rows, one round")
+    parser = parser_of(__doc__, "10^5 and 10^6 rows, one round")
     parser.add_argument("--rounds", type=int, default=3, help="of the rates")
-    parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.child:
-        print(json.dumps(child(**arguments.child)))
-        return
+    arguments = parse(parser, child)
     cases = cases_of(arguments.quick, arguments.rounds)
     print(f"{len(cases)} cases, on two cores about {2 if arguments.quick else 12} minutes", file=sys.stderr)
     rows, records = [], []

@@ -4,14 +4,12 @@
 embeddings are those of maxsim.py: the first candidate of a query holds noisy copies of its tokens.
 """
 
-import argparse
-import json
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from harness import in_turn, measure, report, summary
+from harness import in_turn, measure, parse, parser_of, report, summary
 from maxsim import CONTENDERS, D_TOKENS, DIM, Q_TOKENS, embeddings
 
 QUERIES = 32
@@ -48,13 +46,8 @@ def child(contender: str, n_ways: int, repeats: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="32 candidates, one round")
-    parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.child:
-        print(json.dumps(child(**arguments.child)))
-        return
+    parser = parser_of(__doc__, "32 candidates, one round")
+    arguments = parse(parser, child)
     ways, rounds, repeats = ([32], 1, 3) if arguments.quick else ([8, 32], 3, 5)
     rows, records = [], []
     cases = [{"n_ways": n, "repeats": repeats} for n in ways]

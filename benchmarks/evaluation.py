@@ -7,8 +7,6 @@ and must come to the same nDCG@10. Then the small encoder ranks 4 and 16 times a
 memory does: the peak is what ranking adds to the model and the texts. The largest corpus is for us alone.
 """
 
-import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Callable
@@ -17,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from harness import in_turn, measure, report, summary
+from harness import in_turn, measure, parse, parser_of, report, summary
 from training_step import model_of, write_encoder
 
 QUERIES, DEPTH, MEASURE = 200, 10, "nDCG@10"
@@ -50,11 +48,12 @@ def evaluator_of(contender: str, corpus: Texts, queries: Texts) -> Callable[[Any
     answers = {query_id: query_id.replace("q", "d") for query_id in queries}
     if contender == "ours":
         from colbert_zero.data.collection import Collection
-        from colbert_zero.evaluation import ranking as evaluation
+        from colbert_zero.evaluation.ranking import rank
+        from colbert_zero.evaluation.runs import measure as measured
 
         qrels = {query_id: {answer: 1} for query_id, answer in answers.items()}
         collection = Collection.from_memory("random words", corpus, queries, qrels)
-        return lambda model: evaluation.measure(evaluation.rank(model, collection, DEPTH), qrels, [MEASURE])[0][MEASURE]
+        return lambda model: measured(rank(model, collection, DEPTH), qrels, [MEASURE])[0][MEASURE]
     from sentence_transformers.multi_vector_encoder.evaluation import MultiVectorInformationRetrievalEvaluator
 
     relevant = {query_id: {answer} for query_id, answer in answers.items()}
@@ -84,14 +83,9 @@ def cases_of(quick: bool, rounds: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a fifth of the documents, one round")
+    parser = parser_of(__doc__, "a fifth of the documents, one round")
     parser.add_argument("--rounds", type=int, default=3, help="on the smallest corpus")
-    parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.child:
-        print(json.dumps(child(**arguments.child)))
-        return
+    arguments = parse(parser, child)
     cases = cases_of(arguments.quick, arguments.rounds)
     print(f"{len(cases)} cases, on two cores about {2 if arguments.quick else 9} minutes", file=sys.stderr)
     rows, records = [], []

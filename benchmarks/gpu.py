@@ -11,7 +11,6 @@ PyTorch's allocator held, inputs included. A case that runs out of memory or of 
 says "not measured"; --interpret runs tiny cases on the CPU, in Triton's interpreter, to show that the script works.
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -26,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import SOURCE, report
+from harness import SOURCE, parse, parser_of, report
 
 Q_TOKENS, D_TOKENS, MEAN_D_TOKENS, DIM = 39, 187, 110, 128
 LIMIT_SECONDS = 300
@@ -219,14 +218,9 @@ def row(case: dict[str, Any], result: dict[str, Any], rate: float) -> list[Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="batch 1024 only")
+    parser = parser_of(__doc__, "batch 1024 only")
     parser.add_argument("--interpret", action="store_true", help="tiny cases in Triton's interpreter, on the CPU")
-    parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.child:
-        print(json.dumps(child(**arguments.child)))
-        return
+    arguments = parse(parser, child)
     interpret = {"interpret": True} if arguments.interpret else {}
     speed = run({"kind": "rate", "size": 64 if interpret else 8192, **interpret})
     rate = speed.get("flops_per_second", 0.0)

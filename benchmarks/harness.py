@@ -7,6 +7,7 @@ ratios within a round.
 Peak memory is the process's high-water mark above its resident inputs.
 """
 
+import argparse
 import gc
 import json
 import os
@@ -150,3 +151,20 @@ def report(name: str, columns: list[str], rows: list[list[Any]], records: Any) -
         "machine": platform.processor(),
     }
     (RESULTS / f"{name}.json").write_text(json.dumps({"machine": machine, "records": records}, indent=1) + "\n")
+
+
+def parser_of(doc: str, quick: str) -> argparse.ArgumentParser:
+    """A benchmark's options: what `--quick` means, and `--child`, a case that this process measures."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, child: Callable[..., dict[str, Any]]) -> argparse.Namespace:
+    """The options; a child prints its measurement and ends here."""
+    arguments = parser.parse_args()
+    if arguments.child:
+        print(json.dumps(child(**arguments.child)))
+        raise SystemExit
+    return arguments

@@ -8,15 +8,13 @@ contender gets the same padded embeddings and mask, and returns gradients of the
 of our time.
 """
 
-import argparse
-import json
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness import in_turn, measure, report, summary
+from harness import in_turn, measure, parse, parser_of, report, summary
 
 QUERIES, Q_TOKENS, D_TOKENS, DIM = 64, 32, 180, 128
 CONTENDERS = ["ours", "sentence-transformers", "pylate"]
@@ -67,13 +65,8 @@ def child(contender: str, documents: int, temperature: float, repeats: int) -> d
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="64 and 256 documents, one round")
-    parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.child:
-        print(json.dumps(child(**arguments.child)))
-        return
+    parser = parser_of(__doc__, "64 and 256 documents, one round")
+    arguments = parse(parser, child)
     sizes, rounds, repeats = ([64, 256], 1, 3) if arguments.quick else ([64, 128, 256, 512, 2048], 3, 3)
     cases = [{"documents": n, "temperature": t, "repeats": repeats} for n in sizes for t in (1.0, 0.02)]
     rows, records = [], []

@@ -16,7 +16,6 @@ it in which training waited for its first batch, read and tokenised. Imports, op
 phase, which loads what is loaded once, come before both. Tensors are so small that one thread is fastest.
 """
 
-import argparse
 import json
 import math
 import os
@@ -29,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from data import alignment, source_of, their_trainer, write_encoder
-from harness import calibrate, in_turn, report
+from harness import calibrate, in_turn, parse, parser_of, report
 
 BATCH, DIM, WARM_ROWS, LOGGED = 128, 16, 10**5, 500
 PERCENT = [0, 50, 99]
@@ -204,14 +203,9 @@ def child(contender: str, path: str, rows: int, step: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="10^6 rows, one round")
+    parser = parser_of(__doc__, "10^6 rows, one round")
     parser.add_argument("--rows", type=int, nargs="+", help="only these sizes")
-    parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.child:
-        print(json.dumps(child(**arguments.child)))
-        return
+    arguments = parse(parser, child)
     # The streamed peer reads and tokenises what it skips, so only the smallest size can be waited for.
     sizes = [WARM_ROWS, 10**6] if arguments.quick else [WARM_ROWS, 10**6, 10**7]
     sizes = arguments.rows or sizes

@@ -18,9 +18,7 @@ Peak memory is what a step adds to the weights and AdamW's moments. The losses o
 within 0.1 %, the second being that of weights which the first changed; else there is no comparison.
 """
 
-import argparse
 import itertools
-import json
 import sys
 import tempfile
 from collections.abc import Callable
@@ -30,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import calibrate, in_turn, measure, report, summary
+from harness import calibrate, in_turn, measure, parse, parser_of, report, summary
 
 CONTENDERS = ["ours", "sentence-transformers", "pylate"]
 Q_TOKENS, D_TOKENS, DIM, VOCABULARY, SHARED_TOKENS = 32, 180, 128, 8192, 4
@@ -178,17 +176,12 @@ def cases_of(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="the small encoder, 128 and 512 queries, one round")
+    parser = parser_of(__doc__, "the small encoder, 128 and 512 queries, one round")
     parser.add_argument("--full", action="store_true", help="also 2048 queries with the larger encoder")
     parser.add_argument("--encoders", nargs="+", default=list(ENCODERS), choices=ENCODERS)
     parser.add_argument("--rounds", type=int, default=3, help="of the smallest batch; the others have one")
     parser.add_argument("--batches", type=int, nargs="+", default=[128, 512, 2048], help="queries a step")
-    parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.child:
-        print(json.dumps(child(**arguments.child)))
-        return
+    arguments = parse(parser, child)
     cases = cases_of(arguments.encoders, arguments.batches, arguments.rounds, arguments.quick, arguments.full)
     print(f"{len(cases)} cases, expected to take {expected_minutes(cases):.0f} minutes", file=sys.stderr)
     rows, records = [], []

@@ -28,6 +28,10 @@ class Stopped(BaseException):
     """
 
 
+STOPPED = "stopped by SIGTERM. What is finished is kept; the same command goes on"
+"""What is said of it outside of training."""
+
+
 def short(text: str) -> str:
     """Text from the data on one short printable line."""
     text = text if len(text) <= 60 else text[:57] + "…"

@@ -20,7 +20,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from colbert_zero.errors import ColbertZeroError, ProcessLost, Stopped, reason
+from colbert_zero.errors import STOPPED, ColbertZeroError, ProcessLost, Stopped, reason
 from colbert_zero.processes import wait
 
 BEAT_SECONDS = 2.0
@@ -32,8 +32,6 @@ SILENCE_SECONDS = 40.0
 _GRACE_SECONDS = 5.0
 
 _ALIVE, _LEFT, _STOPPED, _FAILED = "alive", "left", "stopped", "failed"
-
-_STOPPED_TEXT = "stopped by SIGTERM. What is finished is kept; the same command goes on"
 
 # ---- Starting
 
@@ -103,7 +101,7 @@ def cause_of(error: RuntimeError) -> BaseException:
     end = time.monotonic() + SILENCE_SECONDS + BEAT_SECONDS
     while not (cause := _watch.look()) and not _stop.is_set() and time.monotonic() < end:
         time.sleep(0.2)
-    return Stopped(_STOPPED_TEXT) if _stop.is_set() and not cause else ProcessLost(cause) if cause else error
+    return Stopped(STOPPED) if _stop.is_set() and not cause else ProcessLost(cause) if cause else error
 
 
 class _Watch:
@@ -236,7 +234,7 @@ def stop_if_asked() -> None:
         Stopped: It was asked to.
     """
     if _stop.is_set() and not _finishes_its_step:
-        raise Stopped(_STOPPED_TEXT)
+        raise Stopped(STOPPED)
 
 
 def stop_on_sigterm() -> None:
@@ -245,7 +243,7 @@ def stop_on_sigterm() -> None:
     def handle(*_: object) -> None:
         _stop.set()
         if not _finishes_its_step:
-            raise Stopped(_STOPPED_TEXT)
+            raise Stopped(STOPPED)
 
     signal.signal(signal.SIGTERM, handle)
 

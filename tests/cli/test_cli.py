@@ -10,7 +10,7 @@ import yaml
 
 from colbert_zero.data.layouts import write_beir
 from colbert_zero.recipe.reading import RECIPES, load_recipe
-from helpers import ROOT
+from helpers import ROOT, data, write_rows
 
 
 def test_every_command_is_in_the_help_and_teaches_by_example(command):
@@ -115,3 +115,19 @@ def test_a_terminal_that_cannot_hold_a_character_gets_another(encoding):
     done = subprocess.run(command, capture_output=True, env=environment, check=False)
     assert done.returncode == 2
     assert b"colbert-zero: ?.yaml: no such file" in done.stderr
+
+
+def test_sigterm_while_torch_is_imported_ends_with_success(tmp_path):
+    write_rows(tmp_path / "pairs.jsonl")
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(data(tmp_path)))
+    code = (
+        "import os, signal, sys\nfrom colbert_zero import cli\n"
+        "class Finder:\n    def find_spec(self, name, *_):\n"
+        "        name == 'torch' and os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "sys.argv = ['colbert-zero', 'run', 'r.yaml']\ncli.main()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "stopped by SIGTERM" in done.stdout

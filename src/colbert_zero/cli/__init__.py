@@ -2,14 +2,16 @@
 
 import io
 import os
+import signal
 import sys
+import threading
 from types import ModuleType
 
 import typer
 from rich.console import Console
 
 from colbert_zero.cli import data, model, recipes, study
-from colbert_zero.errors import ColbertZeroError, ProcessLost, Stopped
+from colbert_zero.errors import STOPPED, ColbertZeroError, ProcessLost, Stopped
 from colbert_zero.terminal import console
 
 app = typer.Typer(
@@ -35,6 +37,8 @@ def main() -> None:
     # threads that never spin are a quarter slower alone. Read when torch is imported, which the commands do.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _stop)  # until the watch, which takes seconds to import, does it better
     try:
         try:
             app()
@@ -55,6 +59,10 @@ def main() -> None:
         _end(f"{error}. What is finished is kept; the same command goes on", 1)
     except KeyboardInterrupt:
         _end("stopped. The same command goes on where this one was", 130)
+
+
+def _stop(*_: object) -> None:
+    raise Stopped(STOPPED)
 
 
 def _watch() -> ModuleType | None:

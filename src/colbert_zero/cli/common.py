@@ -1,5 +1,6 @@
 """What the commands share: their options, and the study they work in."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -25,6 +26,11 @@ OutOption = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Wh
 def command_line() -> str:
     """The command as it was typed."""
     return " ".join(["colbert-zero", *sys.argv[1:]])
+
+
+def is_first() -> bool:
+    """Whether this process is the first of those that a launcher started; for what one does alone."""
+    return int(os.environ.get("WORLD_SIZE", "1")) < 2 or os.environ.get("RANK", "0") == "0"
 
 
 def study_in(recipe: Recipe, out: Path | None) -> "Study":

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from colbert_zero.cli.common import OutOption, RecipeArgument, SetOption, study_in
+from colbert_zero.cli.common import OutOption, RecipeArgument, SetOption, is_first, study_in
 from colbert_zero.recipe.reading import load_recipe
 from colbert_zero.terminal import rows_in_words
 
@@ -30,6 +30,8 @@ def data(
       colbert-zero data quickstart --phase unsupervised --step 12
       colbert-zero data quickstart --phase full@distillation --step 3 --json | jq .rows
     """
+    if not is_first():
+        return
     checked = load_recipe(recipe, overrides or [])
     from colbert_zero.study.inspection import step_rows
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from colbert_zero.cli.common import OutOption, RecipeArgument, SetOption, command_line, held_study
+from colbert_zero.cli.common import OutOption, RecipeArgument, SetOption, command_line, held_study, is_first
 from colbert_zero.recipe.reading import load_recipe
 from colbert_zero.terminal import best_overrides, console, print_plan, print_results, sweep_table
 
@@ -118,4 +118,6 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folde
     """
     from colbert_zero.report import write_report
 
+    if not is_first():
+        return
     console.print(f"Report: {write_report(folder)}", markup=False, soft_wrap=True)
