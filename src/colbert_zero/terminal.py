@@ -146,10 +146,10 @@ def results_tables(results: dict[str, Any], width: int) -> list[Table]:
     only = f"{collections[0]} " if len(collections) == 1 else "mean "
     first: dict[str, Column] = {
         f"{only}nDCG@10": lambda system: _score(_mean(system["scores"], collections)),
-        "compute": lambda system: operations(system["flops"]) if _is_counted(system) else "–",
+        "compute": lambda system: operations(system["flops"]) if _was_counted(system) else "–",
         "device time": lambda system: duration(system["device_seconds"]) if system["phases"] else "–",
     }
-    if not any(map(_is_counted, results["systems"].values())):
+    if not any(map(_was_counted, results["systems"].values())):
         del first["compute"]  # trained by a version that did not count
     shown: list[dict[str, Column]] = [first]
     # All of them beside the mean, or none: a table of one and a table of six would be hard to read together.
@@ -200,7 +200,8 @@ def _width(systems: dict[str, Any], groups: list[tuple[str, list[str]]], columns
     return max(map(cell_len, names)) + sum(2 + max(map(cell_len, column)) for column in cells)
 
 
-def _is_counted(system: dict[str, Any]) -> bool:
+def _was_counted(system: dict[str, Any]) -> bool:
+    """Whether it was trained, by a version that counted; else there is nothing to show."""
     return bool(system["phases"]) and system.get("flops") is not None
 
 

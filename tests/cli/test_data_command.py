@@ -1,14 +1,13 @@
 """`colbert-zero data`: what it says a step sees is what training reads."""
 
 import json
-import sys
+from functools import partial
 
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from colbert_zero import cli
 from colbert_zero.data.order import Order
 from colbert_zero.data.prepared import ArrowPart
 from colbert_zero.files import writing
@@ -76,20 +75,9 @@ def study(folder):
 
 
 @pytest.fixture
-def command(folder, monkeypatch, capsys):
-    """Run `colbert-zero data` on the recipe; returns exit code, standard output, standard error."""
-
-    def run(*words):
-        arguments = ["data", folder / "tiny.yaml", "--out", folder / "out", *words]
-        monkeypatch.setattr(sys, "argv", ["colbert-zero", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        return code, *capsys.readouterr()
-
-    return run
+def look(folder, command):
+    """`colbert-zero data` on the recipe."""
+    return partial(command, "data", folder / "tiny.yaml", "--out", folder / "out")
 
 
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -130,14 +118,14 @@ def test_training_reads_these_rows(study, monkeypatch):
     assert read == [(f"{seen['source']}/{seen['part']}", seen["rows"]) for seen in expected]
 
 
-def test_json_is_one_object_alone_on_standard_output(command, study):
-    code, out, _ = command("--phase", "full@unsupervised", "--step", 4, "--json")
+def test_json_is_one_object_alone_on_standard_output(look, study):
+    code, out, _ = look("--phase", "full@unsupervised", "--step", 4, "--json")
     assert code == 0
     assert json.loads(out) == step_rows(study, "unsupervised", 4)
 
 
-def test_words_name_source_rows_and_a_few_texts(command, study):
-    code, out, _ = command("--phase", "unsupervised", "--step", 20, "--set", "phases.unsupervised.global_batch_size=32")
+def test_words_name_source_rows_and_a_few_texts(look, study):
+    code, out, _ = look("--phase", "unsupervised", "--step", 20, "--set", "phases.unsupervised.global_batch_size=32")
     assert code == 0
     order = Order({f"pairs/{part}": count for part, count in PARTS.items()}, 32, seed=3)
     name, numbers = order.batch(19)
@@ -147,28 +135,28 @@ def test_words_name_source_rows_and_a_few_texts(command, study):
     assert [n for n in range(PARTS[part]) if f"{row(part, n)['document']}\n" in out] == sorted(numbers[:3])
 
 
-def test_one_can_look_while_the_study_runs_but_not_prepare_its_data_then(command, study, tmp_path):
+def test_one_can_look_while_the_study_runs_but_not_prepare_its_data_then(look, study, tmp_path):
     step_rows(study, "unsupervised", 1)
     with writing(study.folder), writing(tmp_path):
-        assert command("--phase", "unsupervised", "--step", 1)[0] == 0
-        assert "another run" in command("--phase", "unsupervised", "--step", 1, "--out", tmp_path)[2]
+        assert look("--phase", "unsupervised", "--step", 1)[0] == 0
+        assert "another run" in look("--phase", "unsupervised", "--step", 1, "--out", tmp_path)[2]
 
 
 @pytest.mark.parametrize("step", [0, -1, 41])
-def test_a_step_outside_the_phase_is_told_its_range(command, step):
-    code, out, error = command("--phase", "unsupervised", "--step", step, "--json")
+def test_a_step_outside_the_phase_is_told_its_range(look, step):
+    code, out, error = look("--phase", "unsupervised", "--step", step, "--json")
     assert (code, out) == (2, "")
     assert f"--step {step}: unsupervised has steps 1 to 40" in error
 
 
-def test_an_unknown_phase_is_told_the_nearest(command):
-    assert "did you mean supervised?" in command("--phase", "supervized", "--step", 1)[2]
-    assert "no pipeline has it" in command("--phase", "other@unsupervised", "--step", 1)[2]
+def test_an_unknown_phase_is_told_the_nearest(look):
+    assert "did you mean supervised?" in look("--phase", "supervized", "--step", 1)[2]
+    assert "no pipeline has it" in look("--phase", "other@unsupervised", "--step", 1)[2]
 
 
-def test_hard_negatives_and_scores_are_shown_once_made_and_never_made_by_surprise(command, folder, tmp_path):
+def test_hard_negatives_and_scores_are_shown_once_made_and_never_made_by_surprise(look, folder, tmp_path):
     for phase, source, kind in (("supervised", "hard", "mined"), ("distillation", "scored", "scored")):
-        code, out, error = command("--phase", phase, "--step", 2, "--json", "--out", tmp_path / "out")
+        code, out, error = look("--phase", phase, "--step", 2, "--json", "--out", tmp_path / "out")
         assert (code, out) == (2, "")
         assert f"sources.{source}: not {kind} yet in {tmp_path / 'out' / 'data'}; `colbert-zero run`" in error
     assert {path.name.split("-")[0] for path in (tmp_path / "out").rglob("*")} & {"hard", "scored", "phases"} == set()
@@ -176,11 +164,11 @@ def test_hard_negatives_and_scores_are_shown_once_made_and_never_made_by_surpris
     study = Study(check_recipe(data(folder)), tmp_path / "out", Quiet(), folder / "cache")
     study.prepare_sources({"pairs"})
     study.source("scored")
-    seen = json.loads(command("--phase", "supervised", "--step", 2, "--json", "--out", tmp_path / "out")[1])
+    seen = json.loads(look("--phase", "supervised", "--step", 2, "--json", "--out", tmp_path / "out")[1])
     assert all(texts["query"].split()[0] == seen["part"] for texts in seen["texts"])
     assert {len(texts["negatives"]) for texts in seen["texts"]} == {2}
     arguments = ("--phase", "distillation", "--step", 2, "--out", tmp_path / "out")
-    seen, words = json.loads(command(*arguments, "--json")[1]), command(*arguments)[1]
+    seen, words = json.loads(look(*arguments, "--json")[1]), look(*arguments)[1]
     for number, texts in zip(seen["rows"], seen["texts"], strict=True):
         assert texts["query"] == row(seen["part"], number)["query"]
         assert texts["documents"][0] == row(seen["part"], number)["document"]

@@ -2,6 +2,7 @@
 
 import inspect
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers.sentence_transformer.evaluation import nano_beir
 
-from colbert_zero.data.collection import Collection
+from colbert_zero.data.collection import Collection, Rules
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.evaluation import validation
 from colbert_zero.evaluation.ranking import rank
@@ -264,3 +265,16 @@ def test_only_what_decides_about_the_weights_enters_a_phases_id(tmp_path):
     assert identity(best, validation={"nanobeir": False, "documents": 900}) == identity(
         best, validation={"nanobeir": False}
     )
+
+
+def test_a_sample_goes_by_the_rules_of_its_collection_and_may_have_more_missing_documents(tmp_path):
+    documents = {f"d{n}": f"note {n}" for n in range(60)} | {"q0": "asked 0, as a document"}
+    queries = {f"q{n}": f"asked {n}" for n in range(3)}
+    qrels = {query: {f"d{n}": 1 for n in range(20)} for query in queries} | {"q1": {"gone": 1}}
+    for exclude_self, own in ((None, {"q0"}), (False, set())):
+        whole = Collection.from_memory("c", documents, queries, qrels, Rules(exclude_self))
+        assert (whole.own, whole.missing) == (own, 1)
+        recipe = SimpleNamespace(validation=SimpleNamespace(documents=61, queries=3))
+        validation._write_sample(tmp_path / f"{exclude_self}", recipe, {"c": whole}, "why")
+        [part] = validation.chosen(tmp_path / f"{exclude_self}")
+        assert (part.own, part.missing) == (own, 1)

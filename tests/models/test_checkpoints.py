@@ -34,8 +34,17 @@ def test_a_dense_start_keeps_its_pooling_its_head_and_its_similarity(backbone, t
     theirs.save_pretrained(str(tmp_path / "base"), create_model_card=False)
     ours = assemble(str(tmp_path / "base"), "dense", PLAIN, 8, seed=0, phase="test")
     texts = [text[:40] for text in DOCUMENTS.values()]
-    assert torch.allclose(ours.encode(texts, convert_to_tensor=True), theirs.encode(texts, convert_to_tensor=True))
+    mine, yours = (model.encode(texts, convert_to_tensor=True) for model in (ours, theirs))
+    assert torch.allclose(ours.similarity(mine, mine), theirs.similarity(yours, yours), atol=1e-6)
+    assert torch.allclose(mine @ mine.T, theirs.similarity(yours, yours), atol=1e-6), "what training scores by"
     assert ours.similarity_fn_name == similarity
+
+
+def test_a_dense_start_whose_similarity_is_no_dot_product_is_refused(backbone, tmp_path):
+    modules = [Transformer(str(backbone)), Pooling(32, pooling_mode="mean")]
+    SentenceTransformer(modules=modules, similarity_fn_name="euclidean").save_pretrained(str(tmp_path / "base"))
+    with pytest.raises(ColbertZeroError, match=r"scores by euclidean; a dense phase trains cosine or dot product"):
+        assemble(str(tmp_path / "base"), "dense", PLAIN, 8, seed=0, phase="test")
 
 
 def pylate(folder, backbone, named):

@@ -23,12 +23,12 @@ def move(clock, wall, cpu):
 
 
 def test_an_evaluation_counts_in_no_clock_and_the_optimiser_before_it_in_both(clock):
-    log = Log(2)
+    log = Log(2, threads=2)
     for loss in (2.0, 1.0):
         move(clock, 3, 5)  # the loss and its gradient
         seconds = log.clocks()
         move(clock, 1, 2)  # the optimiser
-        log.add(loss, Work(8, 100, 10, 0), seconds, 0.5, threads=2, keep=True)
+        log.add(loss, Work(8, 100, 10, 0), seconds, 0.5, keep=True)
         move(clock, 100, 190)  # the evaluation
         log.validated({"a": loss / 4, "b": 0.0})
     spent = {
@@ -41,12 +41,12 @@ def test_an_evaluation_counts_in_no_clock_and_the_optimiser_before_it_in_both(cl
 
 def test_what_is_spent_is_of_all_processes_also_of_attempts_by_other_numbers_of_them(clock, monkeypatch):
     monkeypatch.setattr("colbert_zero.training.log.world_size", lambda: 8)
-    first = Log(2)
-    first.add(1.0, Work(8, 100, 0, 0), (80.0, 160.0), 0.0, threads=2, keep=True)
+    first = Log(2, threads=2)
+    first.add(1.0, Work(8, 100, 0, 0), (80.0, 160.0), 0.0, keep=True)
     monkeypatch.setattr("colbert_zero.training.log.world_size", lambda: 1)
-    second = Log(2)
+    second = Log(2, threads=2)
     second.restore(first.state())
-    second.add(1.0, Work(8, 100, 0, 0), (80.0, 160.0), 0.0, threads=2, keep=True)
+    second.add(1.0, Work(8, 100, 0, 0), (80.0, 160.0), 0.0, keep=True)
     spent = second.entries[-1]
     assert spent["elapsed_seconds"] == 10 + 80
     assert spent["device_seconds"] == 160

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from colbert_zero.cli.common import OutOption, RecipeArgument, SetOption, is_first, study_in
+from colbert_zero.cli.options import OutOption, RecipeArgument, SetOption, is_first, study_in
 from colbert_zero.recipe.reading import load_recipe
 from colbert_zero.terminal import rows_in_words
 

@@ -1,11 +1,11 @@
 """`evaluate`: a checkpoint at work."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from colbert_zero.cli.common import start_processes
+from colbert_zero.cli.options import start_processes
 from colbert_zero.terminal import RichShow, console
 
 
@@ -27,8 +27,8 @@ def evaluate(
         ),
     ] = None,
     on_missing: Annotated[
-        str | None,
-        typer.Option(metavar="error|count", help="Judgements of documents that are not there; few are counted."),
+        Literal["error", "count"] | None,
+        typer.Option(help="Judgements of documents that are not there: stop, or count them; few are counted anyway."),
     ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write scores, also of each query.")

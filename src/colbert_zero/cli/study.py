@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from colbert_zero.cli.common import OutOption, RecipeArgument, SetOption, command_line, held_study, is_first
+from colbert_zero.cli.options import OutOption, RecipeArgument, SetOption, command_line, held_study, is_first
 from colbert_zero.recipe.reading import load_recipe
 from colbert_zero.terminal import best_overrides, console, print_plan, print_results, sweep_table
 

@@ -4,30 +4,39 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from colbert_zero.data.rows import text_fault
 from colbert_zero.errors import ColbertZeroError, short
-from colbert_zero.files import (
-    fingerprint,
-    to_json,
-)
+from colbert_zero.files import fingerprint, to_json
 
 # Where a row stands (file and line, for messages), then its id and text, or its query, document and grade.
 Text = tuple[str, str, str]
-
-
 Judgement = tuple[str, str, str, int]
 
-
 FEW_MISSING = 0.05
-
-
 """Share of judgements whose documents may be missing without being asked for: BEIR's ArguAna has such."""
-
-
 # The measures make a table with a line for each grade.
 _LARGEST_GRADE = 1_000_000
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What to do where collections differ in what they mean.
+
+    Attributes:
+        exclude_self: Leave a query's own document, the one of the same id, out of its ranking, as BEIR and MTEB do;
+            None: where no judgement names it and its text holds the query's, as in ArguAna, whose queries are
+            documents.
+        on_missing: Refuse judgements of queries and documents that are not there ("error"), or count them ("count");
+            None: count judgements of documents if they are few, at most `FEW_MISSING` of all.
+    """
+
+    exclude_self: bool | None = None
+    on_missing: Literal["error", "count"] | None = None
+
+
+DEFAULT_RULES = Rules()
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,7 @@ class Collection:
         fingerprint: Changes whenever a document (or their order), a judged query or a grade does.
         own: Queries whose own document, the one of the same id, is left out of their rankings.
         missing: Judged documents that the corpus does not have: never found, so they lower recall and nDCG.
+        rules: That decided on the last two.
     """
 
     name: str
@@ -54,6 +64,7 @@ class Collection:
     fingerprint: str
     own: frozenset[str] = frozenset()
     missing: int = 0
+    rules: Rules = DEFAULT_RULES
 
     def peculiarities(self) -> list[str]:
         """What a user should know of it."""
@@ -70,7 +81,12 @@ class Collection:
 
     @classmethod
     def from_memory(
-        cls, name: str, documents: dict[str, str], queries: dict[str, str], qrels: dict[str, dict[str, int]]
+        cls,
+        name: str,
+        documents: dict[str, str],
+        queries: dict[str, str],
+        qrels: dict[str, dict[str, int]],
+        rules: Rules = DEFAULT_RULES,
     ) -> "Collection":
         """A collection of what is already in memory.
 
@@ -92,26 +108,7 @@ class Collection:
             for query_id, grades in qrels.items()
             for document_id, grade in grades.items()
         )
-        return collect(name, corpus, texts, judgements)
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What to do where collections differ in what they mean.
-
-    Attributes:
-        exclude_self: Leave a query's own document, the one of the same id, out of its ranking, as BEIR and MTEB do;
-            None: where no judgement names it and its text holds the query's, as in ArguAna, whose queries are
-            documents.
-        on_missing: Refuse judgements of queries and documents that are not there ("error"), or count them ("count");
-            None: count judgements of documents if they are few, at most `FEW_MISSING` of all.
-    """
-
-    exclude_self: bool | None = None
-    on_missing: str | None = None
-
-
-DEFAULT_RULES = Rules()
+        return collect(name, corpus, texts, judgements, rules)
 
 
 def collect(
@@ -148,8 +145,6 @@ def collect(
             unknown["query"].append(f"{short(repr(query_id))} ({where})")
         if document_id not in document_ids:
             unknown["document"].append(f"{short(repr(document_id))} ({where})")
-            if query_id not in texts and rules.on_missing == "count":
-                continue
         if qrels.setdefault(query_id, {}).setdefault(document_id, grade) != grade:
             raise ColbertZeroError(
                 f"{where}: query {short(repr(query_id))} and document {short(repr(document_id))} are judged twice, "
@@ -183,6 +178,7 @@ def collect(
         fingerprint=fingerprint(digest.hexdigest(), judged, qrels, *([sorted(own)] if own else [])),
         own=frozenset(own),
         missing=len(unknown["document"]),
+        rules=rules,
     )
 
 
@@ -217,8 +213,7 @@ def _identifier(value: Any) -> Any:
 
 def as_judgement(columns: list[Any], where: str) -> Judgement:
     """A query's id, a document's and a grade, checked."""
-    query_id, document_id = map(_identifier, columns[:2])
-    grade = columns[2]
+    query_id, document_id, grade = _identifier(columns[0]), _identifier(columns[1]), columns[2]
     _check_string(query_id, "query-id", where)
     _check_string(document_id, "corpus-id", where)
     return where, query_id, document_id, _grade(grade, where)

@@ -3,13 +3,14 @@
 import hashlib
 import heapq
 from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import HfApi
 
-from colbert_zero.data.collection import Collection
+from colbert_zero.data.collection import Collection, Rules
 from colbert_zero.data.layouts import load_beir, load_hub, write_beir
 from colbert_zero.errors import reason
 from colbert_zero.evaluation.ranking import rank
@@ -65,7 +66,9 @@ def choose(recipe: Recipe, collections: dict[str, Collection], folder: Path, say
 
 def chosen(folder: Path) -> list[Collection]:
     """The collections of a folder that `choose` returned."""
-    return [load_beir(folder / name, name=name) for name in read_json(folder / _RECORD)["collections"]]
+    record = read_json(folder / _RECORD)
+    rules = record.get("rules", {})
+    return [load_beir(folder / name, name=name, rules=Rules(**rules.get(name, {}))) for name in record["collections"]]
 
 
 def validate(
@@ -113,12 +116,12 @@ def _fetch_nanobeir(folder: Path) -> str:
 
 def _write_sample(folder: Path, recipe: Recipe, collections: dict[str, Collection], why: str) -> None:
     with atomic_folder(folder) as temporary:
-        sizes = {}
+        sizes, rules = {}, {}
         for name, collection in collections.items():
             small = sample(name, collection, recipe.validation.documents, recipe.validation.queries)
             write_beir(small, temporary / name)
-            sizes[name] = _size(small)
-        record = {"schema": 1, "from": "sample", "dataset": None, "revision": None, "why": why}
+            sizes[name], rules[name] = _size(small), asdict(small.rules)
+        record = {"schema": 1, "from": "sample", "dataset": None, "revision": None, "why": why, "rules": rules}
         write_json(temporary / _RECORD, {**record, "collections": sizes})
 
 
@@ -148,7 +151,8 @@ def sample(name: str, collection: Collection, documents: int, queries: int) -> C
         elif others:
             heapq.heappushpop(others, (-_hash(document_id), place, document_id, text))
     corpus = {document_id: text for _, document_id, text in sorted(kept + [entry[1:] for entry in others])}
-    return Collection.from_memory(name, corpus, asked, qrels)
+    # Few missing documents of the whole may be many of a part.
+    return Collection.from_memory(name, corpus, asked, qrels, replace(collection.rules, on_missing="count"))
 
 
 def _hash(identifier: str) -> int:

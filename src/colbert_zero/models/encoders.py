@@ -27,14 +27,8 @@ from colbert_zero.models.checkpoints import SAFE, Encoder, give_padding, is_stan
 from colbert_zero.models.untrusted import check_checkpoint
 
 Representation = Literal["dense", "multi-vector"]
-
-
 Tokenise = Callable[[list[str], str], dict[str, torch.Tensor]]
-
-
 """Texts of a task to `input_ids` and `attention_mask`, (texts, tokens) int64, padded."""
-
-
 _META = "colbert_zero.json"
 
 
@@ -95,7 +89,8 @@ class _Start(NamedTuple):
     """Of token vectors, in a multi-vector checkpoint."""
     head: list[torch.nn.Module] | None
     """Pooling and what follows, in a dense checkpoint."""
-    similarity: str | None
+    similarity: Any
+    """What a dense checkpoint scores by."""
     known: dict[str, Any] | None
     """Its prompts."""
 
@@ -150,7 +145,8 @@ def assemble(
         options: `attn_implementation`; `revision` and `trust_remote_code` for the Hub.
 
     Raises:
-        ColbertZeroError: The prompts or the projection's width differ, or the lengths exceed the encoder's positions.
+        ColbertZeroError: The prompts or the projection's width differ, the lengths exceed the encoder's positions, or
+            the similarity is none that a dense phase trains.
     """
     try:
         start = _base_modules(base, options)
@@ -160,19 +156,46 @@ def assemble(
         raise ColbertZeroError(f"phases.{phase}: cannot load the start {base!r}: {reason(error)}") from error
     if not allow_prompt_mismatch:
         check_alignment(start.known, alignment, phase, base)
-    transformer, projection = start.transformer, start.projection
-    tokenizer, hidden = transformer.tokenizer, transformer.get_embedding_dimension()
-    assert tokenizer is not None
-    give_padding(tokenizer, f"phases.{phase}: the tokenizer of {base!r}")
-    prefixes = {task: alignment.prefix(task, representation) for task in ("query", "document")}
+    transformer = start.transformer
+    give_padding(transformer.tokenizer, f"phases.{phase}: the tokenizer of {base!r}")
     if representation == "multi-vector":
-        markers = [m for m in (alignment.query_marker, alignment.document_marker) if m]
-        tokenizer.add_special_tokens({"extra_special_tokens": markers}, replace_extra_special_tokens=False)
-        embeddings: Any = transformer.model.get_input_embeddings()
-        if len(tokenizer) > len(embeddings.weight):
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                transformer.model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        _add_markers(transformer, [alignment.query_marker, alignment.document_marker], seed)
+    prefixes = {task: alignment.prefix(task, representation) for task in ("query", "document")}
+    _set_lengths(transformer, alignment, prefixes, phase)
+    prompts = {
+        task: prefix if not prefix or prefix.endswith(" ") else f"{prefix} " for task, prefix in prefixes.items()
+    }
+    if representation == "dense":
+        return _padded(_dense(start, prompts, f"phases.{phase}: the start {base!r}"))
+    projection = start.projection or _new_projection(transformer.get_embedding_dimension(), dim, seed)
+    if projection.out_features != dim:
+        raise ColbertZeroError(
+            f"model.dim: {dim}, but {base!r} has token vectors of {projection.out_features}; make them equal"
+        )
+    normalize = Normalize(module_input_name="token_embeddings")
+    return _padded(MultiVectorEncoder(modules=[transformer, projection, MultiVectorMask(), normalize], prompts=prompts))
+
+
+def _add_markers(transformer: Transformer, markers: list[str], seed: int) -> None:
+    """Make the markers special tokens; those unknown to the encoder get random vectors."""
+    tokenizer: Any = transformer.tokenizer
+    tokenizer.add_special_tokens(
+        {"extra_special_tokens": [m for m in markers if m]}, replace_extra_special_tokens=False
+    )
+    embeddings: Any = transformer.model.get_input_embeddings()
+    if len(tokenizer) > len(embeddings.weight):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            transformer.model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+
+
+def _set_lengths(transformer: Transformer, alignment: Alignment, prefixes: dict[str, str], phase: str) -> None:
+    """Set the longest texts, in tokens; what is put before them comes on top.
+
+    Raises:
+        ColbertZeroError: The encoder has no positions for them.
+    """
+    tokenizer: Any = transformer.tokenizer
     for task, prefix in prefixes.items():
         extra = len(tokenizer(prefix.rstrip(), add_special_tokens=False)["input_ids"]) if prefix else 0
         setattr(transformer, f"{task}_length", getattr(alignment, f"{task}_tokens") + extra)
@@ -183,31 +206,31 @@ def assemble(
             f"phases.{phase}: texts of {longest} tokens (with markers and prompts) do not fit the encoder's "
             f"{positions} positions; lower query_tokens or document_tokens"
         )
-    prompts = {
-        task: prefix if prefix == "" or prefix.endswith(" ") else f"{prefix} " for task, prefix in prefixes.items()
-    }
-    if representation == "dense":
-        head = [Pooling(hidden, pooling_mode="mean"), Normalize()] if start.head is None else start.head
-        similarity: Any = "cosine" if start.head is None else start.similarity
-        return _padded(
-            SentenceTransformer(modules=[transformer, *head], prompts=prompts, similarity_fn_name=similarity)
-        )
-    if projection is None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            identity = torch.nn.Identity()
-            projection = Dense(hidden, dim, False, identity, module_input_name="token_embeddings")
-    elif projection.out_features != dim:
-        raise ColbertZeroError(
-            f"model.dim: {dim}, but {base!r} has token vectors of {projection.out_features}; make them equal"
-        )
-    modules: list[torch.nn.Module] = [
-        transformer,
-        projection,
-        MultiVectorMask(),
-        Normalize(module_input_name="token_embeddings"),
-    ]
-    return _padded(MultiVectorEncoder(modules=modules, prompts=prompts))
+
+
+def _dense(start: _Start, prompts: dict[str, str], whose: str) -> SentenceTransformer:
+    """A dense model with its start's pooling, head and similarity; of a plain encoder, with mean pooling and cosine.
+
+    Raises:
+        ColbertZeroError: Its similarity is none that a dot product gives.
+    """
+    transformer, head, similarity = start.transformer, start.head, start.similarity
+    if head is None:
+        head, similarity = [Pooling(transformer.get_embedding_dimension(), pooling_mode="mean")], "cosine"
+    if similarity not in ("cosine", "dot"):
+        raise ColbertZeroError(f"{whose} scores by {similarity}; a dense phase trains cosine or dot product")
+    if similarity == "cosine" and not isinstance(head[-1], Normalize):
+        # Training scores by the dot product: of these, the cosine.
+        head = [*head, Normalize()]
+    modules = [transformer, *head]
+    return SentenceTransformer(modules=modules, prompts=prompts, similarity_fn_name=similarity)
+
+
+def _new_projection(hidden: int, dim: int, seed: int) -> Dense:
+    """A linear projection of token vectors, without bias, with random weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Dense(hidden, dim, False, torch.nn.Identity(), module_input_name="token_embeddings")
 
 
 def _padded(model: Encoder) -> Encoder:

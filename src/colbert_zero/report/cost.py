@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from colbert_zero.report.words import duration, fraction, operations, operations_unit, percent, short, unit_of
+from colbert_zero.report.words import duration, fraction, operations, operations_unit, percent, rounded, unit_of
 
 BUSY = 0.9
 """CPU time by wall-clock time × threads, from which times are compared."""
@@ -32,8 +32,8 @@ class Currency:
         if share < 1:
             unit, name = self.unit_of(whole)
             # An amount that would read 0.0 has a unit of its own.
-            amount = short(cost / unit) if cost >= unit / 10 else self.words(cost)
-            return f"{fraction(share)} of the {self.name} ({amount} of {short(whole / unit)} {name})"
+            amount = rounded(cost / unit) if cost >= unit / 10 else self.words(cost)
+            return f"{fraction(share)} of the {self.name} ({amount} of {rounded(whole / unit)} {name})"
         times = "the same" if f"{share:.3g}" == "1" else f"{fraction(share)} the"
         return f"{times} {self.name} ({self.words(cost)} against {self.words(whole)})"
 

@@ -7,7 +7,7 @@ from typing import Any
 def duration(seconds: float) -> str:
     """Seconds in the unit a reader would choose: `3.1 min`."""
     unit, name = unit_of(seconds)
-    return f"{short(seconds / unit)} {name}"
+    return f"{rounded(seconds / unit)} {name}"
 
 
 def unit_of(seconds: float) -> tuple[float, str]:
@@ -21,7 +21,7 @@ def unit_of(seconds: float) -> tuple[float, str]:
 def operations(count: float) -> str:
     """Floating-point operations in the unit a reader would choose: `3.1 PFLOP`."""
     unit, name = operations_unit(count)
-    return f"{short(count / unit)} {name}"
+    return f"{rounded(count / unit)} {name}"
 
 
 def operations_unit(count: float) -> tuple[float, str]:
@@ -32,7 +32,7 @@ def operations_unit(count: float) -> tuple[float, str]:
     return 1, "FLOP"
 
 
-def short(value: float) -> str:
+def rounded(value: float) -> str:
     """Two digits, or all before the point: `3.1`, `31`."""
     return f"{value:.1f}" if 0 < abs(value) < 9.95 else f"{value:,.0f}"
 

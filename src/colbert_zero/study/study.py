@@ -97,7 +97,8 @@ class Study:
         check_reporters(self.recipe.reporters)
         backend(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # told now if the one asked for cannot
         names = {name for chain in chains for phase in chain for name in self.recipe.phases[phase].sources}
-        if self.recipe.model.base is not None:
+        # A base that was trained from is not asked for again: a finished study needs no network.
+        if self.recipe.model.base is not None and not any(self.folder.glob("phases/*/phase.json")):
             check_base(self.recipe.model.base, self.recipe.model.revision)
         if self.recipe.model.architecture:
             check_architecture(self.recipe.model.architecture)

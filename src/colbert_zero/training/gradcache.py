@@ -88,7 +88,7 @@ def grad_cache(
     first. Under autocast the weights are cast once a pass.
 
     Args:
-        model: Dense or multi-vector, with normalised embeddings.
+        model: Dense or multi-vector.
         sides: Queries and documents.
         loss_of: What the loss is, given their embeddings.
         mini_batch_tokens: Tokens whose activations may be kept for the backward pass, padding included.

@@ -22,11 +22,12 @@ class Log:
 
     Args:
         steps: Of the whole phase; a long one's losses are logged as means over some steps.
+        threads: Of a process, that may compute at once.
         takers: Called with each new entry.
     """
 
-    def __init__(self, steps: int, takers: Sequence[Callable[[Entry], None]] = ()):
-        self.steps, self.takers, self.every = steps, takers, math.ceil(steps / LOG_ENTRIES)
+    def __init__(self, steps: int, threads: int, takers: Sequence[Callable[[Entry], None]] = ()):
+        self.steps, self.threads, self.takers, self.every = steps, threads, takers, math.ceil(steps / LOG_ENTRIES)
         self.step, self.entries = 0, list[Entry]()
         self.spent = Counter[str](dict.fromkeys(_SECONDS, 0))
         self._losses: list[float] = []
@@ -52,9 +53,8 @@ class Log:
         return self._clocks[0] - wall, self._clocks[1] - cpu
 
     def add(
-        self, loss: float, counted: Work, seconds: tuple[float, float], waited: float, threads: int, keep: bool,
-        **more: Any,
-    ) -> None:  # fmt: skip
+        self, loss: float, counted: Work, seconds: tuple[float, float], waited: float, keep: bool, **more: Any
+    ) -> None:
         """A step is done.
 
         Args:
@@ -62,14 +62,13 @@ class Log:
             counted: By all processes.
             seconds: What `clocks` read before the optimiser's step, summed over the processes.
             waited: Seconds for the batch.
-            threads: Of a process, that could have computed.
             keep: Log it, whatever the interval.
             more: Other figures of the step.
         """
         self.step += 1
         self._losses.append(loss)
         device, cpu = seconds
-        values = (device / world_size(), device, cpu, device * threads, waited)
+        values = (device / world_size(), device, cpu, device * self.threads, waited)
         self.spent.update(dict(zip(_SECONDS, values, strict=True)) | counted._asdict())
         self._done = time.monotonic(), time.process_time()
         if keep or self.step % self.every == 0 or self.step == self.steps:

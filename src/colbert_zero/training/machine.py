@@ -6,6 +6,7 @@ a change of the rest is told.
 
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -41,19 +42,15 @@ def going_on(
     if recorded["maxsim"] != own["maxsim"] and can_score(recorded["maxsim"], model.device):
         kept["maxsim"] = recorded["maxsim"]
     if recorded["attention"] != own["attention"]:
-        try:
+        with suppress(ImportError, ValueError):  # this host cannot, which is told below
             _transformer(model).set_attn_implementation(recorded["attention"])
+            kept["attention"] = recorded["attention"]
             if "flash" not in recorded["attention"] and hasattr(model[0], "data_collator"):
                 # It takes the padding out for flash attention, which the others need.
                 setattr(model[0], "data_collator", None)  # noqa: B010
-            kept["attention"] = recorded["attention"]
-        except (ImportError, ValueError):
-            pass
-    kind = {"device": torch.device(recorded["device"]).type, "maxsim": recorded["maxsim"]}
-    here = {"device": model.device.type, "maxsim": kept["maxsim"]}
-    kind |= {key: recorded[key] for key in ("attention", "torch", "threads")}
-    here |= {key: kept[key] for key in ("attention", "torch", "threads")}
-    if changed := [f"{key} {kind[key]} → {here[key]}" for key in kind if kind[key] != here[key]]:
+    pairs = {key: (recorded[key], kept[key]) for key in ("maxsim", "attention", "torch", "threads")}
+    pairs["device"] = torch.device(recorded["device"]).type, model.device.type
+    if changed := [f"{key} {before} → {here}" for key, (before, here) in pairs.items() if before != here]:
         tell(f"goes on otherwise than it began, since this host differs: {', '.join(changed)}; the numbers may too")
     return kept
 

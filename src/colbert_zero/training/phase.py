@@ -113,7 +113,8 @@ def train_phase(
     objective = objective_of(spec).to(model.device)
     trained = nn.ModuleDict({"model": model, "objective": objective}).train()
     optimizer, schedule = optimizer_of(trained, spec, steps)
-    precision, log, machine = precision_of(spec, model.device), Log(steps, takers), machine_of(model)
+    precision, machine = precision_of(spec, model.device), machine_of(model)
+    log = Log(steps, 1 if model.device.type == "cuda" else machine["threads"], takers)
     seed_process(training.seed)
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
@@ -122,7 +123,7 @@ def train_phase(
         log.restore(state["log"])
         batches.restore_streams(state["streams"])
         machine = going_on(model, state["machine"], machine, lambda text: say(f"phases.{training.name}: {text}"))
-    prefetched, threads = Prefetched(batches, log.step), 1 if model.device.type == "cuda" else machine["threads"]
+    prefetched = Prefetched(batches, log.step)
     log.start()
     with finishing_its_step(), scoring_with(machine["maxsim"]):
         for step, batch in enumerate(prefetched, log.step + 1):
@@ -146,8 +147,8 @@ def train_phase(
             save = not last and (step % spec.checkpoint_every == 0 or stopping)
             measure = bool(validate and spec.evaluate_every and (last or step % spec.evaluate_every == 0))
             log.add(
-                loss / world_size(), Work(*map(int, counts)), (wall, cpu), prefetched.waited(), threads,
-                keep=save or measure, source=training.order.source(step - 1)[0], learning_rate=learning_rate,
+                loss / world_size(), Work(*map(int, counts)), (wall, cpu), prefetched.waited(), keep=save or measure,
+                source=training.order.source(step - 1)[0], learning_rate=learning_rate,
                 grad_norm=norm, temperature=objective.temperature.item(),
             )  # fmt: skip
             if measure and validate:

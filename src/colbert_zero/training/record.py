@@ -21,7 +21,10 @@ class _Record(BaseModel):
 
 
 class Machine(_Record):
-    """What the machine did that the recipe does not say; a resumed training keeps it where it can."""
+    """What the machine did that the recipe does not say.
+
+    A resumed training keeps `maxsim` and `attention` where its host can, and tells what else differs.
+    """
 
     device: str
     host: str
