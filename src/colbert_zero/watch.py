@@ -128,7 +128,9 @@ class _Watch:
         self.heard = {r: ("", time.monotonic()) for r in self.others}
         self.cause: str | None = None
         self.lock = threading.Lock()
-        threading.Thread(target=self._run, name="watch", daemon=True).start()
+        self.left = threading.Event()
+        self.thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self.thread.start()
 
     def _beat(self) -> None:
         self.store.set(f"beat/{self.rank}", f"{time.monotonic()} {self.state}")
@@ -137,14 +139,11 @@ class _Watch:
         return self.store.get(f"beat/{other}").decode()
 
     def _run(self) -> None:
-        while self.state == _ALIVE:
-            time.sleep(BEAT_SECONDS)
-            if self.look() and self.state == _ALIVE:
-                # The main thread may be in a collective operation that fails, and tells it; or in one that hangs.
-                time.sleep(_GRACE_SECONDS)
-                if self.state == _ALIVE:
-                    print(f"colbert-zero: {self.cause}", file=sys.stderr, flush=True)
-                    os._exit(1)
+        while not self.left.wait(BEAT_SECONDS):
+            # The main thread may be in a collective operation that fails, and tells it; or in one that hangs.
+            if self.look() and not self.left.wait(_GRACE_SECONDS):
+                print(f"colbert-zero: {self.cause}", file=sys.stderr, flush=True)
+                os._exit(1)
 
     def look(self) -> str | None:
         """Beat; returns what has happened to another process, if anything."""
@@ -203,6 +202,9 @@ class _Watch:
     def leave(self, state: str) -> None:
         """Stop watching; the main process waits until the others have read its last words or are gone."""
         self.state = state
+        self.left.set()
+        # A thread that is in the store when the interpreter ends would end the process with an abort.
+        self.thread.join(SILENCE_SECONDS)
         with suppress(RuntimeError, OSError):
             self._beat()
             end = time.monotonic() + 5 * BEAT_SECONDS
