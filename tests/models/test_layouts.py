@@ -1,5 +1,7 @@
 """A checkpoint keeps everything it has: a phase of learning rate 0 changes no score, whatever layout its base has."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from sentence_transformers import MultiVectorEncoder, SentenceTransformer
@@ -207,3 +209,17 @@ def test_a_base_that_has_another_encoder_for_queries_is_refused(backbone, tmp_pa
     SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(tmp_path / "base"))
     with pytest.raises(ColbertZeroError, match=r"begins with a Router; only one encoder for queries and documents"):
         one_phase(tmp_path, tmp_path / "base", "dense").prepare([("one",)])
+
+
+def test_the_page_on_models_has_the_layouts_that_are_tried():
+    """To write the table anew, put what this prints in its place."""
+    same = "same vectors"
+    rows = [
+        f"| {name} | {representation} | {same} | {same} | {same} | {same} |"
+        for name, (_, representation) in LAYOUTS.items()
+    ]
+    rows.append("| transformers | either, by a new head | same states | | same states | same vectors |")
+    head = "| layout | gives | as a base | `evaluate` | after a phase | … in sentence-transformers |"
+    table = "\n".join([head, "|---" * 6 + "|", *rows])
+    print(table)
+    assert table in (Path(__file__).parents[2] / "docs" / "models.md").read_text()
