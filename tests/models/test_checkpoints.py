@@ -118,7 +118,7 @@ def test_a_base_that_is_not_there_is_told_before_anything_is_prepared(tmp_path, 
 BAD = {
     "sizes that do not go together": ({"hidden_size": 30, "num_attention_heads": 4}, "is not a multiple"),
     "an unknown activation": ({"hidden_act": "foo"}, "foo"),
-    "no text": ({"model_type": "vit"}, "'vit' reads no text; bert and modernbert do"),
+    "no text": ({"model_type": "vit"}, "'vit' reads no text, or not text alone; bert and modernbert do"),
 }
 
 

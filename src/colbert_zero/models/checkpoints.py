@@ -62,7 +62,9 @@ def usable_positions(transformer: Transformer) -> int | None:
     positions: int | None = getattr(transformer.config, "max_position_embeddings", None)
     table = getattr(getattr(transformer.model, "embeddings", None), "position_embeddings", None)
     padding = getattr(table, "padding_idx", None)
-    return positions - padding - 1 if positions and padding is not None else positions
+    if not positions or positions < 0:  # XLNet says -1: its positions are relative
+        return None
+    return positions - padding - 1 if padding is not None else positions
 
 
 def give_padding(tokenizer: Any, whose: str) -> None:

@@ -19,7 +19,7 @@ from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.base.modules.dense import Dense
 from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 from sentence_transformers.sentence_transformer.modules import Pooling
-from sentence_transformers.util import load_file_path
+from sentence_transformers.util import batch_to_device, load_file_path
 
 from colbert_zero.errors import ColbertZeroError, reason
 from colbert_zero.files import write_json
@@ -42,16 +42,26 @@ Tokenise = Callable[[list[str], str], dict[str, torch.Tensor]]
 
 
 def read_own(base: str, **options: Any) -> Own:
-    """What a base has of its own; loads it.
+    """What a base has of its own; loads it, and encodes two texts with it.
 
     Args:
         base: Folder or Hub id.
         options: As for `assemble`.
 
     Raises:
-        ColbertZeroError: It cannot be loaded, or is no text encoder of one kind for queries and documents.
+        ColbertZeroError: It cannot be loaded, does not encode texts of any length, or is not one encoder for queries
+            and documents.
     """
-    return _load_start(base, options, "model.base").own
+    transformer, _, own = _load_start(base, options, "model.base")
+    try:
+        with torch.no_grad():
+            features = batch_to_device(transformer.preprocess(["one", "and a longer one"]), transformer.model.device)
+            states = transformer(features)["token_embeddings"]
+    except Exception as error:  # each architecture has conditions of its own
+        raise ColbertZeroError(f"model.base: {base!r} does not encode texts: {reason(error)}") from error
+    if not torch.isfinite(states).all():
+        raise ColbertZeroError(f"model.base: {base!r} gives states that are not finite; fetch it again")
+    return own
 
 
 class _Start(NamedTuple):

@@ -46,9 +46,11 @@ def check_architecture(architecture: dict[str, Any]) -> None:
             model = AutoModel.from_config(AutoConfig.for_model(**architecture))
     except Exception as error:  # each architecture checks its sizes in its own way, or fails in a layer
         raise ColbertZeroError(f"model.architecture: {reason(error)}") from None
-    if "input_ids" not in inspect.signature(model.forward).parameters:
+    senses = getattr(model, "input_modalities", "text")
+    if "input_ids" not in inspect.signature(model.forward).parameters or senses not in ("text", ["text"], ("text",)):
         raise ColbertZeroError(
-            f"model.architecture.model_type: {architecture['model_type']!r} reads no text; bert and modernbert do"
+            f"model.architecture.model_type: {architecture['model_type']!r} reads no text, or not text alone; bert and "
+            "modernbert do"
         )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -44,7 +44,7 @@ def save_checkpoint(
         return
     try:
         with atomic_folder(folder) as temporary:
-            save_file({k: v.contiguous() for k, v in weights.state_dict().items()}, temporary / "weights.safetensors")
+            save_model(weights, str(temporary / "weights.safetensors"))  # tied weights once
             optimiser = optimizer.state_dict()
             tensors = {
                 f"{index}.{key}": value.contiguous()
@@ -68,7 +68,7 @@ def save_checkpoint(
 
 def load_weights(folder: Path, weights: nn.Module) -> None:
     """Put a checkpoint's weights into a module of the same shape."""
-    weights.load_state_dict(load_file(folder / "weights.safetensors"))
+    load_model(weights, folder / "weights.safetensors")
 
 
 def load_checkpoint(
