@@ -85,7 +85,7 @@ def tables(name: str, spec: Table, key: str) -> Iterator[tuple[str, str, Rows]]:
     if isinstance(spec, Hub):
         yield from _hub_tables(name, spec, key)
         return
-    read: Callable[[Path], Rows] = _jsonl_rows if isinstance(spec, Jsonl) else _parquet_rows
+    read: Callable[[Path], Rows] = _jsonl_rows if isinstance(spec, Jsonl) else parquet_rows
     if isinstance(spec, Tsv):
         read = partial(_tsv_rows, columns=spec.columns)
     files = input_files(name, key, getattr(spec, key))
@@ -145,7 +145,12 @@ def _is_header(cells: list[str], columns: Columns) -> bool:
     return len(set(cells)) == len(cells)
 
 
-def _parquet_rows(path: Path) -> Rows:
+def parquet_rows(path: Path) -> Rows:
+    """Rows of a Parquet file; in the place of one that cannot be read stands a BadRow.
+
+    Raises:
+        ColbertZeroError: The file cannot be read, or a column stands twice.
+    """
     try:
         number = 0
         with pq.ParquetFile(path) as file:

@@ -7,12 +7,27 @@ from pydantic import (
     Field,
     WithJsonSchema,
 )
+from pydantic_core import PydanticCustomError
 
 from colbert_zero.recipe.entry import Entry, Int, Neutral
 
 
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
+
+
+def _names(value: Any) -> Any:
+    names = tuple(value) if isinstance(value, list) else value
+    if not isinstance(names, str) and not (isinstance(names, tuple) and all(isinstance(name, str) for name in names)):
+        raise PydanticCustomError("names", "a column's name or a list of names")
+    return names
+
+
+def _name_or_two(value: Any) -> Any:
+    names = _names(value)
+    if isinstance(names, tuple) and len(names) != 2:
+        raise PydanticCustomError("names", "a column's name, or two: of the documents and of the negatives")
+    return names
 
 
 Paths = Annotated[
@@ -31,12 +46,12 @@ class Columns(Entry):
     document: str = "document"
     """Text of the document that answers it, or a list, of which the first is used; also `positive`, `pos`,
     `positive_passages`, `answer`, `passage` or `context`."""
-    negative: str | tuple[str, ...] = "negative"
+    negative: Annotated[str | tuple[str, ...], BeforeValidator(_names)] = "negative"
     """Hard negatives: one text, or a list of texts; or a list of such columns. May be missing; also `negatives`, `neg`,
     `hard_negative`, `hard_negatives`, `negative_passages`, or numbered, as `negative_1`."""
     documents: str = "documents"
     """Scored candidates: a list of texts."""
-    scores: str | tuple[str, str] = "scores"
+    scores: Annotated[str | tuple[str, str], BeforeValidator(_name_or_two)] = "scores"
     """Their scores: a list of numbers; or two columns, of scores of the document and of the negatives, which are the
     candidates then, as `[pos_scores, neg_scores]`."""
 
@@ -197,7 +212,8 @@ class _Rules(Entry):
 
 
 class Beir(_Rules):
-    """A folder in BEIR layout: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv."""
+    """A folder in BEIR layout: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv; also with TREC's qrels, gzipped, or of
+    Parquet files (docs/data.md)."""
 
     kind: Literal["beir"]
     """A BEIR folder."""
