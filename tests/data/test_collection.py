@@ -428,7 +428,7 @@ def test_a_shard_that_changed_is_told(tmp_path):
             WRITTEN[".parquet"]([{"qid": "q1"}]),
             r"row 1: no 'query-id' and 'corpus-id', only 'qid'",
         ),
-        ("qrels/test.jsonl", b"[1]\n", r"test\.jsonl:1: no 'query-id' and 'corpus-id', only 1; rename"),
+        ("qrels/test.jsonl", b"[1]\n", r"test\.jsonl:1: no 'query-id' and 'corpus-id', only \[1\]; rename"),
         ("qrels/test.txt.gz", b"q1 0 d1 1", r"test\.txt\.gz: damaged gzip"),
     ],
 )

@@ -212,8 +212,7 @@ class _Rules(Entry):
 
 
 class Beir(_Rules):
-    """A folder in BEIR layout: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv; also with TREC's qrels, gzipped, or of
-    Parquet files (docs/data.md)."""
+    """A folder: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv; also gzipped, of Parquet files, with TREC's qrels."""
 
     kind: Literal["beir"]
     """A BEIR folder."""
