@@ -17,6 +17,7 @@ from colbert_zero.data.streams import UNUSED
 from colbert_zero.errors import BadRow
 from colbert_zero.recipe.data import Columns
 from example_sources import hub_folder, jsonl, parquet, prepare, read, recipe, refusal
+from helpers import ROOT
 
 Row = tuple[str, str, list[str]]
 
@@ -272,3 +273,12 @@ def test_every_column_has_at_most_one_use_and_none_is_forgotten(keys: list[str])
         return
     used = [column for columns in found.used().values() for column in columns]
     assert sorted([*used, *found.unread]) == sorted(keys)
+
+
+def test_the_rows_of_the_page_on_data_are_one_and_the_same(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    (tmp_path / "r.jsonl").write_text(page.split("```jsonl\n")[1].split("```")[0])
+    rows = read(prepare(tmp_path, {"kind": "jsonl", "path": str(tmp_path / "r.jsonl")}))["s/r"]
+    assert len(rows) == 6
+    assert all(row == rows[0] for row in rows)
+    assert rows[0]["negatives"] == ["He slept.", "It rained."]
