@@ -21,7 +21,7 @@ USUAL = {
 A TSV file without a header has the columns 1, 2 and so on.
 """
 
-_NUMBERED = re.compile(r"(?:(?:negative|neg|hard_negative)_?)?(\d{1,9})")
+_NUMBERED = re.compile(r"(?:negative|neg|hard_negative)_?(\d{1,9})")
 
 _MOST_UNREAD, _MOST_USED = 20, 1000
 
@@ -51,7 +51,7 @@ class Found:
         return {key: columns for key, columns in used.items() if columns}
 
 
-@lru_cache(256)
+@lru_cache(8)  # few: a stranger's keys may be long
 def find(keys: tuple[str, ...], columns: Columns) -> Found:
     """Where a row with these keys has what.
 
@@ -93,7 +93,9 @@ def _negatives(named: str | tuple[str, ...], keys: tuple[str, ...]) -> tuple[str
     present = tuple(key for key in chosen if key in keys)
     if present or named != "negative":
         return present
-    numbered = {key: int(match[1]) for key in keys if (match := _NUMBERED.fullmatch(key))}
+    # Numbers alone are names only where there are no others.
+    number = _NUMBERED if not all(key.isdecimal() for key in keys) else re.compile(r"(\d{1,9})")
+    numbered = {key: int(match[1]) for key in keys if (match := number.fullmatch(key))}
     usual = [key for key in USUAL["negative"] if key in keys]
     if len(usual) + bool(numbered) > 1:
         told = _listed([*usual, *numbered])
@@ -146,7 +148,7 @@ class Reading:
         """
         named = (columns.negative,) if isinstance(columns.negative, str) else columns.negative
         for key in named:
-            if named != ("negative",) and "document" in self._used and key not in self._used.get("negative", {}):
+            if named != ("negative",) and "document" in self._used and short(key) not in self._used.get("negative", {}):
                 alike = almost(key, self._unread)
                 told = f"; is it {short(alike)}?" if alike else ""
                 raise ColbertZeroError(f"sources.{name}.columns.negative: no row has a column {short(key)!r}{told}")
@@ -161,7 +163,7 @@ class Reading:
 
 def _add(known: dict[str, None], columns: Iterable[str], most: int) -> None:
     # Keys of a stranger's rows: not more than anyone will read.
-    known.update(dict.fromkeys(itertools.islice(columns, max(0, most - len(known)))))
+    known.update(dict.fromkeys(map(short, itertools.islice(columns, max(0, most - len(known))))))
 
 
 def peculiarities(record: dict[str, Any]) -> list[str]:
