@@ -13,6 +13,10 @@ class ColbertZeroError(Exception):
     """
 
 
+class BadRow(Exception):
+    """This row of the data cannot be used; the message says why, who catches it where and what to do."""
+
+
 class Diverged(ColbertZeroError):
     """Training came to a loss that is not finite; the same training would come to it again."""
 

@@ -1,14 +1,17 @@
 import gzip
+import io
 import json
 import tracemalloc
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colbert_zero.data.collection import Collection, Rules
-from colbert_zero.data.layouts import load_beir, load_hub, write_beir
+from colbert_zero.data.layouts import load_beir, load_collection, load_hub, write_beir
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.evaluation.ranking import rank_bm25
 from helpers import DOCUMENTS, QRELS, QUERIES
@@ -67,7 +70,7 @@ MISTAKES = {
     "no object": ({"corpus": ["[1]"]}, r"corpus\.jsonl:1: not an object"),
     "no id": (
         {"corpus": ['{"id": "d1", "text": "x"}']},
-        r"corpus\.jsonl:1: no '_id', only 'id', 'text'; add it",
+        r"corpus\.jsonl:1: no '_id', only 'id', 'text'; add it, or rename 'id'",
     ),
     "no text": ({"queries": ['{"_id": "q1"}']}, r"queries\.jsonl:1: no 'text', only '_id'; add it"),
     "fraction as id": (
@@ -75,7 +78,7 @@ MISTAKES = {
         r'corpus\.jsonl:1: _id is 1\.5, not a string; write "1\.5"',
     ),
     "empty id": ({"corpus": ['{"_id": "", "text": "x"}']}, r"corpus\.jsonl:1: the _id is empty"),
-    "text of another type": ({"corpus": ['{"_id": "d1", "text": null}']}, r"corpus\.jsonl:1: text is None"),
+    "text of another type": ({"corpus": ['{"_id": "d1", "text": [1]}']}, r"corpus\.jsonl:1: text is \[1\]"),
     "title of another type": (
         {"corpus": ['{"_id": "d1", "title": 5, "text": ""}']},
         r":1: title is 5, not a string",
@@ -101,9 +104,16 @@ MISTAKES = {
     "empty corpus": ({"corpus": []}, r"the corpus has no document"),
     "columns": (
         {"qrels": [HEADER, "q1\td1\t1", "q1 0 d1 1"]},
-        r"test\.tsv:3: 1 column\(s\), not 3; write query-id",
+        r"test\.tsv:3: 4 column\(s\), not 3; write query-id",
     ),
-    "no header": ({"qrels": ["q1\td1\t1"]}, r"test\.tsv:1: the header is 'q1\\td1\\t1'; write query-id TAB"),
+    "another header": (
+        {"qrels": ["qid\tdocid\trel", "q1\td1\t1"]},
+        r"test\.tsv:1: the first line is 'qid\\tdocid\\trel'; write query-id TAB",
+    ),
+    "column of TREC's missing": (
+        {"qrels": ["q1 0 d1 1", "q1 d2 0"]},
+        r"test\.tsv:2: 3 column\(s\), not 4; write query 0 document grade",
+    ),
     "grade": ({"qrels": [HEADER, "q1\td1\t0.5"]}, r"test\.tsv:2: the grade '0.5' is not an integer"),
     "grade in words": (
         {"qrels": [HEADER, "q1\td1\thigh"]},
@@ -119,7 +129,7 @@ MISTAKES = {
         r"9 judgement\(s\) of a document that does not exist: 'x0' .*'x4' \(.*:6\), …; add the document, delete",
     ),
     "nothing judged": ({"qrels": [HEADER]}, r"no query is judged; the qrels are empty"),
-    "empty qrels": ({"qrels": []}, r"test\.tsv:1: the header is ''"),
+    "empty qrels": ({"qrels": []}, r"test\.tsv:1: the first line is ''"),
 }
 
 
@@ -136,7 +146,7 @@ def test_missing_files_are_named(beir):
     with pytest.raises(ColbertZeroError, match=r"dev\.tsv does not exist; the splits of this collection: test"):
         load_beir(folder, split="dev")
     (folder / "corpus.jsonl").unlink()
-    with pytest.raises(ColbertZeroError, match=r"has no corpus\.jsonl or corpus\.jsonl\.gz"):
+    with pytest.raises(ColbertZeroError, match=r"has no corpus\.jsonl, corpus\.jsonl\.gz or corpus\.parquet"):
         load_beir(folder)
 
 
@@ -320,3 +330,123 @@ def test_judgements_of_missing_documents_are_counted_where_few_or_asked_for(tmp_
     else:
         with pytest.raises(ColbertZeroError, match=r"of a document that does not exist.*on_missing: count"):
             load_beir(tmp_path / "c", rules=Rules(on_missing=rule))
+
+
+# ---- Layouts
+
+TABLES = {
+    "corpus": [{"_id": "d1", "title": "T", "text": "one"}, {"_id": "d2", "title": None, "text": "two"}],
+    "queries": [{"_id": "q1", "text": "first"}, {"_id": "q2", "text": "never judged"}],
+    "qrels": [
+        {"query-id": "q1", "corpus-id": "d1", "score": 2},
+        {"query-id": "q1", "corpus-id": "d2", "score": 0},
+    ],
+}
+
+
+def lines(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def parquet_bytes(rows):
+    pq.write_table(pa.Table.from_pylist(rows), file := io.BytesIO())
+    return file.getvalue()
+
+
+def tabs(rows):
+    return "".join("\t".join(map(str, row)) + "\n" for row in rows).encode()
+
+
+WRITTEN = {
+    ".jsonl": lines,
+    ".jsonl.gz": lambda rows: gzip.compress(lines(rows)),
+    ".parquet": parquet_bytes,
+}
+
+JUDGED = [tuple(row.values()) for row in TABLES["qrels"]]
+
+QRELS_FILES = {
+    "header": ("qrels/test.tsv", tabs([HEADER.split("\t"), *JUDGED])),
+    "header, gzipped": ("qrels/test.tsv.gz", gzip.compress(tabs([HEADER.split("\t"), *JUDGED]))),
+    "three columns": ("qrels/test.tsv", tabs(JUDGED)),
+    "three words": ("qrels/test.txt", b"q1 d1 2\nq1  d2 0\n"),
+    "four columns": ("qrels/test.tsv", tabs((q, 0, d, grade) for q, d, grade in JUDGED)),
+    "four words": ("qrels/test.trec", b"q1 0 d1 2\r\nq1 Q0 d2 0\r\n"),
+    "four words, gzipped": ("qrels/test.txt.gz", gzip.compress(b"q1 0 d1 2.0\nq1 0 d2 0\n")),
+    **{f"objects{suffix}": (f"qrels/test{suffix}", write(TABLES["qrels"])) for suffix, write in WRITTEN.items()},
+    "Parquet of MTEB": ("default/test-00000-of-00001.parquet", WRITTEN[".parquet"](TABLES["qrels"])),
+}
+
+
+def folder_of(folder, files):
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize("qrels", QRELS_FILES)
+@pytest.mark.parametrize("suffix", WRITTEN)
+@pytest.mark.parametrize("place", ["{}", "{0}/{0}", "{}/test"])
+def test_a_collection_is_the_same_in_every_layout(tmp_path, beir, place, suffix, qrels):
+    name, content = QRELS_FILES[qrels]
+    tables = {place.format(t) + suffix: WRITTEN[suffix](TABLES[t]) for t in ("corpus", "queries")}
+    loaded = load_collection(str(folder_of(tmp_path / "other", {**tables, name: content})))
+    assert loaded.fingerprint == load_beir(beir()).fingerprint
+    assert list(loaded.documents()) == list(loaded.documents()) == [("d1", "T one"), ("d2", "two")]
+
+
+def test_shards_are_read_in_order_and_of_their_split(tmp_path, beir):
+    write = WRITTEN[".parquet"]
+    shards = {f"corpus/test-0000{n}-of-00002.parquet": write([row]) for n, row in enumerate(TABLES["corpus"])}
+    others = {"corpus/dev.parquet": write([{"_id": "x", "text": "of another split"}])}
+    name, content = QRELS_FILES["Parquet of MTEB"]
+    folder = folder_of(tmp_path / "p", shards | others | {"queries.jsonl": lines(TABLES["queries"]), name: content})
+    assert load_beir(folder).fingerprint == load_beir(beir()).fingerprint
+    with pytest.raises(ColbertZeroError, match=r"qrels/dev\.tsv does not exist; the splits of this collection: test$"):
+        load_beir(folder, "dev")
+
+
+def test_a_shard_that_changed_is_told(tmp_path):
+    name, content = QRELS_FILES["three columns"]
+    folder = folder_of(
+        tmp_path, {"corpus/a.jsonl": lines(TABLES["corpus"]), "queries.jsonl": lines(TABLES["queries"]), name: content}
+    )
+    loaded = load_beir(folder)
+    (folder / "corpus" / "a.jsonl").write_bytes(b"{}\n")
+    with pytest.raises(ColbertZeroError, match=r"corpus/a\.jsonl: changed since it was first read"):
+        list(loaded.documents())
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("corpus.parquet", b"PAR1 this is none PAR1", r"corpus\.parquet: not a readable Parquet file"),
+        ("corpus.parquet", WRITTEN[".parquet"]([{"id": "d1", "text": "x"}]), r"corpus\.parquet, row 1: no '_id', only"),
+        (
+            "qrels/test.parquet",
+            WRITTEN[".parquet"]([{"qid": "q1"}]),
+            r"row 1: no 'query-id' and 'corpus-id', only 'qid'",
+        ),
+        ("qrels/test.jsonl", b"[1]\n", r"test\.jsonl:1: no 'query-id' and 'corpus-id', only \[1\]; rename"),
+        ("qrels/test.txt.gz", b"q1 0 d1 1", r"test\.txt\.gz: damaged gzip"),
+    ],
+)
+def test_a_wrong_file_of_another_layout_is_named(tmp_path, file, content, message):
+    whole = {"corpus.jsonl": lines(TABLES["corpus"]), "queries.jsonl": lines(TABLES["queries"])}
+    whole |= {"qrels/test.tsv": tabs(JUDGED)}
+    if "/" in file or file.startswith("corpus"):
+        whole = {name: data for name, data in whole.items() if name.split(".")[0] != file.split(".")[0]}
+    with pytest.raises(ColbertZeroError, match=message):
+        load_beir(folder_of(tmp_path, whole | {file: content}))
+
+
+@pytest.mark.parametrize("nothing", [{"title": None, "text": None}, {"text": None}, {"title": "", "text": " "}])
+def test_documents_and_queries_without_a_text_are_read_and_counted(tmp_path, nothing):
+    tables = {t: lines([*TABLES[t][:1], {"_id": "e", **nothing}]) for t in ("corpus", "queries")}
+    loaded = load_beir(
+        folder_of(tmp_path, {f"{t}.jsonl": c for t, c in tables.items()} | {"qrels/test.tsv": tabs([("e", "d1", 1)])})
+    )
+    assert loaded.empty == 2
+    assert "2 documents or queries have no text" in loaded.peculiarities()
+    assert rank_bm25(loaded, 2)

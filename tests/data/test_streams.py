@@ -313,8 +313,8 @@ def test_no_more_rows_are_held_than_a_block(tmp_path: Path, monkeypatch: pytest.
 
     original = streams.check_row
 
-    def counted(row: Any, columns: Any) -> Any:
-        schema, checked = original(row, columns)
+    def counted(*args: Any) -> Any:
+        schema, checked = original(*args)
         return schema, Row(checked)
 
     made = recipe({"path": parquet(tmp_path / "r.parquet", pairs(5000)), "shuffle_buffer": 200})
@@ -381,7 +381,9 @@ def test_a_first_row_that_cannot_be_used_is_told_before_training(tmp_path: Path)
     rows = [{"query": "q", "documnet": "d"}] * 20
     made = recipe({"path": parquet(tmp_path / "r.parquet", rows)})
     told = refusal(lambda: prepare(tmp_path, made), tmp_path)
-    assert told.startswith("r.parquet, row 1: no `document`: the row has query, documnet. Mend")
+    assert told.startswith(
+        "r.parquet, row 1: no `document`: the row has query, documnet; if documnet is meant, `columns: {document: docum"
+    )
     made = recipe({"path": parquet(tmp_path / "r.parquet", [BAD] * 20), "on_bad_rows": "skip"})
     told = refusal(lambda: prepare(tmp_path, made), tmp_path)
     assert told == "r.parquet has no usable row; mend it, or take it out of sources.s"

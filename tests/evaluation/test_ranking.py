@@ -1,4 +1,5 @@
 import copy
+import gzip
 import random
 
 import numpy as np
@@ -313,3 +314,14 @@ def test_a_wrong_line_of_a_run_is_named(tmp_path, text, message):
 def test_a_missing_run_is_named(tmp_path):
     with pytest.raises(ColbertZeroError, match=r"none\.run does not exist"):
         read_run(tmp_path / "none.run")
+
+
+def test_a_run_is_gzipped_under_a_name_in_gz_with_equal_bytes_for_equal_runs(tmp_path):
+    run = {"q é": [("d 1", 1.5), ("d2", 0.25)]}
+    write_run(tmp_path / "plain.trec", run, "tag")
+    for name in ("a.trec.gz", "b.trec.gz"):
+        write_run(tmp_path / name, run, "tag")
+    packed = (tmp_path / "a.trec.gz").read_bytes()
+    assert gzip.decompress(packed) == (tmp_path / "plain.trec").read_bytes()
+    assert packed == (tmp_path / "b.trec.gz").read_bytes()
+    assert read_run(tmp_path / "a.trec.gz") == run

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from colbert_zero.data.columns import almost
 from colbert_zero.data.rows import text_fault
 from colbert_zero.errors import ColbertZeroError, short
 from colbert_zero.files import fingerprint, to_json
@@ -53,7 +54,8 @@ class Collection:
         fingerprint: Changes whenever a document (or their order), a judged query or a grade does.
         own: Queries whose own document, the one of the same id, is left out of their rankings.
         missing: Judged documents that the corpus does not have: never found, so they lower recall and nDCG.
-        rules: That decided on the last two.
+        empty: Documents and judged queries without a text.
+        rules: What to do with queries' own documents and with missing ones.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Collection:
     fingerprint: str
     own: frozenset[str] = frozenset()
     missing: int = 0
+    empty: int = 0
     rules: Rules = DEFAULT_RULES
 
     def peculiarities(self) -> list[str]:
@@ -77,6 +80,8 @@ class Collection:
             told.append(
                 f"{self.missing:,} judgements of documents that are not there count as never found (on_missing)"
             )
+        if self.empty:
+            told.append(f"{self.empty:,} documents or queries have no text")
         return told
 
     @classmethod
@@ -125,13 +130,14 @@ def collect(
             raise ColbertZeroError(f"{where}: the query id {short(repr(query_id))} is there twice; make the ids unique")
         texts[query_id] = text
 
-    digest, document_ids, same_text = hashlib.blake2b(digest_size=16), set(), set()
+    digest, document_ids, same_text, empty = hashlib.blake2b(digest_size=16), set(), set(), 0
     for where, document_id, text in corpus():
         if document_id in document_ids:
             raise ColbertZeroError(
                 f"{where}: the document id {short(repr(document_id))} is there twice; make the ids unique"
             )
         document_ids.add(document_id)
+        empty += not text.strip()
         digest.update(to_json([document_id, text]).encode())
         if document_id in texts and texts[document_id] in text:
             same_text.add(document_id)
@@ -178,19 +184,23 @@ def collect(
         fingerprint=fingerprint(digest.hexdigest(), judged, qrels, *([sorted(own)] if own else [])),
         own=frozenset(own),
         missing=len(unknown["document"]),
+        empty=empty + sum(not text.strip() for text in judged.values()),
         rules=rules,
     )
 
 
 def as_document(row: Any, where: str) -> Text:
-    """A row's id and text, the title first."""
+    """A row's id and text, the title first; of nothing (null) an empty one."""
     if not isinstance(row, dict):
         raise ColbertZeroError(f"{where}: not an object; each row needs _id and text")
     for key in ("_id", "text"):
         if key not in row:
             found = short(", ".join(map(repr, row))) or "nothing"
-            raise ColbertZeroError(f"{where}: no {key!r}, only {found}; add it")
-    row_id, title, text = _identifier(row["_id"]), row.get("title") or "", row["text"]
+            alike = almost(key, map(str, row))
+            mend = f", or rename {short(repr(alike))}" if alike else ""
+            raise ColbertZeroError(f"{where}: no {key!r}, only {found}; add it{mend}")
+    row_id, title, text = _identifier(row["_id"]), row.get("title"), row["text"]
+    title, text = "" if title is None else title, "" if text is None else text
     for key, value in (("_id", row_id), ("title", title), ("text", text)):
         _check_string(value, key, where)
     if not row_id:

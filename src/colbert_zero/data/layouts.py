@@ -1,5 +1,7 @@
-"""Collections in the layouts they come in: BEIR folders, and data sets of the Hub."""
+"""Collections in the layouts they come in: folders of BEIR, TREC and Parquet files, and data sets of the Hub."""
 
+import itertools
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from colbert_zero.data.collection import (
     as_judgement,
     collect,
 )
+from colbert_zero.data.readers import parquet_rows
 from colbert_zero.errors import ColbertZeroError, reason, short
 from colbert_zero.files import (
     atomic_file,
@@ -27,15 +30,22 @@ from colbert_zero.files import (
 
 QRELS_HEADER = ["query-id", "corpus-id", "score"]
 
+_TABLES = (".jsonl", ".jsonl.gz", ".parquet")
+_QRELS = (".tsv", ".tsv.gz", ".txt", ".txt.gz", ".trec", ".trec.gz", *_TABLES)
+
 
 def load_beir(
     path: str | Path, split: str = "test", name: str | None = None, rules: Rules = DEFAULT_RULES
 ) -> Collection:
-    """A collection in BEIR layout: corpus.jsonl, queries.jsonl (or .jsonl.gz) and qrels/SPLIT.tsv.
+    """A collection in a folder in BEIR layout, or in a Hub data set's with Parquet files, without its README.
+
+    The folder has `corpus` and `queries`, each a file (.jsonl, .jsonl.gz, .parquet) or a folder of such files, and a
+    folder `qrels` or `default` with the judgements of the split. Qrels in text (.tsv, .txt, .trec, also .gz) are
+    BEIR's three columns under their header, three columns without one, or TREC's four.
 
     Args:
         path: The folder.
-        split: Which qrels.
+        split: Which qrels; and which files of a folder `corpus` or `queries`, where any begins with it.
         name: The folder's name unless given.
         rules: Where collections differ in what they mean.
 
@@ -43,18 +53,12 @@ def load_beir(
         ColbertZeroError: A file is missing or a line is wrong; names file, line and mend.
     """
     folder = Path(path)
-    corpus_path, queries_path = _jsonl_path(folder, "corpus"), _jsonl_path(folder, "queries")
-    qrels_path = folder / "qrels" / f"{split}.tsv"
-    if not qrels_path.is_file():
-        splits = sorted(file.stem for file in qrels_path.parent.glob("*.tsv"))
-        raise ColbertZeroError(
-            f"{qrels_path} does not exist; the splits of this collection: {', '.join(splits) or 'none'}"
-        )
+    corpus, queries = _text_files(folder, "corpus", split), _text_files(folder, "queries", split)
     return collect(
         name or folder.resolve().name,
-        _unchanged(corpus_path),
-        _read_jsonl(queries_path),
-        _read_qrels(qrels_path),
+        _unchanged(corpus),
+        _texts(queries),
+        _judgements(_qrels_files(folder, split)),
         rules,
     )
 
@@ -96,10 +100,7 @@ def load_hub(
     def texts(config: str, table: Any) -> Iterator[Text]:
         return (as_document(_readable(row, where), where) for where, row in rows(config, table))
 
-    def judgement(row: dict[str, Any], where: str) -> Judgement:
-        return as_judgement([row.get("query-id"), row.get("corpus-id"), row.get("score", 1)], where)
-
-    judgements = (judgement(_readable(row, where), where) for where, row in rows(judged, qrels))
+    judgements = (_judged(_readable(row, where), where) for where, row in rows(judged, qrels))
     label = f"{name}/{split}" if split else name
     return collect(label, lambda: texts("corpus", corpus), texts("queries", queries), judgements, rules)
 
@@ -128,53 +129,124 @@ def write_beir(collection: Collection, path: str | Path, split: str = "test") ->
                     file.write(f"{query_id}\t{document_id}\t{grade}\n")
 
 
-def _jsonl_path(folder: Path, stem: str) -> Path:
-    for path in (folder / f"{stem}.jsonl", folder / f"{stem}.jsonl.gz"):
-        if path.is_file():
-            return path
+# ---- The files of a folder
+
+
+def _text_files(folder: Path, stem: str, split: str) -> list[Path]:
+    """The file of the corpus or the queries, or those of its folder: of the split, if any is."""
+    for suffix in _TABLES:
+        if (file := folder / f"{stem}{suffix}").is_file():
+            return [file]
+    if files := _of_split(folder / stem, split, _TABLES) or _with_suffix(folder / stem, _TABLES):
+        return files
     raise ColbertZeroError(
-        f"{folder} has no {stem}.jsonl or {stem}.jsonl.gz; a BEIR collection is a folder with corpus.jsonl, "
-        "queries.jsonl and qrels/SPLIT.tsv"
+        f"{folder} has no {stem}.jsonl, {stem}.jsonl.gz or {stem}.parquet, nor such files in {stem}/; a collection is "
+        "a folder with corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv"
     )
 
 
-def _unchanged(path: Path) -> Callable[[], Iterator[Text]]:
-    """Rows of a file as often as asked for, refused once it is no longer the one that was checked."""
-    first = file_state(path)
+def _qrels_files(folder: Path, split: str) -> list[Path]:
+    for place in ("qrels", "default"):
+        for suffix in _QRELS:
+            if (file := folder / place / f"{split}{suffix}").is_file():
+                return [file]
+        if files := _of_split(folder / place, split, _TABLES):
+            return files
+    found = (file for place in ("qrels", "default") for file in _with_suffix(folder / place, _QRELS))
+    splits = sorted({re.split(r"-\d+-of-|\.", file.name)[0] for file in found})
+    raise ColbertZeroError(
+        f"{folder / 'qrels' / split}.tsv does not exist; the splits of this collection: {', '.join(splits) or 'none'}"
+    )
+
+
+def _with_suffix(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    files = folder.glob("*") if folder.is_dir() else ()
+    return sorted(file for file in files if file.is_file() and file.name.endswith(suffixes))
+
+
+def _of_split(folder: Path, split: str, suffixes: tuple[str, ...]) -> list[Path]:
+    """A split's file, or its shards, as test-00000-of-00002.parquet."""
+    names = re.compile(rf"{re.escape(split)}(-\d+-of-\d+)?\.")
+    return [file for file in _with_suffix(folder, suffixes) if names.match(file.name)]
+
+
+def _unchanged(paths: list[Path]) -> Callable[[], Iterator[Text]]:
+    """Rows of files as often as asked for, refused once one is no longer the one that was checked."""
+    first = [file_state(path) for path in paths]
 
     def check() -> None:
-        if not path.is_file() or file_state(path) != first:
-            raise ColbertZeroError(
-                f"{path}: changed since it was first read; leave it as it is and start the run again"
-            )
+        for path, state in zip(paths, first, strict=True):
+            if not path.is_file() or file_state(path) != state:
+                raise ColbertZeroError(
+                    f"{path}: changed since it was first read; leave it as it is and start the run again"
+                )
 
     def rows() -> Iterator[Text]:
         check()
-        yield from _read_jsonl(path)
+        yield from _texts(paths)
         check()
 
     return rows
 
 
-def _read_jsonl(path: Path) -> Iterator[Text]:
+# ---- Their rows
+
+
+def _texts(paths: list[Path]) -> Iterator[Text]:
+    return (as_document(row, where) for path in paths for where, row in _rows(path))
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Any]]:
+    if path.suffix == ".parquet":
+        yield from ((where, _readable(row, where)) for where, row in parquet_rows(path))
+        return
     for where, line in text_lines(path):
         try:
-            row = parse_json(line)
+            yield where, parse_json(line)
         except ValueError as error:
             raise ColbertZeroError(f"{where}: broken JSON ({error}); one object a line is expected") from None
-        yield as_document(row, where)
+
+
+def _judgements(paths: list[Path]) -> Iterator[Judgement]:
+    for path in paths:
+        if path.name.endswith(_TABLES):
+            yield from (_judged(row, where) for where, row in _rows(path))
+        else:
+            yield from _read_qrels(path)
+
+
+def _judged(row: Any, where: str) -> Judgement:
+    """A judgement from an object; without a score it has grade 1."""
+    if not isinstance(row, dict) or not {"query-id", "corpus-id"} <= row.keys():
+        found = short(", ".join(map(repr, row))) if isinstance(row, dict) else short(repr(row))
+        raise ColbertZeroError(f"{where}: no 'query-id' and 'corpus-id', only {found or 'nothing'}; rename the columns")
+    return as_judgement([row["query-id"], row["corpus-id"], row.get("score", 1)], where)
 
 
 def _read_qrels(path: Path) -> Iterator[Judgement]:
+    """Qrels in text: BEIR's three columns under their header, three without one, or TREC's four."""
     lines = text_lines(path)
-    where, header = next(lines, (f"{path}:1", ""))
-    if header.split("\t") != QRELS_HEADER:
-        raise ColbertZeroError(f"{where}: the header is {short(repr(header))}; write {' TAB '.join(QRELS_HEADER)}")
+    where, first = next(lines, (f"{path}:1", ""))
+    count = 3
+    if first.split("\t") != QRELS_HEADER:
+        count = len(_columns(first))
+        if count not in (3, 4) or not re.fullmatch(r"-?\d+(\.0+)?", _columns(first)[-1]):
+            raise ColbertZeroError(
+                f"{where}: the first line is {short(repr(first))}; write {' TAB '.join(QRELS_HEADER)}, or "
+                "TREC's query 0 document grade"
+            )
+        lines = itertools.chain([(where, first)], lines)
     for where, line in lines:
-        columns = line.split("\t")
-        if len(columns) != 3:
-            raise ColbertZeroError(f"{where}: {len(columns)} column(s), not 3; write query-id TAB corpus-id TAB score")
-        yield as_judgement(columns, where)
+        columns = _columns(line)
+        if len(columns) != count:
+            wanted = "query-id TAB corpus-id TAB score" if count == 3 else "query 0 document grade"
+            raise ColbertZeroError(f"{where}: {len(columns)} column(s), not {count}; write {wanted}")
+        yield as_judgement([columns[0], *columns[-2:]], where)
+
+
+def _columns(line: str) -> list[str]:
+    """Cells between tabs; of a line without a tab, words: ids of TREC's have no white space."""
+    return line.split("\t") if "\t" in line else line.split()
 
 
 def _one_split(name: str, config: str, split: str | None, splits: Any) -> Any:

@@ -3,7 +3,8 @@
 import glob
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from colbert_zero.data import hub
-from colbert_zero.data.rows import BadRow
-from colbert_zero.errors import ColbertZeroError, reason, short
+from colbert_zero.data.columns import find
+from colbert_zero.errors import BadRow, ColbertZeroError, reason, short
 from colbert_zero.files import read_lines
-from colbert_zero.recipe.data import Hub, Jsonl, Parquet
+from colbert_zero.recipe.data import Columns, Hub, Jsonl, Parquet, Tsv
 
 _BATCH_ROWS, _BATCH_BYTES = 1000, 1 << 26
 
@@ -22,7 +23,7 @@ _ALIASES = 1000
 
 Rows = Iterator[tuple[str, Any]]
 
-Table = Jsonl | Parquet | Hub
+Table = Jsonl | Parquet | Tsv | Hub
 """Entries of sources that are read row by row."""
 
 
@@ -84,7 +85,9 @@ def tables(name: str, spec: Table, key: str) -> Iterator[tuple[str, str, Rows]]:
     if isinstance(spec, Hub):
         yield from _hub_tables(name, spec, key)
         return
-    read = _jsonl_rows if isinstance(spec, Jsonl) else _parquet_rows
+    read: Callable[[Path], Rows] = _jsonl_rows if isinstance(spec, Jsonl) else parquet_rows
+    if isinstance(spec, Tsv):
+        read = partial(_tsv_rows, columns=spec.columns)
     files = input_files(name, key, getattr(spec, key))
     for part, file in zip(part_names(files), files, strict=True):
         yield part, str(file), read(file)
@@ -109,7 +112,45 @@ def _jsonl_rows(path: Path) -> Rows:
     return ((f"{path}, line {number}", line) for number, line in read_lines(path))
 
 
-def _parquet_rows(path: Path) -> Rows:
+def _tsv_rows(path: Path, columns: Columns) -> Rows:
+    """Rows under the names of the header, if the first line is one, else under 1, 2, …; nothing is quoted."""
+    names: list[str] = []
+    for number, line in read_lines(path):
+        where = f"{path}, line {number}"
+        try:
+            cells = line.decode("utf-8-sig" if number == 1 else "utf-8").split("\t")
+        except UnicodeDecodeError as error:
+            yield where, _or_bad(error)
+            continue
+        if not names:
+            names = [str(position) for position in range(1, len(cells) + 1)]
+            if _is_header(cells, columns):
+                names = cells
+                continue
+            if all(cell.isdecimal() for cell in cells):
+                raise ColbertZeroError(
+                    f"{where}: ids, not texts: {short(' '.join(cells))}; put the texts in their place"
+                )
+        if len(cells) == len(names):
+            yield where, dict(zip(names, cells, strict=True))
+        else:
+            yield where, BadRow(f"not {len(names)} columns as in the first line: found {len(cells)}")
+
+
+def _is_header(cells: list[str], columns: Columns) -> bool:
+    try:
+        find(tuple(cells), columns)
+    except BadRow:
+        return False
+    return len(set(cells)) == len(cells)
+
+
+def parquet_rows(path: Path) -> Rows:
+    """Rows of a Parquet file; in the place of one that cannot be read stands a BadRow.
+
+    Raises:
+        ColbertZeroError: The file cannot be read, or a column stands twice.
+    """
     try:
         number = 0
         with pq.ParquetFile(path) as file:

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from colbert_zero.errors import ColbertZeroError, short
+from colbert_zero.data.columns import Reading, find, missing
+from colbert_zero.errors import BadRow, ColbertZeroError, short
 from colbert_zero.files import LONGEST_TEXT, parse_json
 from colbert_zero.recipe.data import Columns
 
@@ -20,10 +21,6 @@ SCORED_TEXTS = pa.schema([("query", pa.string()), ("documents", pa.list_(pa.stri
 _LONGEST_ROW = 64 * LONGEST_TEXT
 
 _LARGEST_SCORE = float(np.finfo(np.float32).max)
-
-
-class BadRow(Exception):
-    """This row cannot be used; the message says why."""
 
 
 # ---- What to do and say
@@ -119,7 +116,7 @@ def as_texts(values: list[Any], key: str) -> list[str]:
 def value_of(row: dict[str, Any], key: str) -> Any:
     """The value under a key that must be there."""
     if key not in row:
-        raise BadRow(f"no `{key}`: the row has {short(', '.join(map(str, row))) or 'no keys'}")
+        raise BadRow(missing(key, key, row))
     return row[key]
 
 
@@ -149,18 +146,49 @@ def _scores(value: Any, key: str, count: int) -> list[float]:
     return [float(score) for score in value]
 
 
-def check_row(row: Any, columns: Columns) -> tuple[pa.Schema, dict[str, Any]]:
-    """A row of pairs, or of candidates with scores, under our column names."""
+def _entries(value: Any) -> list[Any]:
+    """One text or a list of them as a list, of none an empty one; passages of several columns become texts."""
+    if isinstance(value, dict) and isinstance(value.get("text"), list):  # as `datasets` has a list of passages
+        value = [dict(zip(value, entry, strict=False)) for entry in zip(*value.values(), strict=False)]
+    entries = [] if value is None else value if isinstance(value, list) else [value]
+    return [titled(entry) if isinstance(entry, dict) else entry for entry in entries]
+
+
+def titled(passage: dict[str, Any]) -> Any:
+    """The text of a passage, its title first; anything else as it is."""
+    title, text = passage.get("title"), passage.get("text")
+    if not isinstance(text, str) or not isinstance(title, str | None):
+        return passage
+    return " ".join(part for part in (title, text) if part)
+
+
+def check_row(row: Any, columns: Columns, reading: Reading) -> tuple[pa.Schema, dict[str, Any]]:
+    """A row of pairs, or of candidates with scores, under our column names; `reading` takes note of what it had.
+
+    Of several positives the first is the row's document.
+    """
     row = as_object(row)
-    query = as_text(value_of(row, columns.query), columns.query)
-    if columns.documents in row and columns.document not in row:
-        texts = as_texts(_two_or_more(row[columns.documents], columns.documents), columns.documents)
-        scores = _scores(value_of(row, columns.scores), columns.scores, len(texts))
+    found = find(tuple(row), columns)
+    query = as_text(row[found.query], found.query)
+    if len(found.scores) == 1:
+        texts = as_texts(_two_or_more(row[found.documents], found.documents), found.documents)
+        scores = _scores(row[found.scores[0]], found.scores[0], len(texts))
+        reading.note(found, 1)
         return SCORED_TEXTS, {"query": query, "documents": texts, "scores": scores}
-    document = as_text(value_of(row, columns.document), columns.document)
-    negatives = row.get(columns.negative)
-    negatives = [] if negatives is None else negatives if isinstance(negatives, list) else [negatives]
-    negatives = as_texts(negatives, columns.negative)
+    positives = _entries(row[found.documents])
+    if row[found.documents] == []:
+        raise BadRow(f"`{found.documents}` is an empty list")
+    document = as_text(positives[0] if positives else None, found.documents)
+    lists = {key: _entries(row[key]) for key in found.negatives}
+    negatives = [text for key, values in lists.items() for text in as_texts(values, key)]
+    if found.scores:
+        of_positives, of_negatives = found.scores
+        scores = _scores(row[of_positives], of_positives, len(positives))[:1]
+        scores += _scores(row[of_negatives], of_negatives, len(negatives))
+        texts = _two_or_more([document, *negatives], "document and negatives")
+        reading.note(found, len(positives))
+        return SCORED_TEXTS, {"query": query, "documents": texts, "scores": scores}
+    reading.note(found, len(positives))
     return PAIRS, {"query": query, "document": document, "negatives": negatives}
 
 

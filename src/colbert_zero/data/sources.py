@@ -17,13 +17,13 @@ from typing import Any
 import pyarrow as pa
 from huggingface_hub import HfApi
 
+from colbert_zero.data.columns import Reading
 from colbert_zero.data.docstrings import docstring_pairs, packages_fingerprint
 from colbert_zero.data.held_out import hold_out
 from colbert_zero.data.prepared import DOCUMENTS, arrow_file, is_made, source_folder, write_record
 from colbert_zero.data.readers import Rows, Table, hub_path, input_files, tables
 from colbert_zero.data.rows import (
     PAIRS,
-    BadRow,
     as_identifier,
     as_object,
     as_text,
@@ -35,7 +35,7 @@ from colbert_zero.data.rows import (
     value_of,
 )
 from colbert_zero.data.streams import is_streamed, look_up
-from colbert_zero.errors import ColbertZeroError, short
+from colbert_zero.errors import BadRow, ColbertZeroError, short
 from colbert_zero.files import (
     Progress,
     atomic_folder,
@@ -45,7 +45,7 @@ from colbert_zero.files import (
     read_json,
     write_json,
 )
-from colbert_zero.recipe.data import Docstrings, HeldOut, Hub, Jsonl, Parquet, SourceSpec
+from colbert_zero.recipe.data import Docstrings, HeldOut, Hub, Jsonl, Parquet, SourceSpec, Tsv
 from colbert_zero.recipe.schema import Recipe
 
 _VERSION = 1
@@ -69,7 +69,7 @@ def source_id(name: str, recipe: Recipe, data: Path) -> str:
     elif isinstance(spec, Hub):
         inputs = _hub_fingerprint(name, spec, data)
     else:
-        assert isinstance(spec, Jsonl | Parquet)
+        assert isinstance(spec, Jsonl | Parquet | Tsv)
         keys = ["path"] if spec.path else ["train", "queries", "documents"]
         files = {key: input_files(name, key, getattr(spec, key)) for key in keys}
         inputs = {key: file_fingerprints(found, found[0].parent, data) for key, found in files.items()}
@@ -150,15 +150,16 @@ def prepare_source(name: str, recipe: Recipe, data: Path, docstring_cache: Path,
     folder = source_folder(data, name, identity)
     if is_made(folder):
         return folder
-    spec, started, dropped = recipe.sources[name], time.monotonic(), Counter[str]()
+    spec, started, dropped, reading = recipe.sources[name], time.monotonic(), Counter[str](), Reading()
     if is_streamed(spec):
         return _look_up(name, spec, identity, data)
     with atomic_folder(folder) as temporary:
         if isinstance(spec, Docstrings):
             parts = _write_docstrings(spec, temporary, docstring_cache, dropped, progress)
         else:
-            assert isinstance(spec, Jsonl | Parquet | Hub)
-            parts = _write_tables(name, spec, temporary, dropped)
+            assert isinstance(spec, Jsonl | Parquet | Tsv | Hub)
+            parts = _write_tables(name, spec, temporary, dropped, reading)
+            reading.check(name, spec.columns)
         held_out = 0
         for collection, held in recipe.collections.items():
             if isinstance(held, HeldOut) and held.source == name:
@@ -166,7 +167,8 @@ def prepare_source(name: str, recipe: Recipe, data: Path, docstring_cache: Path,
         parts = _without_empty(temporary, parts)
         if not sum(parts.values()):
             raise ColbertZeroError(f"sources.{name}: no usable row is left; left out: {dict(dropped)}")
-        write_record(temporary, identity, parts, started, kind=spec.kind, dropped=dict(dropped), held_out=held_out)
+        more = {"dropped": dict(dropped), "held_out": held_out, **reading.record()}
+        write_record(temporary, identity, parts, started, kind=spec.kind, **more)
         if _has_files(spec) and source_id(name, recipe, data) != identity:
             raise ColbertZeroError(
                 f"sources.{name}: a file changed while it was read; leave the files as they are and start the run again"
@@ -179,18 +181,19 @@ def _look_up(name: str, spec: Parquet | Hub, identity: str, data: Path) -> Path:
     folder, started = source_folder(data, name, identity), time.monotonic()
     if isinstance(spec, Hub) and isinstance(commit := _hub_fingerprint(name, spec, data), str):
         spec = spec.model_copy(update={"revision": commit})  # a branch may move while training streams it
-    found = look_up(name, spec)
+    reading = Reading()
+    found = look_up(name, spec, reading)
     rows = {part: count for part, (count, _) in found.items()}
     streamed = {part: first for part, (_, first) in found.items()}
     with atomic_folder(folder) as temporary:
-        more = {"streamed": streamed, "revision": getattr(spec, "revision", None)}
+        more = {"streamed": streamed, "revision": getattr(spec, "revision", None), **reading.record()}
         write_record(temporary, identity, rows, started, kind=spec.kind, **more)
     return folder
 
 
 def _has_files(spec: SourceSpec) -> bool:
     """Whether a source is made of files of this machine."""
-    return isinstance(spec, Jsonl | Parquet) or (isinstance(spec, Hub) and os.path.isdir(hub_path(spec)))
+    return isinstance(spec, Jsonl | Parquet | Tsv) or (isinstance(spec, Hub) and os.path.isdir(hub_path(spec)))
 
 
 def _write_docstrings(
@@ -219,11 +222,11 @@ def _without_empty(folder: Path, parts: dict[str, int]) -> dict[str, int]:
     return {part: rows for part, rows in parts.items() if rows}
 
 
-def _write_tables(name: str, spec: Table, folder: Path, dropped: Counter[str]) -> dict[str, int]:
+def _write_tables(name: str, spec: Table, folder: Path, dropped: Counter[str], reading: Reading) -> dict[str, int]:
     """Rows of files or of a Hub data set; the three-table form resolves its ids to texts and row numbers."""
     check: Callable[[Any], tuple[pa.Schema, dict[str, Any]]]
     if spec.train is None:
-        check = partial(check_row, columns=spec.columns)
+        check = partial(check_row, columns=spec.columns, reading=reading)
     else:
         queries = _write_texts(name, spec, "queries", folder / "queries.arrow", dropped)
         documents = _write_texts(name, spec, "documents", folder / "documents.arrow", dropped)

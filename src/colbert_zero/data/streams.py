@@ -18,16 +18,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import DatasetBuilder, IterableDataset, get_dataset_config_names, load_dataset_builder
 
+from colbert_zero.data.columns import Reading
 from colbert_zero.data.hub import check_inside
 from colbert_zero.data.readers import hub_path, input_files, part_names
-from colbert_zero.data.rows import SCORED_TEXTS, BadRow, check_row, left_out, mixed, unusable
-from colbert_zero.errors import ColbertZeroError, reason
+from colbert_zero.data.rows import SCORED_TEXTS, check_row, left_out, mixed, unusable
+from colbert_zero.errors import BadRow, ColbertZeroError, reason
 from colbert_zero.recipe.data import Hub, Parquet, SourceSpec
 from colbert_zero.recipe.schema import Phase
 
 T = TypeVar("T")
 
 SHUFFLE_BUFFER = 65_536
+
+UNUSED = "positives after their row's first, not used"
 
 READ_AGAIN = "read again from the start, in place of rows left out"
 
@@ -114,7 +117,7 @@ class StreamedPart:
     negatives: int = 0
 
     def __post_init__(self) -> None:
-        self._stream = self.make_stream()
+        self._stream, self._reading = self.make_stream(), Reading()
         # Where known blocks begin, and what was left out in each, by the block's number.
         self._positions: dict[int, Position] = {0: _START}
         self._dropped: dict[int, Counter[str]] = {}
@@ -175,6 +178,7 @@ class StreamedPart:
         while True:
             usable = position["row"] > 0
             for number, row in self._stream.rows(position):
+                known = self._reading.unused_positives
                 try:
                     checked = self._checked(row, number)
                 except BadRow as error:
@@ -184,6 +188,8 @@ class StreamedPart:
                     continue
                 if position["again"]:
                     self._counts[READ_AGAIN] += 1
+                elif unused := self._reading.unused_positives - known:
+                    self._counts[UNUSED] += unused
                 usable = True
                 yield checked
             if not usable:
@@ -191,7 +197,7 @@ class StreamedPart:
             position = _START | {"again": True}
 
     def _checked(self, row: Any, number: int) -> dict[str, Any]:
-        schema, checked = check_row(row, self.spec.columns)
+        schema, checked = check_row(row, self.spec.columns, self._reading)
         if (schema is SCORED_TEXTS) != self.scored:
             raise mixed(f"{self._stream.where}, row {number}")
         found = len(checked["documents"] if self.scored else checked["negatives"])
@@ -229,8 +235,10 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
 # ---- What a source's parts are
 
 
-def look_up(name: str, spec: Parquet | Hub) -> dict[str, tuple[int, dict[str, Any]]]:
+def look_up(name: str, spec: Parquet | Hub, reading: Reading) -> dict[str, tuple[int, dict[str, Any]]]:
     """Of each part: its rows, and whether its first usable row is `scored` and how many `texts` it has.
+
+    `reading` takes note of what columns these rows have.
 
     Raises:
         ColbertZeroError: A part cannot be read or has no usable row, or the number of its rows cannot be known.
@@ -240,7 +248,7 @@ def look_up(name: str, spec: Parquet | Hub) -> dict[str, tuple[int, dict[str, An
         builder = _told(name, spec, where, make_builder)
         rows = _told(name, spec, where, partial(_count, name, spec, where, builder))
         stream = Stream(name, spec, where, partial(_dataset, spec, builder))
-        found[part] = rows, _first(stream)
+        found[part] = rows, _first(stream, reading)
         if found[part][1]["scored"] != next(iter(found.values()))[1]["scored"]:
             raise mixed(where)
     return found
@@ -317,11 +325,11 @@ def _count(name: str, spec: Parquet | Hub, where: str, builder: DatasetBuilder) 
     return min(counts)
 
 
-def _first(stream: Stream) -> dict[str, Any]:
+def _first(stream: Stream, reading: Reading) -> dict[str, Any]:
     """What the first usable row is like."""
     for number, row in stream.rows(_START):
         try:
-            schema, checked = check_row(row, stream.spec.columns)
+            schema, checked = check_row(row, stream.spec.columns, reading)
         except BadRow as error:
             left_out(error, f"{stream.where}, row {number}", stream.name, stream.spec)
         else:

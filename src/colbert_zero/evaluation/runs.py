@@ -1,7 +1,11 @@
 """Runs and measures."""
 
-from collections.abc import Sequence
+import gzip
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 from urllib.parse import quote, unquote
 
 import ir_measures
@@ -54,15 +58,28 @@ def measure(
 
 
 def write_run(path: str | Path, run: Run, tag: str) -> None:
-    """Write a run in TREC format (query Q0 document rank score tag), atomically.
+    """Write a run in TREC format (query Q0 document rank score tag), atomically; gzipped under a name in .gz.
 
     White space, which the format cannot hold in an id or the tag, is written as in an address (`Main%20Page`), and so
     is the percent sign.
     """
-    with atomic_file(Path(path)) as file:
+    path = Path(path)
+    with atomic_file(path, "wb") as raw, _text(raw, path.suffix == ".gz") as file:
         for query_id, documents in run.items():
             for place, (document_id, score) in enumerate(documents, 1):
                 file.write(f"{_held(query_id)} Q0 {_held(document_id)} {place} {score!r} {_held(tag)}\n")
+
+
+@contextmanager
+def _text(raw: IO[bytes], zipped: bool) -> Iterator[IO[str]]:
+    """A file to write text to, gzipped or not; equal runs give equal bytes."""
+    binary = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if zipped else raw
+    text = io.TextIOWrapper(binary, "utf-8")
+    yield text
+    text.flush()
+    text.detach()
+    if zipped:
+        binary.close()
 
 
 def _held(text: str) -> str:

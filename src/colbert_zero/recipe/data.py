@@ -1,18 +1,33 @@
 """A recipe's sources and collections."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BeforeValidator,
     Field,
     WithJsonSchema,
 )
+from pydantic_core import PydanticCustomError
 
 from colbert_zero.recipe.entry import Entry, Int, Neutral
 
 
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
+
+
+def _names(value: Any) -> Any:
+    names = tuple(value) if isinstance(value, list) else value
+    if not isinstance(names, str) and not (isinstance(names, tuple) and all(isinstance(name, str) for name in names)):
+        raise PydanticCustomError("names", "a column's name or a list of names")
+    return names
+
+
+def _name_or_two(value: Any) -> Any:
+    names = _names(value)
+    if isinstance(names, tuple) and len(names) != 2:
+        raise PydanticCustomError("names", "a column's name, or two: of the documents and of the negatives")
+    return names
 
 
 Paths = Annotated[
@@ -24,18 +39,21 @@ Paths = Annotated[
 
 
 class Columns(Entry):
-    """Names of a source's columns, where they differ from the usual."""
+    """Names of a source's columns, where they differ from the usual ones, which docs/data.md lists."""
 
     query: str = "query"
-    """Text of the query."""
+    """Text of the query; also `anchor` or `question`."""
     document: str = "document"
-    """Text of the document that answers it."""
-    negative: str = "negative"
-    """Hard negatives: one text, or a list of texts. May be missing."""
+    """Text of the document that answers it, or a list, of which the first is used; also `positive`, `pos`,
+    `positive_passages`, `answer`, `passage` or `context`."""
+    negative: Annotated[str | tuple[str, ...], BeforeValidator(_names)] = "negative"
+    """Hard negatives: one text, or a list of texts; or a list of such columns. May be missing; also `negatives`, `neg`,
+    `hard_negative`, `hard_negatives`, `negative_passages`, or numbered, as `negative_1`."""
     documents: str = "documents"
     """Scored candidates: a list of texts."""
-    scores: str = "scores"
-    """Their scores: a list of numbers."""
+    scores: Annotated[str | tuple[str, str], BeforeValidator(_name_or_two)] = "scores"
+    """Their scores: a list of numbers; or two columns, of scores of the document and of the negatives, which are the
+    candidates then, as `[pos_scores, neg_scores]`."""
 
 
 class _Source(Entry):
@@ -45,9 +63,12 @@ class _Source(Entry):
     """Use at most this many rows of each part: the first usable ones; what comes after is not read."""
 
 
-class _Table(_Source):
+class _Rows(_Source):
     columns: Columns = Columns()
     """Names of the columns, where they differ from the usual."""
+
+
+class _Table(_Rows):
     path: Paths | None = None
     """File or files of rows (globs allowed): `query`, `document` and optionally `negative`, or `query`,
     `documents` and `scores`. Each file is a part of its own."""
@@ -87,13 +108,25 @@ class Parquet(_Table, Streamable):
     """Parquet files."""
 
 
-class Hub(_Source, Streamable):
+class Tsv(_Rows):
+    """Texts with tabs between them, plain or gzipped (.gz), as MS MARCO's triples.
+
+    The first line is a header if it names the columns of a query and its document. Otherwise the columns are called
+    1, 2, …: the query, its document, hard negatives if there are more. Quotes are part of the text.
+    """
+
+    kind: Literal["tsv"]
+    """Tab-separated texts."""
+    path: Paths
+    """File or files of rows (globs allowed). Each file is a part of its own."""
+    train: ClassVar[None] = None
+
+
+class Hub(_Rows, Streamable):
     """A data set of the Hugging Face Hub, or a local folder of the same layout."""
 
     kind: Literal["hub"]
     """A data set."""
-    columns: Columns = Columns()
-    """Names of the columns, where they differ from the usual."""
     path: str
     """Hub id or folder."""
     revision: str | None = None
@@ -153,7 +186,7 @@ class Scored(Entry):
     """How many of the source's rows to score, spread over its parts in proportion; all by default."""
 
 
-SourceSpec = Annotated[Jsonl | Parquet | Hub | Docstrings | Mined | Scored, Field(discriminator="kind")]
+SourceSpec = Annotated[Jsonl | Parquet | Tsv | Hub | Docstrings | Mined | Scored, Field(discriminator="kind")]
 
 
 class HeldOut(Entry):
@@ -179,7 +212,7 @@ class _Rules(Entry):
 
 
 class Beir(_Rules):
-    """A folder in BEIR layout: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv."""
+    """A folder: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv; also gzipped, of Parquet files, with TREC's qrels."""
 
     kind: Literal["beir"]
     """A BEIR folder."""

@@ -252,6 +252,7 @@ def _data(study: Study, nodes: list[tuple[str, ...]]) -> dict[str, Any]:
                 "queries": len(collection.qrels),
                 "judgements": sum(len(grades) for grades in collection.qrels.values()),
                 "own_left_out": len(collection.own),
+                "empty": collection.empty,
                 "missing": collection.missing,
                 "from": study.recipe.collections[name].model_dump(),
             }

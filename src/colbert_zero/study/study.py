@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from colbert_zero.data.collection import Collection, Rules
+from colbert_zero.data.columns import peculiarities
 from colbert_zero.data.layouts import load_beir, load_hub
 from colbert_zero.data.prepared import Part, Source, is_made, open_source, source_folder
 from colbert_zero.data.sources import folder_fingerprints, prepare_source, source_id
@@ -140,6 +141,8 @@ class Study:
         for name in (name for name in self.recipe.sources if name in roots):
             make = partial(prepare_source, name, self.recipe, self.data, self.cache)
             self.sources[name] = self._make(f"data: {name}", name, make)
+            for told in peculiarities(self.sources[name].record):
+                self.show.say(f"source {name}: {told}")
 
     def prepare_validation(self) -> list[Collection]:
         """The small collections that training is judged on, chosen at first use."""

@@ -47,7 +47,7 @@ class SourceRecord(_Record):
     dropped_rows: int
     """Do not fill a batch."""
     left_out: dict[str, int]
-    """Rows of a streamed source that cannot be used, by reason."""
+    """Rows of a streamed source that cannot be used, by reason; and positives after their row's first."""
 
 
 class PhaseRecord(_Record):
