@@ -19,12 +19,14 @@ from colbert_zero.evaluation.ranking import rank
 from colbert_zero.evaluation.runs import PerQuery, Run
 from colbert_zero.files import fingerprint, read_json
 from colbert_zero.maxsim.scores import backend
-from colbert_zero.models.checkpoints import check_base, load_model
+from colbert_zero.models.bases import check_base, go_offline, is_hub_id
+from colbert_zero.models.checkpoints import load_model
 from colbert_zero.models.encoders import Alignment
 from colbert_zero.models.scratch import check_architecture
-from colbert_zero.processes import agree, appears, is_main, made_by_main, share
+from colbert_zero.processes import agree, appears, from_main, is_main, made_by_main, share
 from colbert_zero.recipe.data import Beir, CollectionSpec, HeldOut, Mined, Scored
 from colbert_zero.recipe.schema import Phase, Recipe
+from colbert_zero.study import bases
 from colbert_zero.study.graph import root_of
 from colbert_zero.study.rankings import Ranker, Rankings
 from colbert_zero.study.show import Quiet, Show
@@ -57,6 +59,7 @@ class Study:
         folder: Where the records go.
         show: Progress; nothing is shown by default.
         cache: Where parsed docstrings are kept between studies.
+        refresh_base: Take the commit that a Hub base has today, not the one this study keeps.
 
     Example:
         >>> from colbert_zero import Study, load_recipe
@@ -73,6 +76,8 @@ class Study:
     folder: Path
     show: Show = field(default_factory=Quiet)
     cache: Path = field(default_factory=user_cache)
+    refresh_base: bool = False
+    commits: dict[str, str | None] = field(default_factory=dict)
     sources: dict[str, Source] = field(default_factory=dict)
     collections: dict[str, Collection] = field(default_factory=dict)
     validation: list[Collection] = field(default_factory=list)
@@ -97,9 +102,10 @@ class Study:
         check_reporters(self.recipe.reporters)
         backend(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # told now if the one asked for cannot
         names = {name for chain in chains for phase in chain for name in self.recipe.phases[phase].sources}
-        # A base that was trained from is not asked for again: a finished study needs no network.
-        if self.recipe.model.base is not None and not any(self.folder.glob("phases/*/phase.json")):
-            check_base(self.recipe.model.base, self.recipe.model.revision)
+        self._settle_base()
+        base, trained = self.recipe.model.base, agree(any(self.folder.glob("phases/*/phase.json")))
+        if base is not None and not (trained and is_hub_id(base)):
+            check_base(base, self.commit(), self.recipe.model.trust_remote_code)
         if self.recipe.model.architecture:
             check_architecture(self.recipe.model.architecture)
             names |= {name for phase in self.recipe.phases.values() for name in phase.sources}
@@ -116,6 +122,23 @@ class Study:
                 self.show.say(f"collection {name}: {told}")
         if any(self.recipe.phases[phase].evaluate_every for chain in chains for phase in chain):
             self.prepare_validation()
+        # A Hub base that was trained from is asked for only by who starts from it: a finished study needs no network.
+        if base is not None and trained and any(len(c) == 1 and not self.is_done(c) for c in chains):
+            check_base(base, self.commit(), self.recipe.model.trust_remote_code)
+
+    def _settle_base(self) -> None:
+        """Find the commit of a Hub base; `train` keeps it."""
+        name, model = bases.name_of(self.recipe.model), self.recipe.model
+        if name not in self.commits:
+            settle = partial(bases.settle, model, self.folder, self.refresh_base, self.show.say)
+            self.commits[name], silent = from_main(settle() if is_main() else None)
+            if silent:
+                go_offline()
+
+    def commit(self) -> str | None:
+        """The commit of a Hub base that this study trains from."""
+        name = bases.name_of(self.recipe.model)
+        return self.commits[name] if name in self.commits else bases.kept(self.folder, self.recipe.model)
 
     def prepare_sources(self, names: set[str]) -> None:
         """Read the files, data sets or docstrings that these sources are made of."""
@@ -175,7 +198,8 @@ class Study:
         if model.base is not None:
             folder = Path(model.base).expanduser()
             if not folder.is_dir():
-                return fingerprint(RECORD_VERSION, model.asked())
+                commit = self.commit()
+                return fingerprint(RECORD_VERSION, model.asked() | ({"revision": commit} if commit else {}))
             # What is in it, not where it lies: another model put in its place is another start.
             files = folder_fingerprints(folder, self.data)
             return fingerprint(RECORD_VERSION, model.asked(exclude={"base"}), files)
@@ -239,7 +263,8 @@ class Study:
         model = self.recipe.model
         if model.base is not None:
             base = Path(model.base).expanduser()
-            options = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+            revision = None if base.is_dir() else self.commit() or model.revision
+            options = {"revision": revision, "trust_remote_code": model.trust_remote_code}
             return (str(base) if base.is_dir() else model.base), {k: v for k, v in options.items() if v}
         folder = self.folder / "phases" / f"start-{self.start_id()}"
         made_by_main(lambda: folder if folder.is_dir() else self._write_start(folder), lambda _: None)
@@ -259,6 +284,8 @@ class Study:
         """The record of a chain's last phase, trained now if it is not yet."""
         folder = self.phase_folder(chain)
         stop_if_asked()
+        if is_main():
+            bases.keep(self.folder, self.recipe.model, self.commit())
         if self.is_done(chain):
             record: dict[str, Any] = read_json(folder / "phase.json")
             return record
