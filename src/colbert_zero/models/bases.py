@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
@@ -14,6 +14,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from safetensors import safe_open
+from sentence_transformers.util import load_file_path
 
 from colbert_zero.errors import ColbertZeroError, reason
 from colbert_zero.models.kinds import Kind, kind_of, trainable_kind
@@ -47,10 +48,8 @@ def commit_on_hub(base: str, revision: str | None, whose: str = "model.base") ->
             return HfApi().model_info(base, revision=revision, timeout=TIMEOUT_SECONDS).sha, ""
     except ColbertZeroError:
         raise
-    except OfflineModeIsEnabled:
-        return None, "HF_HUB_OFFLINE is set"
     except Exception as error:  # the Hub's client lets through the errors of its HTTP library, which changed
-        return None, f"{constants.ENDPOINT} does not answer ({reason(error)})"
+        return None, _silence(error)
 
 
 def cached_commit(base: str, revision: str | None) -> str | None:
@@ -66,11 +65,12 @@ def find(base: str, revision: str | None, whose: str = "model.base") -> tuple[st
         ColbertZeroError: It cannot be had; says why, and the mend.
     """
     commit, why = commit_on_hub(base, revision, whose)
-    if commit is None and (commit := cached_commit(base, revision)) is None:
-        raise ColbertZeroError(
-            f"{whose}: {base!r} is no folder here and not in the Hub's cache ({constants.HF_HUB_CACHE}), and {why}; "
-            f"fetch it where there is a connection (`hf download {base}`), or name a folder"
-        )
+    if commit is not None:
+        with suppress(Exception):  # no more than a help; what is wrong is told when files are needed
+            # Asked for by the branch's name, a file leaves in the cache which commit that is, for a time without a Hub.
+            load_file_path(base, _FILES[0], revision=revision)
+    elif (commit := cached_commit(base, revision)) is None:
+        raise _not_to_be_had(base, whose, why)
     return commit, why
 
 
@@ -116,9 +116,9 @@ def check_base(
         with _answers(base, revision, whose):
             _check_kind(base, revision, whose, trained)
             check_checkpoint(base, revision, trust_remote_code)
-            if (folder := _snapshot(base, revision)) is None:
+            if (folder := _snapshot(base, revision)) is None and not constants.is_offline_mode():
                 raise ColbertZeroError(f"{whose}: {base!r} has no config.json on the Hub; name another model")
-            if any(folder.rglob("*.safetensors")):
+            if folder and any(folder.rglob("*.safetensors")):
                 _check_weights(folder, base, whose)
             else:
                 files = HfApi().model_info(base, revision=revision, timeout=TIMEOUT_SECONDS).siblings
@@ -127,11 +127,21 @@ def check_base(
     except ColbertZeroError:
         raise
     except Exception as error:  # as above
-        raise ColbertZeroError(
-            f"{whose}: {base!r} is no folder here, and of the Hub's not all is in the cache "
-            f"({constants.HF_HUB_CACHE}) or to be had: {reason(error)}; fetch it where there is a connection "
-            f"(`hf download {base}`), or name a folder"
-        ) from None
+        raise _not_to_be_had(base, whose, _silence(error)) from None
+
+
+def _silence(error: Exception) -> str:
+    """Why the Hub says nothing."""
+    if isinstance(error, OfflineModeIsEnabled):
+        return "the Hub is not asked (HF_HUB_OFFLINE is set, or it did not answer before)"
+    return f"{constants.ENDPOINT} does not answer ({reason(error)})"
+
+
+def _not_to_be_had(base: str, whose: str, why: str) -> ColbertZeroError:
+    return ColbertZeroError(
+        f"{whose}: {base!r} is no folder here and not whole in the Hub's cache ({constants.HF_HUB_CACHE}), and {why}; "
+        f"fetch it where there is a connection (`hf download {base}`), or name a folder"
+    )
 
 
 def _check_kind(base: str, revision: str | None, whose: str, trained: bool) -> Kind:

@@ -60,10 +60,10 @@ def settle(model: Model, folder: Path, refresh: bool, say: Callable[[str], None]
             "takes and keeps today's, and trains anew"
         )
         return None, False
+    if refresh and (silent := commit_on_hub(model.base, model.revision)[1]):
+        raise ColbertZeroError(f"--refresh-base: {name} cannot be asked for, since {silent}; leave the option out")
     if refresh or before is None:
         commit, silent = find(model.base, model.revision)
-        if refresh and silent:
-            raise ColbertZeroError(f"--refresh-base: {name} cannot be asked for, since {silent}")
         anew = f", no longer {before}: what starts from it is trained anew" if before not in (None, commit) else ""
         say(f"model.base: {name} is commit {commit}{anew}{f', by the cache, since {silent}' if silent else ''}")
         return commit, bool(silent)
@@ -72,7 +72,9 @@ def settle(model: Model, folder: Path, refresh: bool, say: Callable[[str], None]
     except ColbertZeroError as error:  # taken from the Hub since; what is in the cache still serves
         say(f"{error}. Going on with commit {before}")
         return before, True
-    if today not in (None, before):
+    if silent:
+        say(f"model.base: {name} is commit {before}, as before; whether it has moved is not known: {silent}")
+    elif today != before:
         say(f"model.base: {name} has moved to {today}; this study stays at {before}, --refresh-base takes the new one")
     return before, bool(silent)
 
