@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+import yaml
 from safetensors.torch import load_file, save_file
 
 from colbert_zero.errors import ColbertZeroError
@@ -143,6 +144,19 @@ def test_a_damaged_record_of_commits_is_told(served, tmp_path, content):
 def test_a_folder_has_nothing_to_refresh(served, backbone, tmp_path):
     with pytest.raises(ColbertZeroError, match="--refresh-base: the recipe's base is no branch of the Hub's"):
         open_study(tmp_path, base=str(backbone), refresh_base=True)
+
+
+@pytest.mark.parametrize(
+    "words", [("run", "--dry-run"), ("train", "--phase", "unsupervised"), ("sweep", "--grid", "model.dim=8,16")]
+)
+def test_every_command_that_trains_takes_the_option(served, backbone, tmp_path, monkeypatch, command, words):
+    monkeypatch.chdir(tmp_path)
+    recipe = data(tmp_path, model={"base": str(backbone), "dim": 16})
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    name, *options = words
+    more = ["--phase", "unsupervised"] if name == "sweep" else []
+    code, _, told = command(name, "r.yaml", *options, *more, "--refresh-base")
+    assert (code, "--refresh-base: the recipe's base is no branch of the Hub's" in told) == (2, True), told
 
 
 def test_a_base_that_cannot_be_had_is_told_before_data_are_prepared(served, tmp_path):
