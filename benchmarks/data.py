@@ -101,7 +101,7 @@ def write_encoder(folder: Path) -> str:
 
 def alignment() -> Any:
     """Prompts and markers as in a real phase, and lengths that cut no text."""
-    from colbert_zero.models.encoders import Alignment
+    from colbert_zero.models.alignment import Alignment
 
     return Alignment("search_query: ", "search_document: ", "[Q]", "[D]", QUERY_TOKENS, DOCUMENT_TOKENS)
 

@@ -141,7 +141,9 @@ def step_case(batch: int, unpad: bool, mini_batch_tokens: int, tiny: bool = Fals
     for task, lengths in (("query", torch.full((batch,), Q_TOKENS)), ("document", document_lengths(batch))):
         mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
         ids = torch.randint(5, 50_000, mask.shape)
-        texts.append(TokenisedTexts(ids * mask + (1 - mask), mask, task).to(torch.device(DEVICE)))
+        texts.append(
+            TokenisedTexts(task, input_ids=ids * mask + (1 - mask), attention_mask=mask).to(torch.device(DEVICE))
+        )
 
     def step() -> None:
         model.zero_grad()

@@ -62,7 +62,8 @@ def model_of(contender: str, path: str) -> Any:
         plain: dict[str, Any] = {"query_prefix": "", "document_prefix": "", "skiplist_words": []}
         model = ColBERT(path, embedding_size=DIM, do_query_expansion=False, device="cpu", **plain)
     else:
-        from colbert_zero.models.encoders import Alignment, assemble
+        from colbert_zero.models.alignment import Alignment
+        from colbert_zero.models.encoders import assemble
 
         alignment = Alignment("", "", "", "", Q_TOKENS, D_TOKENS)
         model = assemble(path, "multi-vector", alignment, DIM, seed=0, phase="benchmark").cpu()
@@ -81,7 +82,7 @@ def loss_of(contender: str, model: Any, cached: bool) -> Callable[[list[dict[str
         objective, budget = Contrastive(), MINI_BATCH_SIZE * D_TOKENS if cached else 10**9
 
         def ours(features: list[dict[str, Tensor]]) -> Tensor:
-            texts = [TokenisedTexts(**f, task=task) for f, task in zip(features, ("query", "document"), strict=True)]
+            texts = [TokenisedTexts(task, **f) for f, task in zip(features, ("query", "document"), strict=True)]
             return grad_cache(model, texts, objective.of(*texts), budget)[0]
 
         return ours

@@ -336,7 +336,7 @@ def test_a_checkpoint_serves_its_step_though_batches_were_read_ahead(
         return Batches(parts, order_of_parts(made.phases["p"], parts, 1, "p"), tokeniser(tiny_multi_vector), 40, 0)
 
     first = batches()
-    expected = [batch.queries.input_ids.tolist() for batch in Prefetched(first, 0)]
+    expected = [batch.queries.inputs["input_ids"].tolist() for batch in Prefetched(first, 0)]
     again = batches()
     for step, _ in enumerate(islice(Prefetched(again, 0), 20)):
         state = json.loads(json.dumps(again.stream_states(step + 1)))
@@ -344,7 +344,7 @@ def test_a_checkpoint_serves_its_step_though_batches_were_read_ahead(
         if step % 6 == 0:
             resumed = batches()
             resumed.restore_streams(state)
-            left = [batch.queries.input_ids.tolist() for batch in Prefetched(resumed, step + 1)]
+            left = [batch.queries.inputs["input_ids"].tolist() for batch in Prefetched(resumed, step + 1)]
             assert left == expected[step + 1 :]
     assert again.dropped() == {}
 

@@ -8,8 +8,9 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import MultiVectorEncoder, SentenceTransformer
 
 from colbert_zero.errors import ColbertZeroError
+from colbert_zero.models.alignment import Alignment, read_alignment
 from colbert_zero.models.checkpoints import load_model
-from colbert_zero.models.encoders import Alignment, assemble, read_alignment, save_model
+from colbert_zero.models.encoders import assemble, save_model
 from colbert_zero.models.scratch import check_architecture, train_tokenizer, write_scratch
 
 ALIGNMENT = Alignment("search_query: ", "search_document: ", "[Q]", "[D]", 8, 12)

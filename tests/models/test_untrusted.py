@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from colbert_zero.errors import ColbertZeroError
+from colbert_zero.models.alignment import Alignment
 from colbert_zero.models.checkpoints import load_model
-from colbert_zero.models.encoders import Alignment, assemble, save_model
+from colbert_zero.models.encoders import assemble, save_model
 from colbert_zero.models.scratch import train_tokenizer, write_scratch
 from colbert_zero.models.untrusted import check_checkpoint
 

@@ -52,22 +52,22 @@ def open_study(folder, out="out", refresh_base=False, **model):
 
 def test_a_branch_that_moves_changes_no_study_until_its_new_commit_is_asked_for(served, tmp_path):
     first, show = open_study(tmp_path)
-    assert show.about("org/name") == [f"model.base: org/name is commit {FIRST}"]
+    assert show.about("model.base: org/name") == [f"model.base: org/name is commit {FIRST}"]
     record = first.train(CHAIN)
     assert record["base_commit"] == FIRST
-    assert read_json(tmp_path / "out" / "bases.json") == {"org/name": FIRST}
+    assert read_json(tmp_path / "out" / "commits.json") == {"org/name": FIRST}
 
     served.repos["org/name"][SECOND] = tmp_path / "moved"
     again, show = open_study(tmp_path)
     assert again.is_done(CHAIN)
-    assert show.about("org/name") == [
+    assert show.about("model.base: org/name") == [
         f"model.base: org/name has moved to {SECOND}; this study stays at {FIRST}, --refresh-base takes the new one"
     ]
     assert open_study(tmp_path, "other")[0].commit() == SECOND, "another study begins with what there is"
 
     refreshed, show = open_study(tmp_path, refresh_base=True)
     assert not refreshed.is_done(CHAIN)
-    assert show.about("org/name") == [
+    assert show.about("model.base: org/name") == [
         f"model.base: org/name is commit {SECOND}, no longer {FIRST}: what starts from it is trained anew"
     ]
     assert open_study(tmp_path)[0].commit() == FIRST, "nothing was trained yet: a dry run keeps nothing"
@@ -83,7 +83,7 @@ def test_a_study_goes_on_without_the_hub(served, tmp_path):
     served.close()
     again, show = open_study(tmp_path)
     assert again.is_done(CHAIN)
-    (told,) = show.about("org/name")
+    (told,) = show.about("model.base: org/name")
     assert f"is commit {FIRST}, as before; whether it has moved is not known" in told
     another, _ = open_study(tmp_path, dim=8)
     assert another.train(CHAIN)["base_commit"] == FIRST, "from the cache, at the commit that was kept"
@@ -125,7 +125,7 @@ def test_phases_trained_before_commits_were_kept_keep_their_ids(served, tmp_path
     first.commits["org/name"] = None
     old = first.phase_id(CHAIN)
     first.train(CHAIN)
-    assert not (tmp_path / "out" / "bases.json").exists()
+    assert not (tmp_path / "out" / "commits.json").exists()
     again, show = open_study(tmp_path)
     assert again.phase_id(CHAIN) == old
     assert len(show.about("which commit of org/name this study was trained from was not kept at the time")) == 1
@@ -136,8 +136,8 @@ def test_phases_trained_before_commits_were_kept_keep_their_ids(served, tmp_path
 @pytest.mark.parametrize("content", ["[1]", "{", '{"org/name": "main"}', '{"org/name": 1}'])
 def test_a_damaged_record_of_commits_is_told(served, tmp_path, content):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "bases.json").write_text(content)
-    with pytest.raises(ColbertZeroError, match=r"bases.json: not what this program writes; delete it"):
+    (tmp_path / "out" / "commits.json").write_text(content)
+    with pytest.raises(ColbertZeroError, match=r"commits.json: not what this program writes; delete it"):
         open_study(tmp_path)
 
 

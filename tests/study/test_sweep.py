@@ -100,7 +100,7 @@ def test_every_mistake_of_every_point_is_told_at_once(folder):
     assert str(caught.value).splitlines() == [
         "the grid's points: 3 mistakes",
         f"  {BATCH}: should be at least 2, found 1",
-        f"  {RATE}: should be greater than 0, found -1",
+        f"  {RATE}: should be at least 0, found -1",
         f'  {RATE}: should be a number, found "fast"',
     ]
 

@@ -6,7 +6,8 @@ from datasets import Dataset
 
 from colbert_zero.data.order import Order
 from colbert_zero.data.prepared import ArrowPart
-from colbert_zero.models.encoders import Alignment, assemble, tokeniser
+from colbert_zero.models.alignment import Alignment
+from colbert_zero.models.encoders import assemble, tokeniser
 from colbert_zero.training.batches import Batches
 
 
@@ -23,6 +24,6 @@ def test_a_batch_has_the_token_ids_that_the_model_makes_of_its_rows(backbone, ex
     for texts, found in (([row["query"] for row in drawn], batch.queries), (documents, batch.documents)):
         expected = model.preprocess(texts, prompt=model.prompts[found.task], task=found.task)
         for key in ("input_ids", "attention_mask"):
-            assert getattr(found, key).dtype == torch.int64
-            assert torch.equal(getattr(found, key), expected[key])
+            assert found.inputs[key].dtype == torch.int64
+            assert torch.equal(found.inputs[key], expected[key])
     assert batch.teacher_scores is None

@@ -37,7 +37,7 @@ def sentence(seed, words):
 
 def column(model, texts, task):
     features = model.preprocess(texts, prompt=model.prompts.get(task), task=task)
-    return {"input_ids": features["input_ids"], "attention_mask": features["attention_mask"], "task": task}
+    return {"task": task, "input_ids": features["input_ids"], "attention_mask": features["attention_mask"]}
 
 
 def batch(model, queries=5, columns=3):
@@ -50,10 +50,9 @@ def batch(model, queries=5, columns=3):
 def sides(features):
     """Queries, and documents column by column."""
     width = max(f["input_ids"].shape[1] for f in features[1:])
-    documents = [torch.cat([nn.functional.pad(f[key], (0, width - f[key].shape[1])) for f in features[1:]])
-                 for key in ("input_ids", "attention_mask")]  # fmt: skip
-    queries = TokenisedTexts(features[0]["input_ids"], features[0]["attention_mask"], "query")
-    return queries, TokenisedTexts(*documents, "document")
+    documents = {key: torch.cat([nn.functional.pad(f[key], (0, width - f[key].shape[1])) for f in features[1:]])
+                 for key in ("input_ids", "attention_mask")}  # fmt: skip
+    return TokenisedTexts(**features[0]), TokenisedTexts("document", **documents)
 
 
 def cached(model, objective, features, mini_batch_tokens=100_000, teacher=None, scale=1):
@@ -202,7 +201,7 @@ def test_real_tokens_padding_and_second_passes_are_counted_as_they_are_computed(
 @settings(deadline=None)
 def test_chunks_hold_each_text_once_within_the_token_budget(lengths, budget):
     mask = (torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]).long()
-    texts = TokenisedTexts(mask, mask, "document")
+    texts = TokenisedTexts("document", input_ids=mask, attention_mask=mask)
     chunks = texts.chunks(budget)
     assert sorted(i for chunk in chunks for i in chunk) == list(range(len(lengths)))
     for chunk in chunks:
@@ -222,10 +221,12 @@ def test_equal_documents_and_answers_of_equal_queries_are_no_negatives():
 def test_texts_have_equal_identities_exactly_when_their_tokens_are_equal():
     ids = torch.tensor([[3, 5, 0], [3, 5, 9], [5, 3, 0], [0, 3, 5], [3, 5, 0]])
     mask = torch.tensor([[1, 1, 0], [1, 1, 0], [1, 1, 0], [1, 1, 1], [1, 1, 1]])
-    found = identities(TokenisedTexts(ids, mask, "document")).tolist()
+    found = identities(TokenisedTexts("document", input_ids=ids, attention_mask=mask)).tolist()
     assert found[0] == found[1]
     assert len(set(found)) == 4
-    wider = TokenisedTexts(torch.tensor([[3, 5, 0, 0, 0]]), torch.tensor([[1, 1, 0, 0, 0]]), "document")
+    wider = TokenisedTexts(
+        "document", input_ids=torch.tensor([[3, 5, 0, 0, 0]]), attention_mask=torch.tensor([[1, 1, 0, 0, 0]])
+    )
     assert identities(wider).tolist() == found[:1]
 
 

@@ -75,7 +75,7 @@ def test_mixed_precision_casts_a_weight_once_a_pass_and_both_passes_see_it_alike
     model = request.getfixturevalue(kind).to(device).train()
     texts = {
         task: gradcache.TokenisedTexts(
-            **tokeniser(model)([f"lift of wing {n} " * (n + 1) for n in range(6)], task), task=task
+            task, **tokeniser(model)([f"lift of wing {n} " * (n + 1) for n in range(6)], task)
         ).to(device)
         for task in ("query", "document")
     }

@@ -1,16 +1,16 @@
-"""Encoders: from a Hub id, a folder or an architecture; their markers, prompts and lengths, and the alignment of those.
+"""Encoders: from a Hub id, a folder or an architecture, with their prompts and lengths, as a phase starts from them.
 
-Every checkpoint is an ordinary sentence-transformers one (safetensors) that carries its prompts and lengths, so that
-`MultiVectorEncoder(folder).encode_query(...)` is all a user needs. What sentence-transformers has no place for stands
-beside it in colbert_zero.json.
+A checkpoint keeps all that it has: its modules are taken as they are, and only what a recipe asks for otherwise is
+changed. Every checkpoint written is an ordinary sentence-transformers one (safetensors) that carries its prompts and
+lengths, so that `MultiVectorEncoder(folder).encode_query(...)` is all a user needs. What sentence-transformers has no
+place for stands beside it in colbert_zero.json.
 """
 
 import copy
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,102 +22,151 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from sentence_transformers.util import load_file_path
 
 from colbert_zero.errors import ColbertZeroError, reason
-from colbert_zero.files import read_json, write_json
+from colbert_zero.files import write_json
+from colbert_zero.models.alignment import (
+    META,
+    TASKS,
+    Alignment,
+    Own,
+    Representation,
+    check_alignment,
+    check_dim,
+    read_alignment,
+)
 from colbert_zero.models.checkpoints import SAFE, Encoder, give_padding, is_stanford, load_model, usable_positions
+from colbert_zero.models.encoding import EXPANSION, prompt_of
 from colbert_zero.models.untrusted import check_checkpoint
 
-Representation = Literal["dense", "multi-vector"]
 Tokenise = Callable[[list[str], str], dict[str, torch.Tensor]]
-"""Texts of a task to `input_ids` and `attention_mask`, (texts, tokens) int64, padded."""
-_META = "colbert_zero.json"
+"""Texts of a task to their features (`TokenisedTexts`), (texts, tokens) int64, padded."""
 
 
-@dataclass(frozen=True)
-class Alignment:
-    """What queries and documents are wrapped in, and how long they may be: the same in training and in use."""
+def read_own(base: str, **options: Any) -> Own:
+    """What a base has of its own; loads it.
 
-    query_prompt: str
-    document_prompt: str
-    query_marker: str
-    document_marker: str
-    query_tokens: int
-    document_tokens: int
-
-    def prefix(self, task: str, representation: Representation) -> str:
-        """What is put before a text: the marker (multi-vector only), then the prompt."""
-        prompt, marker = getattr(self, f"{task}_prompt"), getattr(self, f"{task}_marker")
-        return f"{marker} {prompt}" if representation == "multi-vector" and marker else prompt
-
-
-def read_alignment(folder: str | Path) -> dict[str, Any] | None:
-    """What a checkpoint says of its prompts, markers and lengths; None where it was not made by this program.
+    Args:
+        base: Folder or Hub id.
+        options: As for `assemble`.
 
     Raises:
-        ColbertZeroError: It says nothing that could be understood.
+        ColbertZeroError: It cannot be loaded, or is no text encoder of one kind for queries and documents.
     """
-    path = Path(folder) / _META
-    if not path.is_file():
-        return None
-    with suppress(ValueError, TypeError, KeyError, RecursionError):
-        known: dict[str, Any] = read_json(path)
-        if all(isinstance(known[f"{task}_prompt"], str) for task in ("query", "document")):
-            return known
-    raise ColbertZeroError(f"{path}: not what this program writes; delete it, and the model counts as another's")
-
-
-def check_alignment(start: dict[str, Any] | None, alignment: Alignment, phase: str, parent: str) -> None:
-    """Refuse to train on prompts other than those a checkpoint was trained with.
-
-    Raises:
-        ColbertZeroError: Names both.
-    """
-    if start is None:
-        return
-    for task in ("query", "document"):
-        had, wants = start[f"{task}_prompt"], getattr(alignment, f"{task}_prompt")
-        if had != wants:
-            raise ColbertZeroError(
-                f"phases.{phase}: its start, {parent}, was trained with the {task} prompt {had!r}, this phase has "
-                f"{wants!r}. Stripping or adding prompts hurts clearly; give the phase the same `prompts`, or, for an "
-                "ablation, `allow_prompt_mismatch: true`"
-            )
+    return _load_start(base, options, "model.base").own
 
 
 class _Start(NamedTuple):
-    transformer: Transformer
-    projection: Dense | None
-    """Of token vectors, in a multi-vector checkpoint."""
-    head: list[torch.nn.Module] | None
-    """Pooling and what follows, in a dense checkpoint."""
-    similarity: Any
-    """What a dense checkpoint scores by."""
-    known: dict[str, Any] | None
-    """Its prompts."""
+    transformer: Any
+    """The encoder: its first module."""
+    model: Encoder | None
+    """All of a checkpoint; None of a plain encoder."""
+    own: Own
 
 
-def _base_modules(base: str, options: dict[str, Any]) -> _Start:
-    """What a start is made of."""
-    known = read_alignment(base)
+def _load_start(base: str, options: dict[str, Any], whose: str) -> _Start:
+    """A checkpoint with all its modules, or a plain encoder."""
     local = {key: options[key] for key in ("revision",) if options.get(key)}
-    if load_file_path(base, "modules.json", **local) is None and not is_stanford(base, local):
-        check_checkpoint(base, options.get("revision"), options.get("trust_remote_code", False))
-        # Left open, transformers would ask at the terminal whether to run a checkpoint's code.
-        options = {"trust_remote_code": False, **options}
-        hub = {key: value for key, value in options.items() if key != "attn_implementation"}
-        transformer = Transformer(
-            base,
-            model_kwargs={**SAFE, **options},
-            processor_kwargs=dict(hub),
-            config_kwargs=dict(hub),
+    try:
+        if load_file_path(base, "modules.json", **local) is None and not is_stanford(base, local):
+            check_checkpoint(base, options.get("revision"), options.get("trust_remote_code", False))
+            # Left open, transformers would ask at the terminal whether to run a checkpoint's code.
+            options = {"trust_remote_code": False, **options}
+            hub = {key: value for key, value in options.items() if key != "attn_implementation"}
+            transformer = Transformer(
+                base,
+                model_kwargs={**SAFE, **options},
+                processor_kwargs=dict(hub),
+                config_kwargs=dict(hub),
+            )
+            give_padding(transformer.tokenizer, f"{whose}: the tokenizer of {base!r}")
+            room = dict.fromkeys(TASKS, usable_positions(transformer))
+            return _Start(transformer, None, Own(room=room, words="a plain encoder"))
+        loaded = load_model(base, **options)
+    except ColbertZeroError:
+        raise
+    except Exception as error:  # whatever may be wrong with a checkpoint, and there is much
+        raise ColbertZeroError(f"{whose}: cannot load the start {base!r}: {reason(error)}") from error
+    if not isinstance(loaded[0], Transformer):
+        raise ColbertZeroError(
+            f"{whose}: {base!r} begins with a {type(loaded[0]).__name__}; only one encoder for queries and documents, "
+            "of transformers, can be trained on"
         )
-        return _Start(transformer, None, None, None, known)
-    loaded = load_model(base, **options)
-    transformer = next(module for module in loaded if isinstance(module, Transformer))
-    projection = next((m for m in loaded if isinstance(m, Dense) and m.module_input_name == "token_embeddings"), None)
-    if known is None and any(loaded.prompts.get(task) for task in ("query", "document")):
-        known = {f"{task}_prompt": loaded.prompts.get(task) or "" for task in ("query", "document")}
-    head = None if isinstance(loaded, MultiVectorEncoder) else [m for m in loaded if m is not transformer]
-    return _Start(transformer, projection, head, loaded.similarity_fn_name, known)
+    return _Start(loaded[0], loaded, _own(loaded, base))
+
+
+def _own(model: Encoder, base: str) -> Own:
+    transformer: Any = model[0]
+    multi_vector = isinstance(model, MultiVectorEncoder)
+    known = read_alignment(base)
+    whole = {task: prompt_of(model, task) or "" for task in TASKS}
+    if known:
+        markers = {task: known[f"{task}_marker"] if multi_vector else "" for task in TASKS}
+        prompts: dict[str, str] | None = {task: known[f"{task}_prompt"] for task in TASKS}
+    else:
+        markers = {task: _marker_of(whole[task], transformer.tokenizer) if multi_vector else "" for task in TASKS}
+        prompts = {task: whole[task].removeprefix(markers[task]).removeprefix(" ") for task in TASKS}
+        # A dense model that says nothing of prompts may be given some; a multi-vector one was trained without.
+        prompts = prompts if multi_vector or any(prompts.values()) else None
+    expansion = transformer.query_expansion
+    fixed = expansion["length"] if expansion and expansion["strategy"] == "fixed" else None
+    longest = {
+        "query": fixed or transformer.query_length or transformer.max_seq_length,
+        "document": transformer.document_length or transformer.max_seq_length,
+    }
+    # A tokenizer without a bound of its own says 10 ** 30.
+    longest = {task: length if length and length < 10**9 else None for task, length in longest.items()}
+    extra = {task: _tokens_before(transformer.tokenizer, whole[task]) for task in TASKS}
+    positions = usable_positions(transformer)
+    return Own(
+        representation="multi-vector" if multi_vector else "dense",
+        dim=model.get_embedding_dimension() if multi_vector else None,
+        prompts=prompts,
+        markers=markers if multi_vector else None,
+        tokens={task: length and length - extra[task] for task, length in longest.items()},
+        room={task: positions and positions - extra[task] for task in TASKS},
+        words=_words(model, whole, longest),
+    )
+
+
+def _marker_of(prefix: str, tokenizer: Any) -> str:
+    """The special token that a prompt begins with, as Stanford's and PyLate's do, or nothing."""
+    first = prefix.split(None, 1)[0] if prefix.strip() else ""
+    special = {*tokenizer.all_special_tokens, *tokenizer.added_tokens_encoder}
+    return first if prefix.startswith(f"{first} ") and special & {first, f"{first} "} else ""
+
+
+def _tokens_before(tokenizer: Any, prefix: str) -> int:
+    """Tokens that a prefix adds to a text."""
+    with_it, without = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (f"{prefix}a", "a"))
+    return len(with_it) - len(without)
+
+
+def _words(model: Encoder, prefixes: dict[str, str], longest: dict[str, Any]) -> str:
+    """A checkpoint's modules, prompts and lengths, for people."""
+    said = []
+    for module in list(model)[1:]:
+        match module:
+            case Dense():
+                activation = type(module.activation_function).__name__
+                shape = f"linear {module.in_features} → {module.out_features}"
+                said.append(shape + ("" if activation == "Identity" else f" and {activation}"))
+            case Pooling():
+                said.append(f"{module.pooling_mode} pooling")
+            case Normalize():
+                said.append("normalised")
+            case MultiVectorMask() if module.skiplist_words:
+                said.append(f"{len(module.skiplist_words)} skipped tokens")
+            case MultiVectorMask():
+                pass
+            case _:
+                said.append(type(module).__name__)
+    transformer: Any = model[0]
+    for task in TASKS:
+        prefix = f"{prefixes[task]!r} + " if prefixes[task] else ""
+        expansion = transformer.query_expansion if task == "query" else None
+        fill = f", filled up to {expansion['length']}" if expansion else ""
+        said.append(f"{task} {prefix}text of at most {longest[task]} tokens{fill}")
+    kind = "multi-vector" if isinstance(model, MultiVectorEncoder) else f"dense, by {model.similarity_fn_name}"
+    return f"{kind}: {', '.join(said)}"
 
 
 def assemble(
@@ -128,52 +177,55 @@ def assemble(
     seed: int,
     phase: str,
     allow_prompt_mismatch: bool = False,
+    new_head: bool = False,
     **options: Any,
 ) -> Encoder:
     """The model a phase starts from.
 
     Args:
         base: Hub id or folder: a transformers encoder, a dense or a multi-vector checkpoint.
-        representation: What the phase trains. A dense start keeps its pooling, its head and its similarity in a dense
-            phase, and becomes multi-vector by a new linear projection, without bias, in their place. A plain encoder
-            gets mean pooling and normalisation.
+        representation: What the phase trains. A start of that kind keeps all its modules. A dense one becomes
+            multi-vector by a new linear projection, without bias, in place of its pooling and what follows; a
+            multi-vector one becomes dense, and a plain encoder too, by mean pooling and normalisation.
         alignment: Prompts, markers and lengths; markers and prompts come on top of the lengths.
         dim: Width of a token vector.
         seed: Of the projection's random weights.
         phase: Named in errors.
-        allow_prompt_mismatch: Do not compare the prompts with those of the start.
+        allow_prompt_mismatch: Do not compare prompts and markers with those of the start.
+        new_head: Put a new head in place of the start's own.
         options: `attn_implementation`; `revision` and `trust_remote_code` for the Hub.
 
     Raises:
-        ColbertZeroError: The prompts or the projection's width differ, the lengths exceed the encoder's positions, or
-            the similarity is none that a dense phase trains.
+        ColbertZeroError: The prompts, markers or the projection's width differ, the lengths exceed the encoder's
+            positions, or the similarity is none that a dense phase trains.
     """
-    try:
-        start = _base_modules(base, options)
-    except ColbertZeroError:
-        raise
-    except Exception as error:  # whatever may be wrong with a checkpoint, and there is much
-        raise ColbertZeroError(f"phases.{phase}: cannot load the start {base!r}: {reason(error)}") from error
+    transformer, loaded, own = start = _load_start(base, options, f"phases.{phase}")
     if not allow_prompt_mismatch:
-        check_alignment(start.known, alignment, phase, base)
-    transformer = start.transformer
-    give_padding(transformer.tokenizer, f"phases.{phase}: the tokenizer of {base!r}")
-    if representation == "multi-vector":
+        check_alignment(own, alignment, representation, phase, base)
+    if representation == "multi-vector" and own.markers != {t: getattr(alignment, f"{t}_marker") for t in TASKS}:
         _add_markers(transformer, [alignment.query_marker, alignment.document_marker], seed)
-    prefixes = {task: alignment.prefix(task, representation) for task in ("query", "document")}
-    _set_lengths(transformer, alignment, prefixes, phase)
-    prompts = {
-        task: prefix if not prefix or prefix.endswith(" ") else f"{prefix} " for task, prefix in prefixes.items()
-    }
+    prompts = _set_prompts_and_lengths(start, alignment, representation, phase)
+    kept = loaded if own.representation == representation and not new_head else None
+    modules = list(kept) if kept else [transformer]
+    similarity: Any = kept.similarity_fn_name if kept else None
     if representation == "dense":
-        return _padded(_dense(start, prompts, f"phases.{phase}: the start {base!r}"))
-    projection = start.projection or _new_projection(transformer.get_embedding_dimension(), dim, seed)
-    if projection.out_features != dim:
-        raise ColbertZeroError(
-            f"model.dim: {dim}, but {base!r} has token vectors of {projection.out_features}; make them equal"
-        )
-    normalize = Normalize(module_input_name="token_embeddings")
-    return _padded(MultiVectorEncoder(modules=[transformer, projection, MultiVectorMask(), normalize], prompts=prompts))
+        similarity = similarity if kept else "cosine"
+        if similarity not in ("cosine", "dot"):
+            raise ColbertZeroError(
+                f"phases.{phase}: the start {base!r} scores by {similarity}; a dense phase trains cosine or dot product"
+            )
+        if not kept:
+            modules.append(Pooling(transformer.get_embedding_dimension(), pooling_mode="mean"))
+        if similarity == "cosine" and not isinstance(modules[-1], Normalize):
+            # Training scores by the dot product: of these, the cosine.
+            modules.append(Normalize())
+        return _padded(SentenceTransformer(modules=modules, prompts=prompts, similarity_fn_name=similarity))
+    if kept:
+        check_dim(own, dim, base)
+    else:
+        projection = _new_projection(transformer.get_embedding_dimension(), dim, seed)
+        modules += [projection, MultiVectorMask(), Normalize(module_input_name="token_embeddings")]
+    return _padded(MultiVectorEncoder(modules=modules, prompts=prompts, similarity_fn_name=similarity))
 
 
 def _add_markers(transformer: Transformer, markers: list[str], seed: int) -> None:
@@ -189,41 +241,43 @@ def _add_markers(transformer: Transformer, markers: list[str], seed: int) -> Non
             transformer.model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
 
 
-def _set_lengths(transformer: Transformer, alignment: Alignment, prefixes: dict[str, str], phase: str) -> None:
-    """Set the longest texts, in tokens; what is put before them comes on top.
+def _set_prompts_and_lengths(
+    start: _Start, alignment: Alignment, representation: Representation, phase: str
+) -> dict[str, str]:
+    """Set the longest texts, in tokens, on top of which comes what is put before them; returns the prompts.
+
+    A start's own are left as they are.
 
     Raises:
-        ColbertZeroError: The encoder has no positions for them.
+        ColbertZeroError: The encoder has no positions for them, or its query expansion fills up to more.
     """
-    tokenizer: Any = transformer.tokenizer
-    for task, prefix in prefixes.items():
-        extra = len(tokenizer(prefix.rstrip(), add_special_tokens=False)["input_ids"]) if prefix else 0
-        setattr(transformer, f"{task}_length", getattr(alignment, f"{task}_tokens") + extra)
-    positions = usable_positions(transformer)
-    longest = max(transformer.query_length or 0, transformer.document_length or 0)
-    if positions and longest > positions:
-        raise ColbertZeroError(
-            f"phases.{phase}: texts of {longest} tokens (with markers and prompts) do not fit the encoder's "
-            f"{positions} positions; lower query_tokens or document_tokens"
-        )
-
-
-def _dense(start: _Start, prompts: dict[str, str], whose: str) -> SentenceTransformer:
-    """A dense model with its start's pooling, head and similarity; of a plain encoder, with mean pooling and cosine.
-
-    Raises:
-        ColbertZeroError: Its similarity is none that a dot product gives.
-    """
-    transformer, head, similarity = start.transformer, start.head, start.similarity
-    if head is None:
-        head, similarity = [Pooling(transformer.get_embedding_dimension(), pooling_mode="mean")], "cosine"
-    if similarity not in ("cosine", "dot"):
-        raise ColbertZeroError(f"{whose} scores by {similarity}; a dense phase trains cosine or dot product")
-    if similarity == "cosine" and not isinstance(head[-1], Normalize):
-        # Training scores by the dot product: of these, the cosine.
-        head = [*head, Normalize()]
-    modules = [transformer, *head]
-    return SentenceTransformer(modules=modules, prompts=prompts, similarity_fn_name=similarity)
+    transformer, model, own = start
+    prompts: dict[str, str] = {name: prompt for name, prompt in model.prompts.items() if prompt} if model else {}
+    for task in TASKS:
+        had = prompt_of(model, task) if model else None
+        prefix, tokens = alignment.prefix(task, representation), getattr(alignment, f"{task}_tokens")
+        kept = model is not None and prefix.rstrip() == (had or "").rstrip()
+        prompts[task] = had or "" if kept else prefix if not prefix or prefix.endswith(" ") else f"{prefix} "
+        if kept and own.tokens and own.tokens[task] == tokens:
+            continue
+        length = tokens + _tokens_before(transformer.tokenizer, prompts[task])
+        positions = usable_positions(transformer)
+        if positions and length > positions:
+            raise ColbertZeroError(
+                f"phases.{phase}: texts of {length} tokens (with markers and prompts) do not fit the encoder's "
+                f"{positions} positions; lower query_tokens or document_tokens"
+            )
+        expansion = transformer.query_expansion if task == "query" else None
+        if expansion and expansion["strategy"] == "fixed":
+            transformer.query_length, transformer.query_expansion = None, {**expansion, "length": length}
+            continue
+        if expansion and length < expansion["length"]:
+            raise ColbertZeroError(
+                f"phases.{phase}: queries of {length} tokens (with marker and prompt), but its start fills them up to "
+                f"{expansion['length']}; raise query_tokens by {expansion['length'] - length}"
+            )
+        setattr(transformer, f"{task}_length", length)
+    return prompts
 
 
 def _new_projection(hidden: int, dim: int, seed: int) -> Dense:
@@ -251,7 +305,8 @@ def tokeniser(model: Encoder) -> Tokenise:
 
     def tokenise(texts: list[str], task: str) -> dict[str, torch.Tensor]:
         features = model.preprocess(texts, prompt=model.prompts.get(task), task=task, **options)
-        return {key: torch.from_numpy(np.asarray(features[key], np.int64)) for key in ("input_ids", "attention_mask")}
+        read = [key for key in ("input_ids", "attention_mask", EXPANSION) if key in features]
+        return {key: torch.from_numpy(np.asarray(features[key], np.int64)) for key in read}
 
     return tokenise
 
@@ -273,4 +328,4 @@ def save_model(model: Encoder, folder: Path, alignment: Alignment) -> None:
     """Write a checkpoint: safetensors weights, tokenizer, prompts, markers and lengths."""
     representation = "multi-vector" if isinstance(model, MultiVectorEncoder) else "dense"
     model.save_pretrained(str(folder), create_model_card=False)
-    write_json(folder / _META, {"representation": representation, **asdict(alignment)})
+    write_json(folder / META, {"representation": representation, **asdict(alignment)})

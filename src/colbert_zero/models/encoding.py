@@ -16,6 +16,9 @@ Task = Literal["query", "document"]
 # Names under which a model may keep its prompt, the first present one counting, as in encode_document.
 PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
+EXPANSION = "query_expansion_positions"
+"""Feature of queries that are filled up, as in ColBERT: the tokens that are scored though no text stands there."""
+
 TEXTS_TOKENISED_AT_ONCE = 512
 
 
@@ -46,7 +49,7 @@ def encode(model: Encoder, texts: list[str], task: Task, mini_batch_tokens: int 
     with _evaluating(model):
         for start in range(0, len(texts), TEXTS_TOKENISED_AT_ONCE):
             group = by_length[start : start + TEXTS_TOKENISED_AT_ONCE]
-            features = model.preprocess([texts[i] for i in group], prompt=_prompt(model, task), task=task)
+            features = model.preprocess([texts[i] for i in group], prompt=prompt_of(model, task), task=task)
             chunks = []
             for rows, chunk in _chunks(features, budget):
                 chunks.append(forward(model, chunk, task))
@@ -77,7 +80,7 @@ def token_rows(lengths: Tensor, order: Tensor) -> Tensor:
     return row_ranges(row_starts(lengths)[:-1][order], lengths[order])
 
 
-def _prompt(model: Encoder, task: Task) -> str | None:
+def prompt_of(model: Encoder, task: str) -> str | None:
     """The prompt encode_query or encode_document would choose."""
     names = [name for name in PROMPT_NAMES[task] if name in model.prompts]
     name = names[0] if names else model.default_prompt_name
@@ -105,7 +108,7 @@ def _evaluating(model: Encoder) -> Iterator[None]:
 def _chunks(features: dict[str, Any], mini_batch_tokens: int) -> Iterator[tuple[list[int], dict[str, Any]]]:
     """Cut tokenised texts into chunks of like length: (row numbers, features without idle columns)."""
     used = features["attention_mask"].bool()
-    if (expansion := features.get("query_expansion_positions")) is not None:
+    if (expansion := features.get(EXPANSION)) is not None:
         used = used | expansion.bool()
     # Padding may stand on either side, so a row needs the columns from its first used one to its last.
     columns = torch.arange(used.shape[1])

@@ -186,7 +186,8 @@ def _other_prompts(recipe: "Recipe", before: str, name: str) -> str:
     """What to say of a phase whose start is trained with other prompts; nothing where that is allowed."""
     phase = recipe.phases[name]
     had, wants = recipe.phases[before].prompts or recipe.prompts, phase.prompts or recipe.prompts
-    if phase.allow_prompt_mismatch or had == wants:
+    # One that says nothing has the base's own, which is compared once the base has been read.
+    if phase.allow_prompt_mismatch or had == wants or not had or not wants:
         return ""
     return (
         f"phases.{name}.prompts: {wants.query!r} and {wants.document!r}, but its start {before!r} is trained with "

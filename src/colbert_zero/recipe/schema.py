@@ -38,8 +38,11 @@ class Model(Entry):
     """A transformers configuration (`model_type` and its keys), started from random weights."""
     vocabulary: Int = Field(8192, ge=300, le=1_000_000)
     """Entries of the byte-level BPE tokenizer trained on the recipe's sources; for `architecture` only."""
-    dim: Int = Field(128, ge=1)
-    """Width of a token vector after the projection (linear, without bias)."""
+    dim: Int | None = Field(None, ge=1)
+    """Width of a token vector; unset, that of a multi-vector base, else 128."""
+    head: Annotated[Literal["new"] | None, Neutral(None)] = None
+    """Unset, a first phase of the base's kind keeps its head: its projections, or its pooling and what follows. `new`
+    puts a new one in its place: a linear projection without bias, or mean pooling."""
     attention: Literal["sdpa", "flash_attention_2"] | None = None
     """How the encoder attends; `flash_attention_2` needs CUDA and bfloat16, and encodes without padding."""
     trust_remote_code: bool = False
@@ -83,8 +86,8 @@ class Phase(Entry):
     """Tokens, padding included, whose activations may be kept at once: a batch of no more is encoded once, a larger one
     twice (GradCache), in chunks of at most so many. Chunks are never longer than is fastest: 2,048 on a CPU, 16,384 on
     a GPU."""
-    learning_rate: Float = Field(gt=0)
-    """AdamW's, at its highest."""
+    learning_rate: Float = Field(ge=0)
+    """AdamW's, at its highest; 0 changes nothing, and shows what its start is worth."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     """How the learning rate goes on after the warm-up: constant, or down to 0."""
     warmup: Float = Field(0.05, ge=0, lt=1)
@@ -168,14 +171,16 @@ class Recipe(Entry):
     """Order of the data, random weights, held-out pairs."""
     model: Model
     """The encoder every pipeline starts from."""
-    query_tokens: Int = Field(32, ge=3)
-    """Longest query, in tokens with the tokenizer's own special ones; markers and prompts come on top."""
-    document_tokens: Int = Field(180, ge=3)
-    """Longest document, counted likewise."""
-    markers: PerTask = PerTask(query="[Q]", document="[D]")
-    """Special tokens that tell queries and documents apart in multi-vector phases."""
-    prompts: PerTask = PerTask()
-    """Words put before every query and document, in all phases."""
+    query_tokens: Int | None = Field(None, ge=3)
+    """Longest query, in tokens with the tokenizer's own special ones; markers and prompts come on top. Unset, the
+    base's own, or 32 where it has none."""
+    document_tokens: Int | None = Field(None, ge=3)
+    """Longest document, counted likewise; unset, the base's own, or 180."""
+    markers: PerTask | None = None
+    """Special tokens that tell queries and documents apart in multi-vector phases; unset, those of a multi-vector base,
+    else [Q] and [D]."""
+    prompts: PerTask | None = None
+    """Words put before every query and document, in all phases; unset, the base's own."""
     sources: dict[Name, SourceSpec] = Field(min_length=1)
     """Training data by name."""
     collections: dict[Name, CollectionSpec] = Field(min_length=1)
@@ -195,6 +200,9 @@ class Recipe(Entry):
         """A phase's seed."""
         return self.seed if phase.seed is None else phase.seed
 
-    def lengths(self, phase: Phase) -> tuple[int, int]:
-        """Query and document tokens of a phase."""
-        return phase.query_tokens or self.query_tokens, phase.document_tokens or self.document_tokens
+    def lengths(self, phase: Phase) -> dict[str, int | None]:
+        """Query and document tokens that a phase is asked for."""
+        return {
+            "query": phase.query_tokens or self.query_tokens,
+            "document": phase.document_tokens or self.document_tokens,
+        }

@@ -9,7 +9,7 @@ from colbert_zero.files import read_json, write_json
 from colbert_zero.models.bases import commit_on_hub, find, is_commit, is_hub_id
 from colbert_zero.recipe.schema import Model
 
-_RECORD = "bases.json"
+_RECORD = "commits.json"
 
 
 def name_of(model: Model) -> str:

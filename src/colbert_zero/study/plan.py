@@ -48,9 +48,16 @@ def _planned(study: Study, chain: tuple[str, ...]) -> Planned:
         return Planned(chain, spec, record["steps"], record["texts"], record["tokens"], True)
     rows, ways = _rows(study, spec)
     steps = steps_of(spec, order_of(spec, rows, {}, study.recipe.seed_of(spec), chain[-1]))
-    queries, documents = study.recipe.lengths(spec)
+    alignment = study.alignment(spec)
     pairs = steps * spec.global_batch_size
-    return Planned(chain, spec, steps, pairs * (1 + ways), pairs * (queries + ways * documents), False)
+    return Planned(
+        chain,
+        spec,
+        steps,
+        pairs * (1 + ways),
+        pairs * (alignment.query_tokens + ways * alignment.document_tokens),
+        False,
+    )
 
 
 def _rows(study: Study, spec: Phase) -> tuple[dict[str, int], int]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from colbert_zero.data.prepared import Source
 from colbert_zero.files import atomic_folder
+from colbert_zero.models.alignment import MARKERS, TASKS, TOKENS
 from colbert_zero.models.scratch import train_tokenizer, write_scratch
 from colbert_zero.recipe.schema import Recipe
 
@@ -15,9 +16,10 @@ TOKENIZER_ROWS = 100_000
 def write_start(folder: Path, recipe: Recipe, sources: Iterable[Source]) -> Path:
     """Write a tokenizer trained on all texts of the sources, and an encoder with random weights."""
     assert recipe.model.architecture is not None
-    markers = [recipe.markers.query, recipe.markers.document]
-    longest = max(sum(recipe.lengths(phase)) for phase in recipe.phases.values()) + 64
-    tokenizer = train_tokenizer(_texts(sources), recipe.model.vocabulary, markers, longest)
+    markers = recipe.markers.model_dump() if recipe.markers else MARKERS
+    lengths = [recipe.lengths(phase) for phase in recipe.phases.values()]
+    longest = max(sum(asked[task] or TOKENS[task] for task in TASKS) for asked in lengths) + 64
+    tokenizer = train_tokenizer(_texts(sources), recipe.model.vocabulary, list(markers.values()), longest)
     with atomic_folder(folder) as temporary:
         write_scratch(temporary, recipe.model.architecture, tokenizer, recipe.seed)
     return folder

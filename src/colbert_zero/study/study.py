@@ -3,8 +3,8 @@
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,11 +17,23 @@ from colbert_zero.data.sources import folder_fingerprints, prepare_source, sourc
 from colbert_zero.evaluation import validation
 from colbert_zero.evaluation.ranking import rank
 from colbert_zero.evaluation.runs import PerQuery, Run
-from colbert_zero.files import fingerprint, read_json
+from colbert_zero.files import fingerprint, read_json, write_json
 from colbert_zero.maxsim.scores import backend
-from colbert_zero.models.bases import check_base, go_offline, is_hub_id
+from colbert_zero.models.alignment import (
+    DIM,
+    FROM_SCRATCH,
+    MARKERS,
+    TASKS,
+    Alignment,
+    Own,
+    align,
+    check_alignment,
+    check_dim,
+    differences,
+)
+from colbert_zero.models.bases import check_base, go_offline
 from colbert_zero.models.checkpoints import load_model
-from colbert_zero.models.encoders import Alignment
+from colbert_zero.models.encoders import read_own
 from colbert_zero.models.scratch import check_architecture
 from colbert_zero.processes import agree, appears, from_main, is_main, made_by_main, share
 from colbert_zero.recipe.data import Beir, CollectionSpec, HeldOut, Mined, Scored
@@ -101,29 +113,35 @@ class Study:
         """
         check_reporters(self.recipe.reporters)
         backend(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # told now if the one asked for cannot
-        names = {name for chain in chains for phase in chain for name in self.recipe.phases[phase].sources}
+        phases = {name: self.recipe.phases[name] for chain in chains for name in chain}
+        names = {source for phase in phases.values() for source in phase.sources}
+        base, seen = self.recipe.model.base, agree((self.folder / "base.json").is_file())
         self._settle_base()
-        base, trained = self.recipe.model.base, agree(any(self.folder.glob("phases/*/phase.json")))
-        if base is not None and not (trained and is_hub_id(base)):
-            check_base(base, self.commit(), self.recipe.model.trust_remote_code)
+        if base is not None:
+            self.show.say(f"base {base} is {self.own.words}")
+            for difference in dict.fromkeys(
+                told for p in phases.values() for told in differences(self.own, self.alignment(p), p.representation)
+            ):
+                self.show.say(f"base {base}: {difference}")
+            self._check_alignments(chains)
         if self.recipe.model.architecture:
             check_architecture(self.recipe.model.architecture)
             names |= {name for phase in self.recipe.phases.values() for name in phase.sources}
         names |= {spec.source for spec in self.recipe.collections.values() if isinstance(spec, HeldOut)}
-        for phase in dict.fromkeys(name for chain in chains for name in chain):
-            share(self.recipe.phases[phase].global_batch_size, f"phases.{phase}.global_batch_size")
+        for name, phase in phases.items():
+            share(phase.global_batch_size, f"phases.{name}.global_batch_size")
         self.prepare_sources(names)
-        for phase in dict.fromkeys(name for chain in chains for name in chain):
-            known = [self.sources[name].parts for name in self.recipe.phases[phase].sources if name in self.sources]
-            check_columns(phase, self.recipe.phases[phase], {n: p for parts in known for n, p in parts.items()})
+        for name, phase in phases.items():
+            known = [self.sources[source].parts for source in phase.sources if source in self.sources]
+            check_columns(name, phase, {n: p for parts in known for n, p in parts.items()})
         for name, spec in self.recipe.collections.items():
             self.collections[name] = self._collection(name, spec)
             for told in self.collections[name].peculiarities():
                 self.show.say(f"collection {name}: {told}")
         if any(self.recipe.phases[phase].evaluate_every for chain in chains for phase in chain):
             self.prepare_validation()
-        # A Hub base that was trained from is asked for only by who starts from it: a finished study needs no network.
-        if base is not None and trained and any(len(c) == 1 and not self.is_done(c) for c in chains):
+        # A base that was seen before is looked for only by who starts from it: a finished study needs no network.
+        if base is not None and seen and any(len(chain) == 1 and not self.is_done(chain) for chain in chains):
             check_base(base, self.commit(), self.recipe.model.trust_remote_code)
 
     def _settle_base(self) -> None:
@@ -195,17 +213,19 @@ class Study:
     def start_id(self) -> str:
         """Fingerprint of the model before any phase."""
         model = self.recipe.model
+        asked = model.asked() | {"dim": self.dim}
         if model.base is not None:
             folder = Path(model.base).expanduser()
             if not folder.is_dir():
                 commit = self.commit()
-                return fingerprint(RECORD_VERSION, model.asked() | ({"revision": commit} if commit else {}))
+                return fingerprint(RECORD_VERSION, asked | ({"revision": commit} if commit else {}))
             # What is in it, not where it lies: another model put in its place is another start.
             files = folder_fingerprints(folder, self.data)
-            return fingerprint(RECORD_VERSION, model.asked(exclude={"base"}), files)
+            return fingerprint(RECORD_VERSION, {k: v for k, v in asked.items() if k != "base"}, files)
         roots = sorted({root_of(self.recipe, name) for phase in self.recipe.phases.values() for name in phase.sources})
         texts = [self.source_id(name) for name in roots]
-        return fingerprint(RECORD_VERSION, model.asked(), self.recipe.markers.asked(), self.recipe.seed, texts)
+        markers = self.recipe.markers.asked() if self.recipe.markers else MARKERS
+        return fingerprint(RECORD_VERSION, asked, markers, self.recipe.seed, texts)
 
     def phase_id(self, chain: tuple[str, ...]) -> str:
         """Fingerprint of all that makes the last phase of a chain: its entry, data, prompts, and its parent's."""
@@ -217,7 +237,7 @@ class Study:
             made_of |= {"select": "best", "evaluate_every": spec.evaluate_every, "validation": judged_on}
         sources = [[name, self.source_id(name)] for name in spec.sources]
         alignment = vars(self.alignment(spec))
-        return fingerprint(RECORD_VERSION, made_of, alignment, self.recipe.model.dim, self.recipe.seed, sources, parent)
+        return fingerprint(RECORD_VERSION, made_of, alignment, self.dim, self.recipe.seed, sources, parent)
 
     def phase_folder(self, chain: tuple[str, ...]) -> Path:
         """Where a phase is, or will be, kept."""
@@ -228,10 +248,55 @@ class Study:
         return bool(agree((self.phase_folder(chain) / "phase.json").is_file()))
 
     def alignment(self, spec: Phase) -> Alignment:
-        """Prompts, markers and lengths of a phase."""
+        """Prompts, markers and lengths of a phase: asked for, or the base's own."""
         prompts, markers = spec.prompts or self.recipe.prompts, self.recipe.markers
-        lengths = self.recipe.lengths(spec)
-        return Alignment(prompts.query, prompts.document, markers.query, markers.document, *lengths)
+        asked = [entry.model_dump() if entry else None for entry in (prompts, markers)]
+        return align(self.own, spec.representation, asked[0], asked[1], self.recipe.lengths(spec))
+
+    def _check_alignments(self, chains: list[tuple[str, ...]]) -> None:
+        """Refuse a phase with prompts or markers other than its start's, before anything is prepared for it."""
+        for before, name in {pair for chain in chains for pair in zip((None, *chain), chain, strict=False)}:
+            spec, own, base = self.recipe.phases[name], self.own, str(self.recipe.model.base)
+            multi_vector = spec.representation == own.representation == "multi-vector"
+            if before:
+                alignment = vars(self.alignment(self.recipe.phases[before]))
+                own, base = Own(prompts={task: alignment[f"{task}_prompt"] for task in TASKS}), before
+            elif multi_vector and self.recipe.model.head is None:
+                check_dim(own, self.dim, base)
+            if not spec.allow_prompt_mismatch:
+                check_alignment(own, self.alignment(spec), spec.representation, name, base)
+
+    @property
+    def dim(self) -> int:
+        """Width of a token vector: asked for, or the base's own."""
+        return self.recipe.model.dim or self.own.dim or DIM
+
+    @cached_property
+    def own(self) -> Own:
+        """What the base has of its own. Read once, and kept in base.json: a finished study needs no network."""
+        own: Own = from_main(self._read_own() if is_main() else None)
+        return own
+
+    def _read_own(self) -> Own:
+        base, options = self.recipe.model.base, self._base_options()
+        if base is None:
+            return FROM_SCRATCH
+        folder, path = Path(base).expanduser(), self.folder / "base.json"
+        files = folder_fingerprints(folder, self.data) if folder.is_dir() else None
+        of = fingerprint(RECORD_VERSION, options, files or base)
+        if path.is_file() and (known := read_json(path)).pop("of") == of:
+            return Own(**known)
+        check_base(base, self.commit(), self.recipe.model.trust_remote_code)
+        own = read_own(str(folder) if folder.is_dir() else base, **options)
+        if self.folder.is_dir():
+            write_json(path, {"of": of, **asdict(own)})
+        return own
+
+    def _base_options(self) -> dict[str, Any]:
+        model = self.recipe.model
+        revision = None if Path(str(model.base)).expanduser().is_dir() else self.commit() or model.revision
+        options = {"revision": revision, "trust_remote_code": model.trust_remote_code}
+        return {key: value for key, value in options.items() if value}
 
     # ---- Making what is missing
 
@@ -263,9 +328,7 @@ class Study:
         model = self.recipe.model
         if model.base is not None:
             base = Path(model.base).expanduser()
-            revision = None if base.is_dir() else self.commit() or model.revision
-            options = {"revision": revision, "trust_remote_code": model.trust_remote_code}
-            return (str(base) if base.is_dir() else model.base), {k: v for k, v in options.items() if v}
+            return (str(base) if base.is_dir() else model.base), self._base_options()
         folder = self.folder / "phases" / f"start-{self.start_id()}"
         made_by_main(lambda: folder if folder.is_dir() else self._write_start(folder), lambda _: None)
         return str(folder), {}
@@ -314,7 +377,8 @@ class Study:
             seed=seed,
             order=order,
             steps=steps_of(spec, order),
-            dim=self.recipe.model.dim,
+            dim=self.dim,
+            new_head=self.recipe.model.head == "new" and len(chain) == 1,
             options=options,
         )
         validate = partial(validation.validate, collections=self.prepare_validation()) if spec.evaluate_every else None

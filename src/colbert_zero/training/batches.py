@@ -64,8 +64,8 @@ class Batches:
     def __getitem__(self, step: int) -> Batch:
         name, indices = self.order.batch(step)
         rows = self.parts[name].read(indices[process_rank() * self.share : (process_rank() + 1) * self.share])
-        queries = TokenisedTexts(**self.tokenise(rows["query"], "query"), task="query")
-        documents = TokenisedTexts(**self.tokenise(document_texts(rows, self.negatives), "document"), task="document")
+        queries = TokenisedTexts("query", **self.tokenise(rows["query"], "query"))
+        documents = TokenisedTexts("document", **self.tokenise(document_texts(rows, self.negatives), "document"))
         return Batch(queries, documents, torch.tensor(rows["scores"]) if "scores" in rows else None)
 
     def stream_states(self, step: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from colbert_zero.maxsim.packed import Packed
 from colbert_zero.models.checkpoints import Encoder
-from colbert_zero.models.encoding import chunk_tokens, chunks_of, concatenate, forward, reorder, token_rows
+from colbert_zero.models.encoding import EXPANSION, chunk_tokens, chunks_of, concatenate, forward, reorder, token_rows
 
 LossOf = Callable[[Packed, Packed], Tensor]
 """The loss of the packed embeddings of all queries and all documents of a batch; a scalar, in nats."""
@@ -29,23 +29,27 @@ class TokenisedTexts:
     """Tokenised texts of one task.
 
     Attributes:
-        input_ids: (texts, tokens), padded.
-        attention_mask: (texts, tokens).
         task: "query" or "document".
-        lengths: Where each text ends; tokens before it that the mask leaves out are holes, not padding.
+        inputs: `input_ids`, `attention_mask` and, where queries are filled up, the positions of that, all (texts,
+            tokens), padded.
+        used: Tokens that are text or scored, (texts, tokens).
+        lengths: Where each text ends; tokens before it that are not used are holes, not padding.
     """
 
-    def __init__(self, input_ids: Tensor, attention_mask: Tensor, task: str):
-        self.input_ids, self.attention_mask, self.task = input_ids, attention_mask, task
-        positions = torch.arange(1, input_ids.shape[1] + 1, device=attention_mask.device)
-        self.lengths: list[int] = (attention_mask.bool() * positions).amax(1).tolist()
+    def __init__(self, task: str, **inputs: Tensor):
+        self.task, self.inputs = task, inputs
+        self.used = inputs["attention_mask"].bool()
+        if EXPANSION in inputs:
+            self.used = self.used | inputs[EXPANSION].bool()
+        positions = torch.arange(1, self.used.shape[1] + 1, device=self.used.device)
+        self.lengths: list[int] = (self.used * positions).amax(1).tolist()
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def to(self, device: torch.device) -> "TokenisedTexts":
         """The same on a device."""
-        return TokenisedTexts(self.input_ids.to(device), self.attention_mask.to(device), self.task)
+        return TokenisedTexts(self.task, **{name: tensor.to(device) for name, tensor in self.inputs.items()})
 
     def chunks(self, most_tokens: int) -> list[list[int]]:
         """Texts of like length together, each chunk at most so many tokens with its padding; longest first."""
@@ -58,8 +62,8 @@ class TokenisedTexts:
     def features(self, chunk: list[int]) -> dict[str, Tensor]:
         """Model inputs of a chunk, cut to its longest text."""
         width = max(1, max(self.lengths[i] for i in chunk))
-        rows = torch.tensor(chunk, device=self.input_ids.device)
-        return {"input_ids": self.input_ids[rows, :width], "attention_mask": self.attention_mask[rows, :width]}
+        rows = torch.tensor(chunk, device=self.used.device)
+        return {name: tensor[rows, :width] for name, tensor in self.inputs.items()}
 
 
 class Work(NamedTuple):
@@ -117,7 +121,7 @@ def grad_cache(
                         values = forward(model, side.features(chunk), side.task).values
                     rows = token_rows(texts.lengths, torch.tensor(chunk))
                     values.backward(gradient[rows.to(gradient.device)])
-    tokens = sum(int(side.attention_mask.sum()) for side in sides)
+    tokens = sum(int(side.used.sum()) for side in sides)
     return loss.detach(), Work(sum(map(len, sides)), tokens, padded - tokens, 0 if fits else padded)
 
 

@@ -233,9 +233,9 @@ def identities(texts: TokenisedTexts) -> Tensor:
     at most 2^v / 2^63, 2^v being the power of two in a difference of ids: 2^-46 for ids below 2^17 (multiplicative
     hashing, Dietzfelbinger et al. 1997).
     """
-    width = texts.input_ids.shape[1]
+    width = texts.used.shape[1]
     weights = torch.randint(-(2**62), 2**62, (width,), generator=torch.Generator().manual_seed(0)) * 2 + 1
-    real = (texts.input_ids + 1) * texts.attention_mask
+    real = (texts.inputs["input_ids"] + 1) * texts.used
     return (real * weights.to(real.device)).sum(1)
 
 

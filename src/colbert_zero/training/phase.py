@@ -78,7 +78,7 @@ def train_phase(
     Example:
         >>> from colbert_zero import train_phase
         >>> from colbert_zero.data.prepared import ArrowPart
-        >>> from colbert_zero.models.encoders import Alignment
+        >>> from colbert_zero.models.alignment import Alignment
         >>> from colbert_zero.recipe.schema import Phase
         >>> from colbert_zero.training.training import Training
         >>> from colbert_zero.training.phase import order_of_parts
@@ -107,6 +107,7 @@ def train_phase(
         training.seed,
         training.name,
         spec.allow_prompt_mismatch,
+        training.new_head,
         **training.options,
     )
     batches = Batches(parts, training.order, tokeniser(model), steps, spec.negatives)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from colbert_zero.data.order import Order
-from colbert_zero.models.encoders import Alignment
+from colbert_zero.models.alignment import Alignment
 from colbert_zero.recipe.schema import Phase
 
 
@@ -24,6 +24,7 @@ class Training:
         order: Of the data.
         steps: Optimiser steps.
         dim: Width of a token vector.
+        new_head: Whether its start's head is left aside for a new one.
         options: `attn_implementation`; `revision` and `trust_remote_code` of a Hub start.
     """
 
@@ -38,4 +39,5 @@ class Training:
     order: Order
     steps: int
     dim: int
+    new_head: bool = False
     options: dict[str, Any] = field(default_factory=dict)

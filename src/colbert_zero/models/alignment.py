@@ -1,0 +1,171 @@
+"""What queries and documents are wrapped in, and how long they may be: asked for, or a base's own.
+
+A recipe that says nothing takes what its base was trained with; what it sets instead is told, and prompts or markers
+other than those that a start was trained with are refused unless asked for.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from colbert_zero.errors import ColbertZeroError
+from colbert_zero.files import read_json
+
+Representation = Literal["dense", "multi-vector"]
+TASKS = ("query", "document")
+META = "colbert_zero.json"
+
+MARKERS = {"query": "[Q]", "document": "[D]"}
+TOKENS = {"query": 32, "document": 180}
+DIM = 128
+"""What the paper trains with: where neither the recipe nor its base says otherwise."""
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """What queries and documents are wrapped in, and how long they may be: the same in training and in use."""
+
+    query_prompt: str
+    document_prompt: str
+    query_marker: str
+    document_marker: str
+    query_tokens: int
+    document_tokens: int
+
+    def prefix(self, task: str, representation: Representation) -> str:
+        """What is put before a text: the marker (multi-vector only), then the prompt."""
+        prompt, marker = getattr(self, f"{task}_prompt"), getattr(self, f"{task}_marker")
+        return f"{marker} {prompt}" if representation == "multi-vector" and marker else prompt
+
+
+@dataclass(frozen=True)
+class Own:
+    """What a checkpoint has of its own.
+
+    Attributes:
+        representation: What it gives; None for a plain encoder.
+        dim: Width of its token vectors, if it gives them.
+        prompts: By task; None where it says nothing of any.
+        markers: By task, in a multi-vector checkpoint: the special token that its prompt begins with, or "".
+        tokens: Longest text by task, in tokens without marker and prompt; None where there is no bound.
+        room: Likewise, the most that its positions leave.
+        words: For people.
+    """
+
+    representation: Representation | None = None
+    dim: int | None = None
+    prompts: Mapping[str, str] | None = None
+    markers: Mapping[str, str] | None = None
+    tokens: Mapping[str, int | None] | None = None
+    room: Mapping[str, int | None] | None = None
+    words: str = ""
+
+
+FROM_SCRATCH = Own()
+
+
+def align(
+    own: Own,
+    representation: Representation,
+    prompts: Mapping[str, str] | None,
+    markers: Mapping[str, str] | None,
+    tokens: Mapping[str, int | None],
+) -> Alignment:
+    """What a recipe asks for, and where it says nothing the base's own, or else the paper's.
+
+    Args:
+        own: The base's.
+        representation: What the phase trains.
+        prompts: Asked for, by task; None where the recipe says nothing. One that begins with the marker, as PyLate
+            writes it, is taken without.
+        markers: Likewise.
+        tokens: Likewise.
+    """
+    markers = markers or own.markers or MARKERS
+    prompts = prompts or own.prompts or {"query": "", "document": ""}
+    lengths = {task: tokens[task] or _own_length(own, task, representation, markers[task]) for task in TASKS}
+    return Alignment(
+        query_prompt=_without(prompts["query"], markers["query"]),
+        document_prompt=_without(prompts["document"], markers["document"]),
+        query_marker=markers["query"],
+        document_marker=markers["document"],
+        query_tokens=lengths["query"],
+        document_tokens=lengths["document"],
+    )
+
+
+def _without(prompt: str, marker: str) -> str:
+    return prompt.removeprefix(marker).removeprefix(" ") if marker and prompt.startswith(marker) else prompt
+
+
+def _own_length(own: Own, task: str, representation: Representation, marker: str) -> int:
+    length = (own.tokens and own.tokens[task]) or TOKENS[task]
+    # A marker that the base does not have takes one of its positions.
+    new_marker = representation == "multi-vector" and own.representation != "multi-vector" and bool(marker)
+    room = own.room and own.room[task]
+    return min(length, room - new_marker) if room else length
+
+
+def differences(own: Own, alignment: Alignment, representation: Representation) -> Iterator[str]:
+    """What a phase has instead of its base's own, in words."""
+    for task in TASKS:
+        had = (own.tokens and own.tokens[task]) or TOKENS[task]
+        now, room = getattr(alignment, f"{task}_tokens"), own.room and own.room[task]
+        if own.tokens and own.tokens[task] and now != had:
+            yield f"{task}_tokens: {now} instead of its own {had}"
+        elif room and now < had and now in (room, room - 1):
+            yield f"{task}_tokens: {now}, as many as its positions leave"
+    if own.representation == "multi-vector" and representation == "dense":
+        yield "a dense phase leaves its head and its markers aside, and takes the mean of its encoder's states"
+    if own.representation == "dense" and representation == "multi-vector":
+        yield "a multi-vector phase takes its encoder, and a new projection in place of its pooling and what follows"
+
+
+def read_alignment(folder: str | Path) -> dict[str, Any] | None:
+    """What a checkpoint says of its prompts, markers and lengths; None where it was not made by this program.
+
+    Raises:
+        ColbertZeroError: It says nothing that could be understood.
+    """
+    path = Path(folder) / META
+    if not path.is_file():
+        return None
+    with suppress(ValueError, TypeError, KeyError, RecursionError):
+        known: dict[str, Any] = read_json(path)
+        if all(isinstance(known[f"{task}_{what}"], str) for task in TASKS for what in ("prompt", "marker")):
+            return known
+    raise ColbertZeroError(f"{path}: not what this program writes; delete it, and the model counts as another's")
+
+
+def check_alignment(own: Own, alignment: Alignment, representation: Representation, phase: str, parent: str) -> None:
+    """Refuse to train on prompts or markers other than those a checkpoint was trained with.
+
+    Raises:
+        ColbertZeroError: Names both.
+    """
+    compared = {"prompt": own.prompts, "marker": own.markers if representation == "multi-vector" else None}
+    for what, task in itertools.product(compared, TASKS):
+        if (theirs := compared[what]) is not None:
+            had, wants = theirs[task], getattr(alignment, f"{task}_{what}")
+            if had != wants:
+                raise ColbertZeroError(
+                    f"phases.{phase}: its start, {parent}, was trained with the {task} {what} {had!r}, this phase has "
+                    f"{wants!r}. Stripping or adding prompts hurts clearly; give it the same `{what}s`, or, for an "
+                    "ablation, `allow_prompt_mismatch: true`"
+                )
+
+
+def check_dim(own: Own, dim: int, base: str) -> None:
+    """Refuse another width than that of a head that is kept.
+
+    Raises:
+        ColbertZeroError: Names both, and the way to a new head.
+    """
+    if own.dim != dim:
+        raise ColbertZeroError(
+            f"model.dim: {dim}, but {base!r} has token vectors of {own.dim}; make them equal, or ask for a new "
+            "projection by `model.head: new`"
+        )
