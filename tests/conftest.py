@@ -2,6 +2,7 @@
 
 import string
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from colbert_zero import cli
 from colbert_zero.data.collection import Collection
-from helpers import DOCUMENTS, PROMPTS, QRELS, QUERIES
+from helpers import DOCUMENTS, PROMPTS, QRELS, QUERIES, Hub
 
 # Tiny tensors: a second thread only adds waiting.
 torch.set_num_threads(1)
@@ -106,6 +107,20 @@ def command(monkeypatch, capsys):
         return code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """A Hub on this machine, with an empty cache."""
+    served = Hub()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", served.address)
+    template = served.address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # made once, with the address of that time
+    yield served
+    served.close()
 
 
 @pytest.fixture

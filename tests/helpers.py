@@ -5,7 +5,10 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
+from hashlib import sha1
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import yaml
@@ -177,3 +180,66 @@ def wait_for(condition, seconds=120):
 def newest_step(folder):
     found = [int(path.name.split("-")[1]) for path in folder.glob("out/phases/*.unfinished/step-*")]
     return max(found, default=0)
+
+
+class Hub:
+    """The few answers of the Hugging Face Hub that a model needs: its commits, and their files.
+
+    Attributes:
+        repos: {ID: {commit: folder}}, the last commit being the branch's.
+        answer: A status and an error code that every request gets instead.
+        asked: Paths of all requests.
+    """
+
+    def __init__(self):
+        self.repos, self.answer, self.asked = {}, None, []
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_HEAD(self):
+                hub.asked.append(self.path)
+                _, *words = self.path.split("?")[0].split("/")
+                api = words[:2] == ["api", "models"]
+                name = "/".join(words[2:4] if api else words[:2])
+                commits = hub.repos.get(name)
+                if hub.answer or not commits:
+                    return self.reply(*(hub.answer or (401, "RepoNotFound")))
+                revision = words[5] if len(words) > 5 and api else "main" if api else words[3]
+                commit = {"main": list(commits)[-1]}.get(revision, revision)
+                if commit not in commits:
+                    return self.reply(404, "RevisionNotFound")
+                folder = commits[commit]
+                if api:
+                    names = [str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file()]
+                    about = {"id": name, "sha": commit, "siblings": [{"rfilename": name} for name in names]}
+                    if "tree" in words:  # of a folder in it, which no model of these tests has
+                        about = [{"type": "file", "path": n, "size": 1, "oid": n} for n in names if len(words) == 6]
+                    return self.reply(200, "", json.dumps(about).encode())
+                file = folder.joinpath(*words[4:])
+                if not file.is_file():
+                    return self.reply(404, "EntryNotFound", commit=commit)
+                return self.reply(200, "", file.read_bytes(), commit)
+
+            do_GET = do_HEAD
+
+            def reply(self, status, error, body=b"", commit=None):
+                self.send_response(status)
+                named = {"X-Error-Code": error, "X-Repo-Commit": commit, "ETag": f'"{sha1(body).hexdigest()}"'}
+                for key, value in {**named, "Content-Length": str(len(body))}.items():
+                    if value:
+                        self.send_header(key, value)
+                self.end_headers()
+                if self.command == "GET":
+                    self.wfile.write(body)
+
+            def log_message(self, *_):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def close(self):
+        """Answer no more: a connection is refused from now on."""
+        self.server.shutdown()
+        self.server.server_close()

@@ -12,7 +12,8 @@ from transformers import AutoModel, MPNetConfig, RobertaConfig
 
 from colbert_zero.errors import ColbertZeroError, Stopped
 from colbert_zero.models.alignment import Alignment
-from colbert_zero.models.checkpoints import check_base, load_model
+from colbert_zero.models.bases import check_base
+from colbert_zero.models.checkpoints import load_model
 from colbert_zero.models.encoders import assemble
 from colbert_zero.models.scratch import check_architecture
 from helpers import DOCUMENTS

@@ -177,7 +177,7 @@ ATTACKS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a pipe": (pipe, "model.safetensors: no ordinary file"),
     "a large JSON": (large_json, "modules.json: larger than 64 MB"),
     "a deep JSON": (lambda f: (f / "config.json").write_text("[" * 100_000), "read as JSON: nested too deeply"),
-    "a deep list of modules": (lambda f: (f / "modules.json").write_text("[" * 100_000), "cannot be loaded"),
+    "a deep list of modules": (lambda f: (f / "modules.json").write_text("[" * 100_000), "nested too deeply"),
     "no object": (lambda f: (f / "config.json").write_text("[1]"), "config.json: not an object with keys"),
     "modules of another shape": (lambda f: (f / "modules.json").write_text('{"a": 1}'), "cannot be loaded"),
     "no modules": (lambda f: (f / "modules.json").write_text("[]"), "cannot be loaded"),

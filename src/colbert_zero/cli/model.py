@@ -50,11 +50,20 @@ def evaluate(
     from colbert_zero.evaluation.ranking import rank, rank_bm25
     from colbert_zero.evaluation.runs import measure, write_run
     from colbert_zero.files import write_json
+    from colbert_zero.models.bases import check_base, find, go_offline, is_hub_id
     from colbert_zero.models.checkpoints import load_model
     from colbert_zero.processes import is_main
     from colbert_zero.watch import leave
 
     start_processes()
+    commit = None
+    if model != "bm25":
+        if is_hub_id(model):
+            commit, silent = find(model, None, "MODEL")
+            console.print(f"MODEL: {model} at {commit}{f', from the cache: {silent}' if silent else ''}", markup=False)
+            if silent:
+                go_offline()
+        check_base(model, commit, whose="MODEL", trained=False)
     loaded = load_collection(collection, split, Rules(exclude_self, on_missing))
     for told in loaded.peculiarities():
         console.print(f"{loaded.name}: {told}", markup=False, soft_wrap=True)
@@ -62,7 +71,7 @@ def evaluate(
         ranking = rank_bm25(loaded)
     else:
         with RichShow().bar(f"evaluating on {loaded.name}", loaded.documents_count) as advance:
-            ranking = rank(load_model(model), loaded, progress=lambda done, total: advance(done, {}))
+            ranking = rank(load_model(model, revision=commit), loaded, progress=lambda done, total: advance(done, {}))
     scores, per_query = measure(ranking, loaded.qrels)
     counts = {"collection": loaded.name, "documents": loaded.documents_count, "queries": len(loaded.qrels)}
     console.print(f"{loaded.name}: {loaded.documents_count:,} documents, {len(loaded.qrels):,} queries", markup=False)

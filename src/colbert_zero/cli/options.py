@@ -21,6 +21,12 @@ SetOption = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set phases.unsupervised.learning_rate=1e-3"),
 ]
 OutOption = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where to write; out/NAME by default.")]
+RefreshOption = Annotated[
+    bool,
+    typer.Option(
+        "--refresh-base", help="Take the commit that the Hub's base has today, in place of the one this study keeps."
+    ),
+]
 
 
 def command_line() -> str:
@@ -33,22 +39,22 @@ def is_first() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) < 2 or os.environ.get("RANK", "0") == "0"
 
 
-def study_in(recipe: Recipe, out: Path | None) -> "Study":
+def study_in(recipe: Recipe, out: Path | None, refresh_base: bool = False) -> "Study":
     """The study in its folder."""
     from colbert_zero.study.study import Study
 
-    return Study(recipe, out or Path("out") / recipe.name, RichShow())
+    return Study(recipe, out or Path("out") / recipe.name, RichShow(), refresh_base=refresh_base)
 
 
 @contextmanager
-def held_study(recipe: Recipe, out: Path | None) -> Iterator["Study"]:
+def held_study(recipe: Recipe, out: Path | None, refresh_base: bool = False) -> Iterator["Study"]:
     """The study in its folder, which is this run's alone meanwhile; started by a launcher, together with the others."""
     from colbert_zero.files import writing
     from colbert_zero.processes import is_main
     from colbert_zero.watch import leave
 
     start_processes()
-    study = study_in(recipe, out)
+    study = study_in(recipe, out, refresh_base)
     with writing(study.folder) if is_main() else nullcontext():
         yield study
     leave()

@@ -5,7 +5,15 @@ from typing import Annotated
 
 import typer
 
-from colbert_zero.cli.options import OutOption, RecipeArgument, SetOption, command_line, held_study, is_first
+from colbert_zero.cli.options import (
+    OutOption,
+    RecipeArgument,
+    RefreshOption,
+    SetOption,
+    command_line,
+    held_study,
+    is_first,
+)
 from colbert_zero.recipe.reading import load_recipe
 from colbert_zero.terminal import best_overrides, console, print_plan, print_results, sweep_table
 
@@ -18,6 +26,7 @@ def run(
         str | None, typer.Option(metavar="PIPELINES", help="Only these pipelines: --only kd-only,full")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and stop.")] = False,
+    refresh_base: RefreshOption = False,
 ) -> None:
     """Train and evaluate a recipe's pipelines, and write the report.
 
@@ -38,7 +47,7 @@ def run(
 
     chosen = [name.strip() for name in only.split(",") if name.strip()] if only else None
     nodes = graph(checked, chains_of(checked, chosen))
-    with held_study(checked, out) as study:
+    with held_study(checked, out, refresh_base) as study:
         study.prepare(nodes)
         print_plan(study, plan(study, nodes))
         if dry_run:
@@ -56,6 +65,7 @@ def train(
     ],
     out: OutOption = None,
     overrides: SetOption = None,
+    refresh_base: RefreshOption = False,
 ) -> None:
     """Train one phase, and the ones it needs.
 
@@ -70,7 +80,7 @@ def train(
 
     chain = chain_to(checked, phase)
     nodes = graph(checked, {phase: chain})
-    with held_study(checked, out) as study:
+    with held_study(checked, out, refresh_base) as study:
         study.prepare(nodes)
         print_plan(study, plan(study, nodes))
         study.train(chain)
@@ -86,6 +96,7 @@ def sweep(
     steps: Annotated[int | None, typer.Option(min=1, help="Train it for so many steps, not the recipe's.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write; out/NAME-sweep by default.")] = None,
     overrides: SetOption = None,
+    refresh_base: RefreshOption = False,
 ) -> None:
     """Train one phase at every point of a grid, and compare nDCG@10 on small collections.
 
@@ -101,7 +112,7 @@ def sweep(
 
     planned = plan_sweep(recipe, grid, phase, steps, overrides or [])
     folder = out or Path("out") / f"{planned.recipe.name}-sweep"
-    with held_study(planned.recipe, folder) as study:
+    with held_study(planned.recipe, folder, refresh_base) as study:
         record = run_sweep(planned, study, command_line())
     console.print()
     console.print(sweep_table(record))

@@ -60,7 +60,7 @@ def check_checkpoint(path: str, revision: str | None = None, trust_remote_code: 
         ColbertZeroError: Names the file and the mend.
     """
     if os.path.isdir(path):
-        _check_files(Path(path))
+        check_files(Path(path))
     if trust_remote_code:
         return
     for file in _json_files(path, revision):
@@ -69,7 +69,12 @@ def check_checkpoint(path: str, revision: str | None = None, trust_remote_code: 
             raise ColbertZeroError(f"{file}: {wrong}; remove it, or trust the checkpoint's author: trust_remote_code")
 
 
-def _check_files(folder: Path) -> None:
+def check_files(folder: Path) -> None:
+    """Refuse a folder with links out of it, with files that are none, or with JSON of a size that no checkpoint has.
+
+    Raises:
+        ColbertZeroError: Names the file and the mend.
+    """
     for file in folder.rglob("*"):
         if not is_inside(file, folder):
             raise ColbertZeroError(

@@ -32,7 +32,8 @@ class Model(Entry):
     base: str | None = None
     """A Hub id or a local folder: a transformers encoder or a sentence-transformers checkpoint."""
     revision: str | None = None
-    """Commit, branch or tag of a Hub id."""
+    """Commit, branch or tag of a Hub id. Which commit a branch or tag was is found at a study's first run and kept;
+    `--refresh-base` takes the one of today."""
     architecture: dict[str, Any] | None = None
     """A transformers configuration (`model_type` and its keys), started from random weights."""
     vocabulary: Int = Field(8192, ge=300, le=1_000_000)

@@ -32,12 +32,14 @@ from colbert_zero.models.alignment import (
     check_dim,
     differences,
 )
-from colbert_zero.models.checkpoints import check_base, load_model
+from colbert_zero.models.bases import check_base, go_offline
+from colbert_zero.models.checkpoints import load_model
 from colbert_zero.models.encoders import read_own
 from colbert_zero.models.scratch import check_architecture
 from colbert_zero.processes import agree, appears, from_main, is_main, made_by_main, share
 from colbert_zero.recipe.data import Beir, CollectionSpec, HeldOut, Mined, Scored
 from colbert_zero.recipe.schema import Phase, Recipe
+from colbert_zero.study import bases
 from colbert_zero.study.graph import root_of
 from colbert_zero.study.rankings import Ranker, Rankings
 from colbert_zero.study.show import Quiet, Show
@@ -70,6 +72,7 @@ class Study:
         folder: Where the records go.
         show: Progress; nothing is shown by default.
         cache: Where parsed docstrings are kept between studies.
+        refresh_base: Take the commit that a Hub base has today, not the one this study keeps.
 
     Example:
         >>> from colbert_zero import Study, load_recipe
@@ -86,6 +89,8 @@ class Study:
     folder: Path
     show: Show = field(default_factory=Quiet)
     cache: Path = field(default_factory=user_cache)
+    refresh_base: bool = False
+    commits: dict[str, str | None] = field(default_factory=dict)
     sources: dict[str, Source] = field(default_factory=dict)
     collections: dict[str, Collection] = field(default_factory=dict)
     validation: list[Collection] = field(default_factory=list)
@@ -111,12 +116,14 @@ class Study:
         backend(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # told now if the one asked for cannot
         phases = {name: self.recipe.phases[name] for chain in chains for name in chain}
         names = {source for phase in phases.values() for source in phase.sources}
-        if self.recipe.model.base is not None:
-            self.show.say(f"base {self.recipe.model.base} is {self.own.words}")
+        base, seen = self.recipe.model.base, agree((self.folder / "base.json").is_file())
+        self._settle_base()
+        if base is not None:
+            self.show.say(f"base {base} is {self.own.words}")
             for difference in dict.fromkeys(
                 told for p in phases.values() for told in differences(self.own, self.alignment(p), p.representation)
             ):
-                self.show.say(f"base {self.recipe.model.base}: {difference}")
+                self.show.say(f"base {base}: {difference}")
             self._check_alignments(chains)
         if self.recipe.model.architecture:
             check_architecture(self.recipe.model.architecture)
@@ -134,6 +141,23 @@ class Study:
                 self.show.say(f"collection {name}: {told}")
         if any(self.recipe.phases[phase].evaluate_every for chain in chains for phase in chain):
             self.prepare_validation()
+        # A base that was seen before is looked for only by who starts from it: a finished study needs no network.
+        if base is not None and seen and any(len(chain) == 1 and not self.is_done(chain) for chain in chains):
+            check_base(base, self.commit(), self.recipe.model.trust_remote_code)
+
+    def _settle_base(self) -> None:
+        """Find the commit of a Hub base; `train` keeps it."""
+        name, model = bases.name_of(self.recipe.model), self.recipe.model
+        if name not in self.commits:
+            settle = partial(bases.settle, model, self.folder, self.refresh_base, self.show.say)
+            self.commits[name], silent = from_main(settle() if is_main() else None)
+            if silent:
+                go_offline()
+
+    def commit(self) -> str | None:
+        """The commit of a Hub base that this study trains from."""
+        name = bases.name_of(self.recipe.model)
+        return self.commits[name] if name in self.commits else bases.kept(self.folder, self.recipe.model)
 
     def prepare_sources(self, names: set[str]) -> None:
         """Read the files, data sets or docstrings that these sources are made of."""
@@ -196,7 +220,8 @@ class Study:
         if model.base is not None:
             folder = Path(model.base).expanduser()
             if not folder.is_dir():
-                return fingerprint(RECORD_VERSION, asked)
+                commit = self.commit()
+                return fingerprint(RECORD_VERSION, asked | ({"revision": commit} if commit else {}))
             # What is in it, not where it lies: another model put in its place is another start.
             files = folder_fingerprints(folder, self.data)
             return fingerprint(RECORD_VERSION, {k: v for k, v in asked.items() if k != "base"}, files)
@@ -264,7 +289,7 @@ class Study:
         of = fingerprint(RECORD_VERSION, options, files or base)
         if path.is_file() and (known := read_json(path)).pop("of") == of:
             return Own(**known)
-        check_base(base, self.recipe.model.revision)
+        check_base(base, self.commit(), self.recipe.model.trust_remote_code)
         own = read_own(str(folder) if folder.is_dir() else base, **options)
         if self.folder.is_dir():
             write_json(path, {"of": of, **asdict(own)})
@@ -272,7 +297,8 @@ class Study:
 
     def _base_options(self) -> dict[str, Any]:
         model = self.recipe.model
-        options = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+        revision = None if Path(str(model.base)).expanduser().is_dir() else self.commit() or model.revision
+        options = {"revision": revision, "trust_remote_code": model.trust_remote_code}
         return {key: value for key, value in options.items() if value}
 
     # ---- Making what is missing
@@ -324,6 +350,8 @@ class Study:
         """The record of a chain's last phase, trained now if it is not yet."""
         folder = self.phase_folder(chain)
         stop_if_asked()
+        if is_main():
+            bases.keep(self.folder, self.recipe.model, self.commit())
         if self.is_done(chain):
             record: dict[str, Any] = read_json(folder / "phase.json")
             return record

@@ -65,6 +65,8 @@ class PhaseRecord(_Record):
     """Id of the phase it starts from."""
     chain: list[str]
     """The phases before it and itself."""
+    base_commit: str | None
+    """Commit of the Hub base that it starts from."""
     representation: str
     objective: str
     student_scores: str | None
@@ -160,6 +162,7 @@ def phase_record(
         id=training.id,
         parent=training.parent,
         chain=list(training.chain),
+        base_commit=training.options.get("revision"),
         prompts={"query": alignment.query_prompt, "document": alignment.document_prompt},
         markers=dict(zip(("query", "document"), markers, strict=True)),
         query_tokens=alignment.query_tokens,

@@ -1,0 +1,102 @@
+"""Which commit of a Hub base a study trains from: the one its first run found, whatever the branch does meanwhile."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from colbert_zero.errors import ColbertZeroError
+from colbert_zero.files import read_json, write_json
+from colbert_zero.models.bases import commit_on_hub, find, is_commit, is_hub_id
+from colbert_zero.recipe.schema import Model
+
+_RECORD = "commits.json"
+
+
+def name_of(model: Model) -> str:
+    """A base as it was asked for: ID, or ID@REVISION."""
+    return f"{model.base}@{model.revision}" if model.revision else str(model.base)
+
+
+def kept(folder: Path, model: Model) -> str | None:
+    """The commit that a study keeps for its base; None of a folder, an architecture, and where none is kept yet."""
+    if model.base is None or not is_hub_id(model.base):
+        return None
+    return model.revision if is_commit(model.revision) else _read(folder).get(name_of(model))
+
+
+def keep(folder: Path, model: Model, commit: str | None) -> None:
+    """Keep the commit from which training begins now."""
+    if commit and commit != kept(folder, model):
+        write_json(folder / _RECORD, _read(folder) | {name_of(model): commit})
+
+
+def settle(model: Model, folder: Path, refresh: bool, say: Callable[[str], None]) -> tuple[str | None, bool]:
+    """The commit of a Hub base that this study trains from; and whether the Hub is silent.
+
+    Args:
+        model: The recipe's entry.
+        folder: The study's.
+        refresh: Take the commit that the Hub has today.
+        say: Told what is used, and a branch that has moved.
+
+    Returns:
+        The commit; None of a folder, of an architecture, and of a base that phases were trained from before commits
+        were kept.
+
+    Raises:
+        ColbertZeroError: The base cannot be had, or there is nothing to refresh.
+    """
+    if model.base is None or not is_hub_id(model.base) or is_commit(model.revision):
+        if refresh:
+            raise ColbertZeroError(
+                "--refresh-base: the recipe's base is no branch of the Hub's; a folder's contents count as they are, "
+                "and another commit is named by model.revision"
+            )
+        return kept(folder, model), False
+    name, before = name_of(model), kept(folder, model)
+    if not refresh and before is None and _was_trained_from(folder, model):
+        say(
+            f"model.base: which commit of {name} this study was trained from was not kept at the time; --refresh-base "
+            "takes and keeps today's, and trains anew"
+        )
+        return None, False
+    if refresh and (silent := commit_on_hub(model.base, model.revision)[1]):
+        raise ColbertZeroError(f"--refresh-base: {name} cannot be asked for, since {silent}; leave the option out")
+    if refresh or before is None:
+        commit, silent = find(model.base, model.revision)
+        anew = f", no longer {before}: what starts from it is trained anew" if before not in (None, commit) else ""
+        say(f"model.base: {name} is commit {commit}{anew}{f', by the cache, since {silent}' if silent else ''}")
+        return commit, bool(silent)
+    try:
+        today, silent = commit_on_hub(model.base, model.revision)
+    except ColbertZeroError as error:  # taken from the Hub since; what is in the cache still serves
+        say(f"{error}. Going on with commit {before}")
+        return before, True
+    if silent:
+        say(f"model.base: {name} is commit {before}, as before; whether it has moved is not known: {silent}")
+    elif today != before:
+        say(f"model.base: {name} has moved to {today}; this study stays at {before}, --refresh-base takes the new one")
+    return before, bool(silent)
+
+
+def _was_trained_from(folder: Path, model: Model) -> bool:
+    """Whether phases of a version that kept no commits were trained from this base."""
+    if (folder / _RECORD).exists() or not any(folder.glob("phases/*/phase.json")):
+        return False
+    recipe = folder / "recipe.json"
+    return not recipe.is_file() or bool(read_json(recipe)["model"]["base"] == model.base)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / _RECORD
+    if not path.is_file():
+        return {}
+    try:
+        known = read_json(path)
+    except ValueError:
+        known = None
+    if not isinstance(known, dict) or not all(
+        isinstance(commit, str) and is_commit(commit) for commit in known.values()
+    ):
+        raise ColbertZeroError(f"{path}: not what this program writes; delete it, and the Hub is asked again")
+    return known
