@@ -57,6 +57,22 @@ def test_evaluate_writes_scores_of_every_query(command, collection, tiny_multi_v
     assert len((tmp_path / "s.trec").read_text().splitlines()) == 5 * 20
 
 
+def test_evaluate_takes_the_layers_out_where_asked_and_says_so(command, collection, tiny_multi_vector, tmp_path):
+    tiny_multi_vector.save_pretrained(str(tmp_path / "model"), create_model_card=False)
+    write_beir(collection, tmp_path / "tiny")
+    arguments = ("evaluate", tmp_path / "model", "--collection", tmp_path / "tiny", "--json", tmp_path / "s.json")
+    scores = []
+    for more in ((), ("--without-layers",)):
+        code, out, _ = command(*arguments, *more)
+        assert code == 0
+        assert ("every transformer layer taken out" in out) == bool(more)
+        scores.append(json.loads((tmp_path / "s.json").read_text()))
+    assert [record["without_layers"] for record in scores] == [False, True]
+    assert scores[0]["per_query"] != scores[1]["per_query"]
+    code, _, err = command("evaluate", "bm25", "--collection", tmp_path / "tiny", "--without-layers")
+    assert (code, "--without-layers: bm25 has none" in err) == (2, True)
+
+
 def test_bm25_is_a_model_to_evaluate_too(command, collection, tmp_path):
     write_beir(collection, tmp_path / "tiny")
     code, out, _ = command("evaluate", "bm25", "--collection", tmp_path / "tiny")

@@ -169,3 +169,33 @@ def test_a_system_without_all_scores_gets_no_mean(tmp_path):
     records = records_of(tmp_path, results)
     assert records.pipelines() == ["kd-only", "supervised-kd"]
     assert headline(records) == "Not to pre-train: no pipeline is shown to be better; take the cheapest: kd-only."
+
+
+LAYERS = {"queries": 100, "documents": 900, "score": 0.5, "seconds": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "alone"), [(0.02, 0.05, False), (0.0101, 0.04, False), (0.01, 0.04, True), (-0.03, -0.01, True)]
+)
+def test_a_conclusion_about_embeddings_alone_is_warned_of_in_the_answer(tmp_path, low, high, alone):
+    gain = (low + high) / 2
+    records = records_of(tmp_path, result_record(ALL, p_value=0.004))
+    for phase in records.phases.values():
+        phase["layers"] = LAYERS | {"without": 0.5 - gain, "difference": gain, "interval": [low, high]}
+    said = dict(findings(records))
+    assert ("Embeddings alone" in said, "Layers" in said) == (alone, not alone)
+    text = said["Embeddings alone" if alone else "Layers"]
+    assert ("take " if gain < 0 else "add ") in text
+    assert ("not shown to add 1.00: what is compared here are token embeddings" in text) == alone
+
+
+def test_a_phase_that_nobody_asked_what_its_layers_add_is_shown_without_it(tmp_path):
+    said = dict(findings(records_of(tmp_path, result_record(ALL, p_value=0.004))))
+    assert not {"Embeddings alone", "Layers", "Told in training"} & set(said)
+
+
+def test_what_was_told_in_training_is_in_the_answer(tmp_path):
+    records = records_of(tmp_path, result_record(ALL, p_value=0.004))
+    next(iter(records.phases.values()))["told"] = ["phases.dense.temperature: this makes every softmax flat; lower it"]
+    told = dict(findings(records))["Told in training"]
+    assert told == "phases.dense.temperature: this makes every softmax flat; lower it."

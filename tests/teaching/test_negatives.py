@@ -12,7 +12,7 @@ from colbert_zero.errors import ColbertZeroError
 from colbert_zero.models.bm25 import Bm25
 from colbert_zero.recipe.data import Mined
 from colbert_zero.teaching.derived import share_out, spread
-from colbert_zero.teaching.negatives import mine
+from colbert_zero.teaching.negatives import mine, told_of_random
 
 WORDS = ["wing", "lift", "drag", "panel", "heat", "flow", "speed", "wall", "body", "shock"]
 
@@ -75,7 +75,8 @@ def test_a_query_that_shares_no_term_is_filled_up_with_spread_documents_and_coun
     tmp_path: Path, pairs: Source
 ) -> None:
     source = mined(tmp_path, pairs)
-    assert source.record["filled_up"] == 1
+    assert (source.record["filled_up"], source.record["random"]) == (1, 7)
+    assert "7 of 651 hard negatives are random documents, of 1 of 93 queries" in str(told_of_random("hard", source))
     negatives = rows_of(source)[-1][2]
     documents = list(dict.fromkeys(document for _, document, _ in rows_of(source)))
     places = sorted(documents.index(text) for text in negatives)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from colbert_zero.cli.options import start_processes
+from colbert_zero.errors import ColbertZeroError
 from colbert_zero.terminal import RichShow, console
 
 
@@ -30,6 +31,12 @@ def evaluate(
         Literal["error", "count"] | None,
         typer.Option(help="Judgements of documents that are not there: stop, or count them; few are counted anyway."),
     ] = None,
+    bare: Annotated[
+        bool,
+        typer.Option(
+            "--without-layers", help="Take every transformer layer out first: what its token embeddings score alone."
+        ),
+    ] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write scores, also of each query.")
     ] = None,
@@ -52,9 +59,12 @@ def evaluate(
     from colbert_zero.files import write_json
     from colbert_zero.models.bases import check_base, find, go_offline, is_hub_id
     from colbert_zero.models.checkpoints import load_model
+    from colbert_zero.models.layers import without_layers
     from colbert_zero.processes import is_main
     from colbert_zero.watch import leave
 
+    if bare and model == "bm25":
+        raise ColbertZeroError("--without-layers: bm25 has none; name a checkpoint")
     start_processes()
     commit = None
     if model != "bm25":
@@ -70,11 +80,20 @@ def evaluate(
     if model == "bm25":
         ranking = rank_bm25(loaded)
     else:
+        encoder = load_model(model, revision=commit)
+        encoder = without_layers(encoder, model) if bare else encoder
         with RichShow().bar(f"evaluating on {loaded.name}", loaded.documents_count) as advance:
-            ranking = rank(load_model(model, revision=commit), loaded, progress=lambda done, total: advance(done, {}))
+            ranking = rank(encoder, loaded, progress=lambda done, total: advance(done, {}))
     scores, per_query = measure(ranking, loaded.qrels)
-    counts = {"collection": loaded.name, "documents": loaded.documents_count, "queries": len(loaded.qrels)}
+    counts = {
+        "without_layers": bare,
+        "collection": loaded.name,
+        "documents": loaded.documents_count,
+        "queries": len(loaded.qrels),
+    }
     console.print(f"{loaded.name}: {loaded.documents_count:,} documents, {len(loaded.qrels):,} queries", markup=False)
+    if bare:
+        console.print(f"{model}: every transformer layer taken out", markup=False, soft_wrap=True)
     for name, value in scores.items():
         console.print(f"  {name:8} {value:.4f}", markup=False)
     if run_file and is_main():

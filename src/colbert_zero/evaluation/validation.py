@@ -47,9 +47,7 @@ def choose(recipe: Recipe, collections: dict[str, Collection], folder: Path, say
         folder: Where the choice is kept: a folder each, with validation.json, which says where it came from.
         say: Told what is used and why.
     """
-    contents = {name: collection.fingerprint for name, collection in collections.items()}
-    sample = folder / f"sample-{fingerprint(_VERSION, recipe.validation.asked(), contents)}"
-    nanobeir = folder / "nanobeir"
+    sample, nanobeir = _sample_folder(recipe, collections, folder), folder / "nanobeir"
     kept = [sample, nanobeir] if recipe.validation.nanobeir else [sample]
     found = next((path for path in kept if (path / _RECORD).is_file()), None)
     if found is None:
@@ -62,6 +60,19 @@ def choose(recipe: Recipe, collections: dict[str, Collection], folder: Path, say
             _write_sample(sample, recipe, collections, why)
     say(_description(read_json(found / _RECORD), recipe, found))
     return found
+
+
+def own_sample(recipe: Recipe, collections: dict[str, Collection], folder: Path) -> Path:
+    """The folder of a sample of the recipe's own collections, made at first use; the Hub is not asked."""
+    found = _sample_folder(recipe, collections, folder)
+    if not (found / _RECORD).is_file():
+        _write_sample(found, recipe, collections, "what layers add is measured on the recipe's own collections")
+    return found
+
+
+def _sample_folder(recipe: Recipe, collections: dict[str, Collection], folder: Path) -> Path:
+    contents = {name: collection.fingerprint for name, collection in collections.items()}
+    return folder / f"sample-{fingerprint(_VERSION, recipe.validation.asked(exclude={'layers'}), contents)}"
 
 
 def chosen(folder: Path) -> list[Collection]:

@@ -46,7 +46,7 @@ def encode(model: Encoder, texts: list[str], task: Task, mini_batch_tokens: int 
     by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     encoded: list[int] = []
     parts: list[Packed] = []
-    with _evaluating(model):
+    with evaluating(model):
         for start in range(0, len(texts), TEXTS_TOKENISED_AT_ONCE):
             group = by_length[start : start + TEXTS_TOKENISED_AT_ONCE]
             features = model.preprocess([texts[i] for i in group], prompt=prompt_of(model, task), task=task)
@@ -88,7 +88,7 @@ def prompt_of(model: Encoder, task: str) -> str | None:
 
 
 @contextmanager
-def _evaluating(model: Encoder) -> Iterator[None]:
+def evaluating(model: Encoder) -> Iterator[None]:
     """Evaluation mode and padded inputs inside, each module's own settings after."""
     training = [module for module in model.modules() if module.training]
     flattening: list[Any] = [module for module in model.modules() if getattr(module, "can_flatten_inputs", False)]

@@ -149,7 +149,8 @@ class Phase(Entry):
 class Validation(Entry):
     """The small collections of `evaluate_every` and of sweeps: NanoBEIR, or a sample of the recipe's own collections.
 
-    With the sample, `select: best` and a sweep choose by queries that the report then tests on; prefer NanoBEIR.
+    With the sample, `select: best` and a sweep choose by queries that the report then tests on; prefer NanoBEIR. What
+    an encoder's layers add is always measured on the sample.
     """
 
     nanobeir: bool = True
@@ -158,6 +159,8 @@ class Validation(Entry):
     """The sample: documents per collection; all that are judged for its queries, then others, by a hash."""
     queries: Annotated[Int, Field(ge=1)] = 100
     """The sample: queries per collection, by a hash."""
+    layers: Annotated[bool, Neutral(True)] = True
+    """After each phase, score the model on the sample with its encoder's layers and without them; told and recorded."""
 
 
 class Recipe(Entry):

@@ -1,6 +1,7 @@
 """What a study answers, in sentences that rest on its tests."""
 
 from colbert_zero.report.cost import BUSY, COMPUTE, TIME, busy_in_words, idle_phases
+from colbert_zero.report.layers import WORTH, add_little, added
 from colbert_zero.report.records import MEASURE, Record, Records
 from colbert_zero.report.words import listed, percent, points, probability
 
@@ -132,6 +133,7 @@ def findings(records: Records) -> list[tuple[str, str]]:
         found += [("For less", _for_less(records, best, p, p != pipelines[1])) for p in cheaper]
         if beats_bm25(records, best):
             found.append(("By budget", _by_budget(records, pipelines)))
+    found += _layers(records, list(dict.fromkeys([best, choice(records, pipelines)])))
     if doubt := doubt_about_times(records):
         found.append(("Time", doubt))
     worse = _made_worse(records, pipelines)
@@ -143,7 +145,29 @@ def findings(records: Records) -> list[tuple[str, str]]:
         for baseline in records.baselines(representation)[:1]:
             found.append((label, _against(records, best, baseline)))
     found += [("Teacher", _against_teacher(records, name)) for name in records.teachers]
+    return found + _told(records)
+
+
+def _layers(records: Records, pipelines: list[str]) -> list[tuple[str, str]]:
+    """What the layers of these pipelines' encoders add; a warning where that is not shown to be a point."""
+    found = []
+    for name in pipelines:
+        # An older phase was not asked; one of a family without a known list of layers has no answer.
+        if layers := records.phases.get(records.systems[name]["phases"][-1]["id"], {}).get("layers"):
+            text, little = f"{name}: {added(layers)}", add_little(layers)
+            if little:
+                text += (
+                    f". They are not shown to add {points(WORTH)}: what is compared here are token embeddings with "
+                    "learned weights, hardly encoders. Take the answer for that, or train longer, on more data, or "
+                    "from a pre-trained encoder"
+                )
+            found.append(("Embeddings alone" if little else "Layers", f"{text}."))
     return found
+
+
+def _told(records: Records) -> list[tuple[str, str]]:
+    """What phases were told of that may have kept them from learning."""
+    return [("Told in training", f"{text}.") for phase in records.phases.values() for text in phase.get("told", [])]
 
 
 def _cost(records: Records, system: str) -> str:

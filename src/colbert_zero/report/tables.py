@@ -11,6 +11,8 @@ from colbert_zero.report.records import MEASURE, Record, Records, chain_of
 from colbert_zero.report.words import duration, number, operations, percent, points, quantity
 
 TOP_SOURCES = 15
+LAYERS = f"What the encoder's layers add, {MEASURE} × 100 on a sample"
+CUT = "What cutting takes, in a sample of the rows"
 
 
 class Best(str):
@@ -199,12 +201,38 @@ def phase_tables(records: Records) -> list[Table]:
         "sources": lambda p: number(len(p.get("sources", {}))),
         "rows": lambda p: quantity(sum(s.get("rows", 0) for s in p.get("sources", {}).values())),
     }
+    cut = {
+        "queries cut": _of_sample("query", "cut", "texts"),
+        "query tokens lost": _of_sample("query", "lost", "tokens"),
+        "documents cut": _of_sample("document", "cut", "texts"),
+        "document tokens lost": _of_sample("document", "lost", "tokens"),
+    }
+    layers = {
+        "with them": _of_layers(lambda found: points(found["score"])),
+        "without": _of_layers(lambda found: points(found["without"])),
+        "they add": _of_layers(lambda found: points(found["difference"], signed=True)),
+        "95 % interval": _of_layers(lambda found: interval(found)),
+        "queries": _of_layers(lambda found: number(found["queries"])),
+    }
     return [
         _phase_table(records, "Settings", settings, words=(0, 1)),
+        # Older phases were not asked.
+        *([_phase_table(records, LAYERS, layers)] if any(p.get("layers") for p in records.phases.values()) else []),
+        *([_phase_table(records, CUT, cut)] if any(p.get("sampled") for p in records.phases.values()) else []),
         _phase_table(records, "Prompts, markers and lengths", prompts, words=(0, 1, 2, 3, 4)),
         _phase_table(records, "Cost of each phase alone", cost),
         _phase_table(records, "What each phase read and held", read),
     ]
+
+
+def _of_sample(task: str, part: str, whole: str) -> Callable[[Record], str]:
+    return lambda phase: (
+        percent(phase["sampled"][task][part] / phase["sampled"][task][whole]) if phase.get("sampled") else "–"
+    )
+
+
+def _of_layers(show: Callable[[Record], str]) -> Callable[[Record], str]:
+    return lambda phase: show(phase["layers"]) if phase.get("layers") else "–"
 
 
 def sources_table(records: Records) -> Table:
@@ -216,14 +244,21 @@ def sources_table(records: Records) -> Table:
         parts = ", ".join(f"{part} {count:,}" for part, count in source.get("parts", {}).items())
         left_out = ", ".join(f"{why} {count:,}" for why, count in source.get("dropped", {}).items() if count)
         counts = [number(source.get(key, 0)) for key in ("rows", "held_out")]
-        rows.append([name, source.get("kind", "–"), parts or "–", left_out or "–", *counts])
+        rows.append([name, source.get("kind", "–"), parts or "–", left_out or "–", *counts, _random(source)])
     others = [source for _, source in ordered[TOP_SOURCES:]]
     if others:
         left_out = number(sum(sum(source.get("dropped", {}).values()) for source in others))
         counts = [number(sum(source.get(key, 0) for source in others)) for key in ("rows", "held_out")]
-        rows.append([f"{len(others)} others", "–", "–", left_out, *counts])
-    columns = ["source", "kind", "parts", "left out", "rows", "held out"]
+        rows.append([f"{len(others)} others", "–", "–", left_out, *counts, "–"])
+    columns = ["source", "kind", "parts", "left out", "rows", "held out", "random negatives"]
     return Table("Training sources", columns, [("", rows)], words=(0, 1, 2, 3))
+
+
+def _random(source: Record) -> str:
+    """The share of a mined source's hard negatives that are random; an older version did not count them."""
+    if source.get("random") is None or not source.get("rows"):
+        return "–"
+    return f"{source['random']:,} = {percent(source['random'] / (source['rows'] * source['negatives']))}"
 
 
 def collections_table(records: Records) -> Table:

@@ -16,6 +16,7 @@ from colbert_zero.data.layouts import load_beir, load_hub
 from colbert_zero.data.prepared import Part, Source, is_made, open_source, source_folder
 from colbert_zero.data.sources import folder_fingerprints, prepare_source, source_id
 from colbert_zero.evaluation import validation
+from colbert_zero.evaluation.layers import layers_add
 from colbert_zero.evaluation.ranking import rank
 from colbert_zero.evaluation.runs import PerQuery, Run
 from colbert_zero.files import fingerprint, read_json, write_json
@@ -33,18 +34,19 @@ from colbert_zero.models.alignment import (
     differences,
 )
 from colbert_zero.models.bases import check_base, go_offline
-from colbert_zero.models.checkpoints import load_model
+from colbert_zero.models.checkpoints import Encoder, load_model
 from colbert_zero.models.encoders import read_own
 from colbert_zero.models.scratch import check_architecture
 from colbert_zero.processes import agree, appears, from_main, is_main, made_by_main, share
 from colbert_zero.recipe.data import Beir, CollectionSpec, HeldOut, Mined, Scored
 from colbert_zero.recipe.schema import Phase, Recipe
+from colbert_zero.report import layers as layers_in_words
 from colbert_zero.study import bases
 from colbert_zero.study.graph import root_of
 from colbert_zero.study.rankings import Ranker, Rankings
 from colbert_zero.study.show import Quiet, Show
 from colbert_zero.study.start import write_start
-from colbert_zero.teaching.negatives import mine
+from colbert_zero.teaching.negatives import mine, told_of_random
 from colbert_zero.teaching.teacher import score
 from colbert_zero.training.batches import check_columns
 from colbert_zero.training.phase import order_of_parts, steps_of, train_phase
@@ -317,6 +319,8 @@ class Study:
             if isinstance(spec, Mined):
                 make = partial(mine, name, spec, of, identity, self.data)
                 self.sources[name] = self._make(f"hard negatives: {name}", name, make)
+                if told := told_of_random(name, self.sources[name]):
+                    self.show.say(told)
                 return self.sources[name]
             teacher = self.recipe.teachers[spec.teacher]
             if teacher.pipeline and teacher.pipeline_weight:
@@ -385,13 +389,23 @@ class Study:
             options=options,
         )
         validate = partial(validation.validate, collections=self.prepare_validation()) if spec.evaluate_every else None
+        layers = partial(self._layers_add, chain) if self.recipe.validation.layers else None
         reporters = self.recipe.reporters if is_main() else []
         with (
             self.show.bar(" → ".join(chain), training.steps) as advance,
             reporting(reporters, self.folder, folder.name, self.recipe.name, spec.model_dump()) as report,
         ):
             takers = (lambda entry: advance(entry["step"], entry), report)
-            return train_phase(training, parts, folder, takers, validate, self.show.say)
+            return train_phase(training, parts, folder, takers, validate, self.show.say, layers)
+
+    def _layers_add(self, chain: tuple[str, ...], model: Encoder) -> dict[str, Any] | None:
+        """What its encoder's layers add to a model, on a sample of the study's collections; told."""
+        whose = " → ".join(chain)
+        sample = partial(validation.own_sample, self.recipe, self.collections, self.folder / "validation")
+        added = layers_add(model, made_by_main(sample, validation.chosen), whose, self.show.say)
+        if added:
+            self.show.say(f"{whose}: {layers_in_words.told(added)}")
+        return added
 
     # ---- Evaluation
 

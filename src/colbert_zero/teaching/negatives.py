@@ -21,7 +21,8 @@ def mine(name: str, spec: Mined, source: Source, identity: str, data: Path, prog
 
     The candidates of a query are BM25's best `depth` documents of the whole source that share a term with it; its own
     document and texts equal to it, or to any document of an equal query, are left out. A query with fewer candidates
-    than wanted, after the first `skip` of them, is filled up with evenly spaced other documents, and counted.
+    than wanted, after the first `skip` of them, is filled up with evenly spaced other documents, random to it; both are
+    counted, `filled_up` queries and `random` negatives.
 
     Raises:
         ColbertZeroError: The source has too few documents, or no pairs.
@@ -30,7 +31,7 @@ def mine(name: str, spec: Mined, source: Source, identity: str, data: Path, prog
     def make() -> tuple[Iterable[str], RowsOf, dict[str, Any]]:
         texts, answers = _documents(name, spec, source)
         index = Bm25(texts)
-        more: dict[str, Any] = {"kind": "mined", "filled_up": 0, "negatives": spec.negatives}
+        more: dict[str, Any] = {"kind": "mined", "filled_up": 0, "random": 0, "negatives": spec.negatives}
 
         def rows_of(part: ArrowPart, numbers: np.ndarray) -> Iterator[dict[str, Any]]:
             block = part.read(numbers)
@@ -39,12 +40,25 @@ def mine(name: str, spec: Mined, source: Source, identity: str, data: Path, prog
                 candidates = [n for n in found if n not in answers[query]]
                 negatives = candidates[spec.skip : spec.skip + spec.negatives]
                 more["filled_up"] += len(negatives) < spec.negatives
+                more["random"] += spec.negatives - len(negatives)
                 _fill_up(negatives, spec.negatives, texts[document], len(texts), answers[query])
                 yield {"query": query, "document": texts[document], "negatives": negatives}
 
         return texts, rows_of, more
 
     return derive(source_folder(data, name, identity), identity, source, spec.queries, MINED, _BLOCK, make, progress)
+
+
+def told_of_random(name: str, source: Source) -> str | None:
+    """What to tell of a mined source whose negatives are in part random; None where none is, or nobody counted."""
+    record = source.record
+    if not (random := record.get("random")):
+        return None
+    return (
+        f"sources.{name}: {random:,} of {record['rows'] * record['negatives']:,} hard negatives are random documents, "
+        f"of {record['filled_up']:,} of {record['rows']:,} queries: BM25 found too few that share a term with those, "
+        "after `skip` and within `depth`. They teach little; lower `negatives` or `skip`, or raise `depth`"
+    )
 
 
 def _documents(name: str, spec: Mined, source: Source) -> tuple[dict[str, int], dict[str, set[int]]]:

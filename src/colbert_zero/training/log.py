@@ -24,22 +24,39 @@ class Log:
         steps: Of the whole phase; a long one's losses are logged as means over some steps.
         threads: Of a process, that may compute at once.
         takers: Called with each new entry.
+        say: Tells the user.
+
+    Attributes:
+        told: What the user was told of this training (`tell`).
     """
 
-    def __init__(self, steps: int, threads: int, takers: Sequence[Callable[[Entry], None]] = ()):
+    def __init__(
+        self,
+        steps: int,
+        threads: int,
+        takers: Sequence[Callable[[Entry], None]] = (),
+        say: Callable[[str], None] = print,
+    ):
         self.steps, self.threads, self.takers, self.every = steps, threads, takers, math.ceil(steps / LOG_ENTRIES)
-        self.step, self.entries = 0, list[Entry]()
+        self.step, self.entries, self.told, self.say = 0, list[Entry](), list[str](), say
         self.spent = Counter[str](dict.fromkeys(_SECONDS, 0))
         self._losses: list[float] = []
         self.start()
 
     def state(self) -> dict[str, Any]:
         """All of it, for a checkpoint; JSON."""
-        return {"step": self.step, "entries": self.entries, "spent": dict(self.spent)}
+        return {"step": self.step, "entries": self.entries, "spent": dict(self.spent), "told": self.told}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint's."""
         self.step, self.entries, self.spent = state["step"], list(state["entries"]), Counter(state["spent"])
+        self.told = list(state.get("told", []))
+
+    def tell(self, text: str) -> None:
+        """Tell the user, and keep it for the record; once, also in a training that goes on."""
+        if text not in self.told:
+            self.told.append(text)
+            self.say(text)
 
     def start(self) -> None:
         """Let the clocks go on from here."""

@@ -27,6 +27,8 @@ from colbert_zero.training.gradcache import LossOf, TokenisedTexts
 FLAT = 1e-6
 """A student's scores of one query that span less count as equal."""
 
+_SPREAD_QUERIES = 256
+
 
 def objective_of(spec: Phase) -> "Objective":
     """The objective a phase asks for."""
@@ -48,11 +50,15 @@ class Objective(nn.Module, ABC):
         temperature: Divides the scores; unitless, > 0.
         learnable: Train the temperature too.
         length_normalised: Divide each score by the query's number of tokens, as LateOn does.
+
+    Attributes:
+        spreads: How spread each softmax of the first batch is (`spread`), by the recipe's key of its temperature.
     """
 
     def __init__(self, temperature: float = 1.0, learnable: bool = False, length_normalised: bool = False):
         super().__init__()
         self.length_normalised = length_normalised
+        self.spreads: dict[str, float | None] = {}
         # The logarithm keeps a learned temperature above 0.
         self.log_temperature = nn.Parameter(torch.tensor(temperature).log(), requires_grad=learnable)
 
@@ -95,6 +101,8 @@ class Contrastive(Objective):
             if not len(queries):
                 return scores.sum()
             scores = self._normalised(scores, query_embeddings)
+            if not self.spreads:
+                self.spreads["temperature"] = spread(_logits(scores, self.temperature, excluded))
             return weight * contrastive_loss(scores, self.temperature, positives, excluded)
 
         return loss
@@ -137,6 +145,11 @@ class Distillation(Objective):
                 return scores.sum()
             scores = self._normalised(scores, query_embeddings)
             temperatures = self.temperature, self.teacher_temperature
+            if not self.spreads:
+                own = min_max(scores, FLAT) if self.scaling == "min-max" else scores
+                self.spreads["temperature"] = spread(own / self.temperature)
+                key = "teacher_temperature" if self.teacher_temperature else "temperature (the teacher's side)"
+                self.spreads[key] = spread(min_max(teacher_scores.float()) / (temperatures[1] or temperatures[0]))
             return weight * distillation_loss(scores, teacher_scores, *temperatures, self.scaling)
 
         return loss
@@ -158,10 +171,31 @@ def contrastive_loss(
 
     Source: van den Oord et al. 2018, arXiv 1807.03748, equation 4.
     """
+    return F.cross_entropy(_logits(scores, temperature, excluded), positives)
+
+
+def _logits(scores: Tensor, temperature: Tensor | float, excluded: Tensor | None) -> Tensor:
     logits = scores / temperature
-    if excluded is not None:
-        logits = logits.masked_fill(excluded, float("-inf"))
-    return F.cross_entropy(logits, positives)
+    return logits if excluded is None else logits.masked_fill(excluded, float("-inf"))
+
+
+@torch.no_grad()
+def spread(logits: Tensor) -> float | None:
+    """Mean entropy of the first queries' softmax, as a share of the most it can be: 0 one-hot, 1 flat.
+
+    Args:
+        logits: (queries, documents); −inf where a document does not count. Queries with one that counts are left out.
+
+    Returns:
+        None where no query has two.
+    """
+    logits = logits[:_SPREAD_QUERIES].float()
+    counted = logits.isfinite().sum(1)
+    logits, counted = logits[counted > 1], counted[counted > 1]
+    if not len(logits):
+        return None
+    p = logits.softmax(1)
+    return float((torch.special.entr(p).sum(1) / counted.log()).mean())
 
 
 def distillation_loss(

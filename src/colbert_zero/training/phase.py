@@ -36,15 +36,18 @@ from colbert_zero.training.checkpoint import (
     save_checkpoint,
     seed_process,
 )
+from colbert_zero.training.first_steps import FirstSteps
 from colbert_zero.training.gradcache import Precision, Work, grad_cache
 from colbert_zero.training.log import Entry, Log
 from colbert_zero.training.losses import objective_of
 from colbert_zero.training.machine import going_on, machine_of
 from colbert_zero.training.record import phase_record
+from colbert_zero.training.texts import check_texts
 from colbert_zero.training.training import Training
 from colbert_zero.watch import finishing_its_step, stop_requested
 
 Validate = Callable[[Encoder], dict[str, float]]
+LayersAdd = Callable[[Encoder], dict[str, Any] | None]
 
 
 def train_phase(
@@ -54,6 +57,7 @@ def train_phase(
     takers: tuple[Callable[[Entry], None], ...] = (),
     validate: Validate | None = None,
     say: Callable[[str], None] = print,
+    layers_add: LayersAdd | None = None,
 ) -> dict[str, Any]:
     """Train one phase and keep its checkpoint and record in `folder`.
 
@@ -66,13 +70,15 @@ def train_phase(
         folder: Where it is kept.
         takers: Called with every entry of the log.
         validate: Scores the model on small collections, nDCG@10 by name, every `evaluate_every` steps.
-        say: Tells the user what happens to checkpoints.
+        say: Tells the user what happens to checkpoints, and of what may keep the phase from learning.
+        layers_add: Measures what the encoder's layers add to the model that the phase ends with.
 
     Returns:
         phase.json's content (docs/records.md).
 
     Raises:
-        ColbertZeroError: The start or the data do not fit, the loss stopped being finite, or the disk is full.
+        ColbertZeroError: The start or the data do not fit, all queries or all documents are equal once cut, the loss
+            stopped being finite, or the disk is full.
         Stopped: SIGTERM came; the step it came in is finished and saved.
 
     Example:
@@ -115,7 +121,7 @@ def train_phase(
     trained = nn.ModuleDict({"model": model, "objective": objective}).train()
     optimizer, schedule = optimizer_of(trained, spec, steps)
     precision, machine = precision_of(spec, model.device), machine_of(model)
-    log = Log(steps, 1 if model.device.type == "cuda" else machine["threads"], takers)
+    log = Log(steps, 1 if model.device.type == "cuda" else machine["threads"], takers, say)
     seed_process(training.seed)
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
@@ -124,6 +130,8 @@ def train_phase(
         log.restore(state["log"])
         batches.restore_streams(state["streams"])
         machine = going_on(model, state["machine"], machine, lambda text: say(f"phases.{training.name}: {text}"))
+    sampled = check_texts(training, model, parts, batches.tokenise, log)
+    first_steps = None if log.step else FirstSteps(training, model, objective, log.tell)
     prefetched = Prefetched(batches, log.step)
     log.start()
     with finishing_its_step(), scoring_with(machine["maxsim"]):
@@ -143,6 +151,8 @@ def train_phase(
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
+            if first_steps:
+                first_steps.after(step, loss / world_size())
             # 3. What was found and spent; then how good the model is, and what to go on from.
             last, stopping = step == steps, stops > 0
             save = not last and (step % spec.checkpoint_every == 0 or stopping)
@@ -168,7 +178,8 @@ def train_phase(
         best = log.best()
         if spec.select == "best" and best and best["step"] < steps:
             _load_best(checkpoint_path(work, best["step"]), training, trained)
-        record = phase_record(training, model, batches, log, machine)
+        layers = layers_add(model) if layers_add else None
+        record = phase_record(training, model, batches, log, machine, sampled, layers)
         if is_main():
             with atomic_folder(folder) as temporary:
                 save_model(model, temporary / "model", training.alignment)

@@ -50,6 +50,24 @@ class SourceRecord(_Record):
     """Rows of a streamed source that cannot be used, by reason; and positives after their row's first."""
 
 
+class LayersRecord(_Record):
+    """What the encoder's layers add: mean nDCG@10 on samples of the recipe's collections, each with the same weight."""
+
+    queries: int
+    """Of all the collections' samples."""
+    documents: int
+    """Likewise."""
+    score: float
+    """Of the model as it is."""
+    without: float
+    """With every layer passing on what comes in, nothing trained anew."""
+    difference: float
+    interval: list[float]
+    """95 % of the difference, from a bootstrap of queries within collections."""
+    seconds: float
+    """That both scores took; not in the phase's times."""
+
+
 class PhaseRecord(_Record):
     """phase.json.
 
@@ -139,12 +157,25 @@ class PhaseRecord(_Record):
     """First step of the highest mean."""
     selected_step: int
     """The one whose weights the phase ends with: `best_step` with `select: best`, else the last."""
+    sampled: dict[str, dict[str, int]]
+    """Of `query` and `document` texts of a sample of rows, as this phase cuts them: how many `texts`, how many of them
+    are `cut`, their `tokens` before that and how many are `lost`; how many are `different`, and `different_cut`."""
+    told: list[str]
+    """Of what may keep the phase from learning."""
+    layers: LayersRecord | None
+    """Null where they cannot be taken out, or `validation.layers` is false."""
     finished_at: str
     """UTC, ISO 8601."""
 
 
 def phase_record(
-    training: Training, model: Encoder, batches: Batches, log: Log, machine: dict[str, Any]
+    training: Training,
+    model: Encoder,
+    batches: Batches,
+    log: Log,
+    machine: dict[str, Any],
+    sampled: dict[str, dict[str, int]],
+    layers: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """phase.json's content, after a training's last step."""
     spec, alignment, spent = training.spec, training.alignment, log.spent
@@ -205,6 +236,9 @@ def phase_record(
         ],
         best_step=best["step"] if best else None,
         selected_step=best["step"] if best and spec.select == "best" else training.steps,
+        sampled=sampled,
+        told=log.told,
+        layers=LayersRecord(**layers) if layers else None,
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
     ).model_dump()
     return {"schema": record.pop("schema_version"), **record}

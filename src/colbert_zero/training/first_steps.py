@@ -1,0 +1,95 @@
+"""The first steps of a training, looked at for signs that it learns nothing; later steps are not."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from colbert_zero.training.losses import Objective
+from colbert_zero.training.training import Training
+
+LOOKED_AT = 10
+"""Steps whose losses are looked at; and after the warm-up, before weights are."""
+
+ALIKE = 0.001
+"""A softmax whose entropy is within this share of its most is flat; below this share of it, one-hot."""
+
+NO_LOSS = 1e-6
+"""Nats below which a loss is 0."""
+
+_WEIGHTS = 1000
+
+
+class FirstSteps:
+    """Tells of a softmax that is flat or one-hot, of a loss of 0 and of weights that do not move.
+
+    Args:
+        training: Of which it tells.
+        model: Trained; a sample of its weights is kept until they are looked at. Token embeddings are not in it,
+            since a token that did not come does not move.
+        objective: Knows how spread the first softmax is.
+        tell: Tells the user, and keeps it for the record.
+    """
+
+    def __init__(self, training: Training, model: nn.Module, objective: Objective, tell: Callable[[str], None]):
+        self.training, self.objective, self.tell = training, objective, tell
+        self.place = f"phases.{training.name}"
+        tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+        self.weights: list[Tensor] = [p for p in model.parameters() if p.requires_grad and id(p) not in tables]
+        self.before = [_sample(p).clone() for p in self.weights]
+        warm_up = math.ceil(training.spec.warmup * training.steps)
+        self.losses_until = min(training.steps, LOOKED_AT)
+        self.weights_until = min(training.steps, warm_up + LOOKED_AT)
+        self.no_loss = True
+
+    def after(self, step: int, loss: float) -> None:
+        """A step is done, from 1; its loss is the mean over all queries, in nats."""
+        if step == 1:
+            self._tell_spreads()
+        if step <= self.losses_until:
+            self.no_loss &= loss < NO_LOSS
+        if step == self.losses_until and self.no_loss:
+            self.tell(
+                f"{self.place}: the loss is 0 at each of the first {step} steps, so nothing is learned. Are the "
+                "documents left out as answers of equal queries? Is the temperature far below the scores' differences?"
+            )
+        if step == self.weights_until:
+            self._tell_weights(step)
+            self.weights = self.before = []
+
+    def _tell_spreads(self) -> None:
+        for key, spread in self.objective.spreads.items():
+            if spread is None:
+                self.tell(
+                    f"{self.place}: in the first batch no query has a document to tell from its own: all others are "
+                    "equal to it, or answer an equal query. Check its sources' texts, and query_tokens"
+                )
+            elif spread > 1 - ALIKE:
+                self.tell(
+                    f"{self.place}.{key}: this makes every softmax of the first batch flat (entropy "
+                    f"{spread:.2%} of the most it can be): right and wrong documents count nearly alike; lower it"
+                )
+            elif spread < ALIKE:
+                self.tell(
+                    f"{self.place}.{key}: this makes every softmax of the first batch one-hot (entropy "
+                    f"{spread:.2%} of the most it can be): all but one document a query are without effect; raise it"
+                )
+
+    def _tell_weights(self, step: int) -> None:
+        rate = self.training.spec.learning_rate
+        if self.no_loss or not rate:  # told already, or asked for
+            return
+        pairs = zip(self.before, self.weights, strict=True)
+        unchanged = torch.cat([before == _sample(p) for before, p in pairs]).float().mean().item()
+        if unchanged > 0.5:
+            self.tell(
+                f"{self.place}.learning_rate: {rate:g} leaves {unchanged:.0%} of the weights as they were after "
+                f"{step} steps; raise it"
+            )
+
+
+def _sample(weights: Tensor) -> Tensor:
+    """A thousand of a tensor's entries, evenly spaced."""
+    flat = weights.detach().flatten()
+    return flat[:: max(1, len(flat) // _WEIGHTS)]

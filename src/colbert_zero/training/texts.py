@@ -1,0 +1,124 @@
+"""What cutting leaves of a phase's texts, found on a sample before its first step: how much is lost, what is equal."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from colbert_zero.data.prepared import Part
+from colbert_zero.errors import ColbertZeroError
+from colbert_zero.models.checkpoints import Encoder
+from colbert_zero.models.encoders import Tokenise
+from colbert_zero.training.log import Log
+from colbert_zero.training.training import Training
+
+SAMPLE = 512
+"""Rows of all parts together; at least 16 of each."""
+
+Task = Literal["query", "document"]
+_PLURAL = {"query": "queries", "document": "documents"}
+
+
+class Sampled(NamedTuple):
+    """What is known of a sample of texts of one task.
+
+    Attributes:
+        texts: How many.
+        cut: Of them, longer than allowed.
+        tokens: Of all, before cutting.
+        lost: Of these, cut off.
+        different: Different texts before cutting.
+        different_cut: And after.
+    """
+
+    texts: int
+    cut: int
+    tokens: int
+    lost: int
+    different: int
+    different_cut: int
+
+    @property
+    def equal(self) -> bool:
+        """Whether there are several and the model sees one."""
+        return self.texts > 1 and self.different_cut == 1
+
+
+def check_texts(
+    training: Training, model: Encoder, parts: Mapping[str, Part], tokenise: Tokenise, log: Log
+) -> dict[str, dict[str, int]]:
+    """Refuse texts that the model cannot tell apart; say what is cut; returns what the record says of the sample.
+
+    Raises:
+        ColbertZeroError: All queries, or all documents, are equal in every part; names the mend.
+    """
+    rows = max(16, SAMPLE // max(1, len(parts)))
+    texts = {name: _texts(part, rows) for name, part in parts.items()}
+    found, cut = dict[Task, Sampled](), list[str]()
+    tasks: tuple[Task, Task] = ("query", "document")
+    for task in tasks:
+        sampled = {name: _sampled(model, tokenise, of_part[task], task) for name, of_part in texts.items()}
+        equal = {name: sample for name, sample in sampled.items() if sample.equal}
+        if len(equal) == len(sampled):
+            raise ColbertZeroError(_equal(training, task, equal))
+        if equal:
+            log.tell(_equal(training, task, equal))
+        found[task] = every = Sampled(*map(sum, zip(*sampled.values(), strict=True)))
+        if not equal and 2 * every.different_cut <= every.different:
+            log.tell(
+                f"phases.{training.name}.{task}_tokens: of {every.different:,} different {_PLURAL[task]} looked at, "
+                f"cutting leaves {every.different_cut:,} that differ, and equal ones are not each other's negatives; "
+                "raise it"
+            )
+        if every.cut:
+            cut.append(
+                f"{every.cut:,} of {every.texts:,} {_PLURAL[task]} to {getattr(training.alignment, f'{task}_tokens')} "
+                f"tokens, which loses {every.lost / every.tokens:.1%} of all theirs"
+            )
+    if cut:
+        log.say(f"phases.{training.name}: cut, in a sample of the rows: {'; '.join(cut)}")
+    return {task: sample._asdict() for task, sample in found.items()}
+
+
+def _texts(part: Part, rows: int) -> dict[str, list[str]]:
+    """Queries and documents of rows spread over a part, or of its first ones where it is streamed."""
+    count = min(rows, len(part))
+    spread = np.arange(count, dtype=np.int64) * len(part) // max(1, count)
+    read: dict[str, list[Any]] = part.read(spread) if part.block is None else next(part.sample(count))
+    documents = read["document"] if "document" in read else [text for row in read["documents"] for text in row]
+    return {"query": read["query"], "document": documents}
+
+
+def _sampled(model: Encoder, tokenise: Tokenise, texts: list[str], task: Task) -> Sampled:
+    transformer: Any = model[0]
+    limit = getattr(transformer, f"{task}_length", None) or transformer.max_seq_length
+    prompt = model.prompts.get(task) or ""
+    whole = transformer.tokenizer([prompt + text for text in texts], truncation=False, verbose=False)["input_ids"]
+    lost = [max(0, len(ids) - limit) for ids in whole] if limit else [0] * len(texts)
+    return Sampled(
+        texts=len(texts),
+        cut=sum(map(bool, lost)),
+        tokens=sum(map(len, whole)),
+        lost=sum(lost),
+        different=len(set(texts)),
+        different_cut=len(set(map(tuple, tokenise(texts, task)["input_ids"].tolist()))),
+    )
+
+
+def _equal(training: Training, task: Task, sampled: dict[str, Sampled]) -> str:
+    """The sentence on parts whose texts of a task are all equal."""
+    count, names = sum(sample.texts for sample in sampled.values()), ", ".join(sampled)
+    nothing = "a document is no negative of an equal query, so there is nothing to learn"
+    if task == "document":
+        nothing = "equal documents are not each other's negatives, so there is nothing to learn"
+    if all(sample.different == 1 for sample in sampled.values()):
+        return (
+            f"phases.{training.name}.sources: all {count:,} {_PLURAL[task]} looked at are the same text ({names}); "
+            f"{nothing}. Check which column is the {task}"
+        )
+    tokens = getattr(training.alignment, f"{task}_tokens")
+    return (
+        f"phases.{training.name}.{task}_tokens: all {count:,} {_PLURAL[task]} looked at are equal once cut to {tokens} "
+        f"tokens ({names}); {nothing}. Raise it, or take what all begin with out of the texts and into `prompts`, "
+        "which do not count"
+    )
