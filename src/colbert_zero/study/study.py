@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from sentence_transformers.util import get_device_name
 
 from colbert_zero.data.collection import Collection, Rules
 from colbert_zero.data.layouts import load_beir, load_hub
@@ -18,7 +19,7 @@ from colbert_zero.evaluation import validation
 from colbert_zero.evaluation.ranking import rank
 from colbert_zero.evaluation.runs import PerQuery, Run
 from colbert_zero.files import fingerprint, read_json
-from colbert_zero.maxsim.scores import backend
+from colbert_zero.maxsim.backends import refused, tell_refused
 from colbert_zero.models.checkpoints import check_base, load_model
 from colbert_zero.models.encoders import Alignment
 from colbert_zero.models.scratch import check_architecture
@@ -95,7 +96,7 @@ class Study:
         A tokenizer trained from scratch reads all texts of the recipe, whatever phases are trained now.
         """
         check_reporters(self.recipe.reporters)
-        backend(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # told now if the one asked for cannot
+        tell_refused(refused(torch.device(get_device_name())), self.show.say)
         names = {name for chain in chains for phase in chain for name in self.recipe.phases[phase].sources}
         # A base that was trained from is not asked for again: a finished study needs no network.
         if self.recipe.model.base is not None and not any(self.folder.glob("phases/*/phase.json")):
