@@ -27,7 +27,7 @@ def check_base(base: str, revision: str | None = None) -> None:
     Raises:
         ColbertZeroError: Names it and the mend.
     """
-    path = Path(base).expanduser()
+    path = Path(os.path.expanduser(base))
     if path.is_file():
         raise ColbertZeroError(f"model.base: {base!r} is a file; name the folder of the checkpoint")
     if path.is_dir():

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from colbert_zero.models.checkpoints import check_base, load_model
 from colbert_zero.models.encoders import Alignment
 from colbert_zero.models.scratch import check_architecture
 from colbert_zero.processes import agree, appears, is_main, made_by_main, share
-from colbert_zero.recipe.data import Beir, CollectionSpec, HeldOut, Mined, Scored
+from colbert_zero.recipe.data import Beir, CollectionSpec, Docstrings, HeldOut, Mined, Scored
 from colbert_zero.recipe.schema import Phase, Recipe
 from colbert_zero.study.graph import root_of
 from colbert_zero.study.rankings import Ranker, Rankings
@@ -44,9 +45,14 @@ RECORD_VERSION = 1
 """Part of every fingerprint: raised when a change of the code makes older phases incomparable."""
 
 
-def user_cache() -> Path:
-    """Where parsed docstrings are kept between studies, if nothing else is said."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "colbert-zero" / "docstrings"
+def user_cache() -> Path | None:
+    """The user's folder for what is kept between studies; None where there is no home, or nothing can be written."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "colbert-zero"
+    if not folder.is_absolute():
+        return None
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder if os.access(folder, os.W_OK | os.X_OK) else None
 
 
 @dataclass
@@ -57,7 +63,8 @@ class Study:
         recipe: Checked.
         folder: Where the records go.
         show: Progress; nothing is shown by default.
-        cache: Where parsed docstrings are kept between studies.
+        cache: Where parsed docstrings are kept between studies; in the user's cache if nothing else is said, or in the
+            study where that cannot be written.
 
     Example:
         >>> from colbert_zero import Study, load_recipe
@@ -73,14 +80,14 @@ class Study:
     recipe: Recipe
     folder: Path
     show: Show = field(default_factory=Quiet)
-    cache: Path = field(default_factory=user_cache)
+    cache: Path | None = None
     sources: dict[str, Source] = field(default_factory=dict)
     collections: dict[str, Collection] = field(default_factory=dict)
     validation: list[Collection] = field(default_factory=list)
     rankings: Rankings = field(init=False)
 
     def __post_init__(self) -> None:
-        self.folder, self.cache = Path(self.folder), Path(self.cache)
+        self.folder = Path(self.folder)
         self.rankings = Rankings(self.folder, RECORD_VERSION)
 
     @property
@@ -121,9 +128,22 @@ class Study:
     def prepare_sources(self, names: set[str]) -> None:
         """Read the files, data sets or docstrings that these sources are made of."""
         roots = {root_of(self.recipe, name) for name in names}
+        cache = self._docstring_cache(roots)
         for name in (name for name in self.recipe.sources if name in roots):
-            make = partial(prepare_source, name, self.recipe, self.data, self.cache)
+            make = partial(prepare_source, name, self.recipe, self.data, cache)
             self.sources[name] = self._make(f"data: {name}", name, make)
+
+    def _docstring_cache(self, roots: set[str]) -> Path:
+        if self.cache is not None:
+            return Path(self.cache)
+        if (user := user_cache()) is not None:
+            return user / "docstrings"
+        if any(isinstance(self.recipe.sources[name], Docstrings) and not self.is_made(name) for name in roots):
+            self.show.say(
+                f"docstrings: the user's cache cannot be written (XDG_CACHE_HOME names another), so {self.data} keeps "
+                "what is parsed, for this study alone"
+            )
+        return self.data / "docstrings"
 
     def prepare_validation(self) -> list[Collection]:
         """The small collections that training is judged on, chosen at first use."""
@@ -149,8 +169,8 @@ class Study:
             return load_beir(self.sources[spec.source].folder / f"held-out-{name}", name=name)
         rules = Rules(spec.exclude_self, spec.on_missing)
         if isinstance(spec, Beir):
-            return load_beir(Path(spec.path).expanduser(), spec.split, name, rules)
-        folder = Path(spec.path).expanduser()
+            return load_beir(Path(os.path.expanduser(spec.path)), spec.split, name, rules)
+        folder = Path(os.path.expanduser(spec.path))
         return replace(
             load_hub(str(folder) if folder.is_dir() else spec.path, spec.split, spec.revision, rules), name=name
         )
@@ -174,7 +194,7 @@ class Study:
         """Fingerprint of the model before any phase."""
         model = self.recipe.model
         if model.base is not None:
-            folder = Path(model.base).expanduser()
+            folder = Path(os.path.expanduser(model.base))
             if not folder.is_dir():
                 return fingerprint(RECORD_VERSION, model.asked())
             # What is in it, not where it lies: another model put in its place is another start.
@@ -239,7 +259,7 @@ class Study:
         """The model before any phase (folder or Hub id) and options for loading it; made now if it is from scratch."""
         model = self.recipe.model
         if model.base is not None:
-            base = Path(model.base).expanduser()
+            base = Path(os.path.expanduser(model.base))
             options = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
             return (str(base) if base.is_dir() else model.base), {k: v for k, v in options.items() if v}
         folder = self.folder / "phases" / f"start-{self.start_id()}"
