@@ -128,6 +128,7 @@ def print_plan(study: Any, phases: list[Any]) -> None:
             f"  collection {name}: {collection.documents_count:,} documents, {len(collection.qrels):,} queries",
             markup=False, soft_wrap=True,
         )  # fmt: skip
+    console.print(f"  disk {study.disk.words()}", markup=False, soft_wrap=True)
     console.print(plan_table(phases, console.width))
 
 

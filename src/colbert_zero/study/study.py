@@ -27,6 +27,7 @@ from colbert_zero.models.scratch import check_architecture
 from colbert_zero.processes import agree, appears, is_main, made_by_main, share
 from colbert_zero.recipe.data import Beir, CollectionSpec, Docstrings, HeldOut, Mined, Scored
 from colbert_zero.recipe.schema import Phase, Recipe
+from colbert_zero.study.disk import Disk, check_disk, disk_for
 from colbert_zero.study.graph import root_of
 from colbert_zero.study.rankings import Ranker, Rankings
 from colbert_zero.study.show import Quiet, Show
@@ -85,6 +86,7 @@ class Study:
     collections: dict[str, Collection] = field(default_factory=dict)
     validation: list[Collection] = field(default_factory=list)
     rankings: Rankings = field(init=False)
+    disk: Disk | None = None
 
     def __post_init__(self) -> None:
         self.folder = Path(self.folder)
@@ -105,6 +107,7 @@ class Study:
         check_reporters(self.recipe.reporters)
         tell_refused(refused(torch.device(get_device_name())), self.show.say)
         names = {name for chain in chains for phase in chain for name in self.recipe.phases[phase].sources}
+        used = frozenset(names)
         # A base that was trained from is not asked for again: a finished study needs no network.
         if self.recipe.model.base is not None and not any(self.folder.glob("phases/*/phase.json")):
             check_base(self.recipe.model.base, self.recipe.model.revision)
@@ -114,6 +117,8 @@ class Study:
         names |= {spec.source for spec in self.recipe.collections.values() if isinstance(spec, HeldOut)}
         for phase in dict.fromkeys(name for chain in chains for name in chain):
             share(self.recipe.phases[phase].global_batch_size, f"phases.{phase}.global_batch_size")
+        self.disk = disk_for(self.recipe, self.folder, chains, used | {root_of(self.recipe, name) for name in names})
+        check_disk(self.disk, self.folder, self.show.say)
         self.prepare_sources(names)
         for phase in dict.fromkeys(name for chain in chains for name in chain):
             known = [self.sources[name].parts for name in self.recipe.phases[phase].sources if name in self.sources]
