@@ -65,8 +65,9 @@ def document_lengths(batch: int) -> Tensor:
 
 def maxsim_case(contender: str, batch: int, gradient_share: float) -> dict[str, float]:
     """One forward and backward pass of one contender from padded embeddings, the packing part of its time."""
+    from colbert_zero.maxsim.backends import BACKEND_VARIABLE
     from colbert_zero.maxsim.packed import pack
-    from colbert_zero.maxsim.scores import BACKEND_VARIABLE, _checked, packed_scores
+    from colbert_zero.maxsim.scores import _checked, packed_scores
 
     dtype = torch.float32 if DEVICE == "cpu" else torch.bfloat16
     mask = (torch.arange(D_TOKENS) < document_lengths(batch)[:, None]).to(DEVICE)

@@ -1,5 +1,6 @@
 """Files and folders: read in bounded memory, written whole or not at all, known by their fingerprints."""
 
+import errno
 import fcntl
 import gzip
 import hashlib
@@ -174,10 +175,13 @@ def _temporary(path: Path) -> Path:
 
 
 def _sync_folder(path: Path) -> None:
-    """Make a rename durable: the folder's own entry list reaches the disk too."""
+    """Make a rename durable: the folder's own entry list reaches the disk too, where a disk does that."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of a disk that knows no such thing
+            raise
     finally:
         os.close(descriptor)
 
@@ -224,18 +228,27 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
+def writing(folder: Path, tell: Callable[[str], None] = print) -> Iterator[None]:
     """Hold a folder: no second run writes there meanwhile. What a killed one left half-written is deleted first.
 
     The lock goes with the process, however that ends.
 
+    Args:
+        folder: Made if it is not there.
+        tell: Told where its disk has no locks.
+
     Raises:
-        ColbertZeroError: Another process holds it.
+        ColbertZeroError: Another process holds it, or nothing can be kept whole there.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _check_renames(folder)
     except (FileExistsError, NotADirectoryError):
         raise ColbertZeroError(f"--out {folder}: not a folder; name another") from None
+    except OSError as error:
+        raise ColbertZeroError(
+            f"--out {folder}: cannot be written ({error.strerror or error}); mend its rights, or name another"
+        ) from None
     with open(folder / ".lock", "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -244,12 +257,39 @@ def writing(folder: Path) -> Iterator[None]:
             raise ColbertZeroError(
                 f"{folder}: another run ({file.read().strip()}) is writing there; wait for it, or choose another --out"
             ) from None
+        except OSError as error:
+            tell(f"{folder}: its disk has no locks ({error.strerror}); see to it that no second run writes there")
         file.truncate(0)
         file.write(f"pid {os.getpid()} on {socket.gethostname()}")
         file.flush()
         for leftover in folder.glob("**/.*.tmp"):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         yield
+
+
+def _check_renames(folder: Path) -> None:
+    """Refuse a disk on which nothing appears whole: that puts no file in another's place, or gives no folder a name.
+
+    Raises:
+        ColbertZeroError: It cannot; found now, and not with the first checkpoint.
+        OSError: Nothing can be written there.
+    """
+    trial = folder / f".disk.{uuid.uuid4().hex[:8]}.tmp"
+    (trial / "new").mkdir(parents=True)
+    try:
+        for name in ("old.file", "new.file"):
+            (trial / name).write_text(name)
+        try:
+            os.replace(trial / "new.file", trial / "old.file")
+            os.replace(trial / "new", trial / "named")
+        except OSError as error:
+            raise ColbertZeroError(
+                f"--out {folder}: its disk cannot put a finished file in the place of another, or rename a folder "
+                f"({error.strerror or error}), so nothing would be kept whole; name a folder on a local disk or on a "
+                "network disk such as NFS, and copy the results"
+            ) from None
+    finally:
+        shutil.rmtree(trial, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,8 +1,10 @@
 """What the user sees on the terminal: progress, the plan of a run, its results."""
 
 import json
+import os
 import re
 import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,10 +18,38 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from colbert_zero.errors import STOPPED, Stopped
 from colbert_zero.report.sweep import short_key, short_value
 from colbert_zero.report.words import duration, operations
 
-console = Console(highlight=False)
+NARROWEST = 20
+"""Columns; with fewer, as in COLUMNS=0, rich would print nothing at all or cut what it prints."""
+
+if (_asked := os.environ.get("COLUMNS", "")).isdecimal() and int(_asked) < NARROWEST:
+    del os.environ["COLUMNS"]  # the terminal's own width counts, for typer's help as well
+
+
+class _Output(Console):
+    def on_broken_pipe(self) -> None:
+        """Whoever read has gone (`| head`): end as if asked to stop, and say nothing."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise Stopped(STOPPED)
+
+
+console = _Output(highlight=False)
+
+
+def put(text: str) -> None:
+    """Write a text to standard output as it is."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        console.on_broken_pipe()
+
+
+stderr = Console(stderr=True, highlight=False)
 
 _SWEEP_COLLECTIONS = 4
 _SHOWN_ROWS, _SHOWN_TEXTS, _SHOWN_CHARACTERS = 20, 3, 150
@@ -98,6 +128,7 @@ def print_plan(study: Any, phases: list[Any]) -> None:
             f"  collection {name}: {collection.documents_count:,} documents, {len(collection.qrels):,} queries",
             markup=False, soft_wrap=True,
         )  # fmt: skip
+    console.print(f"  disk {study.disk.words()}", markup=False, soft_wrap=True)
     console.print(plan_table(phases, console.width))
 
 

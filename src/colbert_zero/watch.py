@@ -20,6 +20,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
+from colbert_zero import launcher
 from colbert_zero.errors import STOPPED, ColbertZeroError, ProcessLost, Stopped, reason
 from colbert_zero.processes import wait
 
@@ -28,6 +29,9 @@ BEAT_SECONDS = 2.0
 
 SILENCE_SECONDS = 40.0
 """A process that has not answered for so long counts as dead; one whose death the machine can see, at once."""
+
+PATIENCE_SECONDS = 15.0
+"""After so long a wait for the other processes to join, it is told whom this one waits for."""
 
 _GRACE_SECONDS = 5.0
 
@@ -46,13 +50,22 @@ def start() -> None:
         ColbertZeroError: The launcher's settings do not lead to the other processes.
     """
     global _watch
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
+    if launcher.world() < 2 or dist.is_initialized():
         return
     use_cuda = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true")
     if use_cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        local, gpus = int(os.environ.get("LOCAL_RANK") or 0), torch.cuda.device_count()
+        if local >= gpus:
+            raise ColbertZeroError(
+                f"LOCAL_RANK is {local}, but this machine has {gpus} GPU{'s' * (gpus > 1)}: start as many processes a "
+                "machine as it has, torchrun --nproc-per-node"
+            )
+        torch.cuda.set_device(local)
     # A handler of Python's cannot run while the others are waited for: until then SIGTERM ends the process.
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    waiting = threading.Timer(PATIENCE_SECONDS, _tell_waiting)
+    waiting.daemon = True
+    waiting.start()
     try:
         # The watch, not this time limit, ends a wait for a process that has died; preparing data may take hours.
         limit = timedelta(days=7)
@@ -63,8 +76,20 @@ def start() -> None:
             "with torchrun or accelerate launch, which set RANK, MASTER_ADDR and MASTER_PORT"
         ) from None
     finally:
+        waiting.cancel()
         signal.signal(signal.SIGTERM, before)
     _watch = _Watch()
+
+
+def _tell_waiting() -> None:
+    """Say why nothing happens; where a scheduler has left a WORLD_SIZE, nobody will ever come."""
+    of = os.environ
+    print(
+        f"colbert-zero: process {of['RANK']} of WORLD_SIZE={of['WORLD_SIZE']} waits for the others at "
+        f"{of['MASTER_ADDR']}:{of['MASTER_PORT']}. If nobody started them, stop it and unset WORLD_SIZE",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def leave(stopped: bool = False) -> None:
@@ -85,7 +110,7 @@ def fail(message: str) -> bool:
     """Tell the other processes why this one ends; returns whether it should print the message itself."""
     global _watch
     if _watch is None:
-        return os.environ.get("RANK", "0") == "0"
+        return launcher.rank() == "0"
     watch, _watch = _watch, None
     # A launcher ends the others as soon as one has failed; this one is ending already.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

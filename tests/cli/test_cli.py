@@ -10,7 +10,7 @@ import yaml
 
 from colbert_zero.data.layouts import write_beir
 from colbert_zero.recipe.reading import RECIPES, load_recipe
-from helpers import ROOT, data, write_rows
+from helpers import ROOT, data, environment, launch, write_rows
 
 
 def test_every_command_is_in_the_help_and_teaches_by_example(command):
@@ -126,11 +126,54 @@ def test_the_readmes_recipe_is_a_valid_one(tmp_path):
 
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
 def test_a_terminal_that_cannot_hold_a_character_gets_another(encoding):
-    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT / "src")}
+    variables = environment(PYTHONIOENCODING=encoding, PYTHONPATH=ROOT / "src")
     command = [sys.executable, "-m", "colbert_zero", "run", "→.yaml"]
-    done = subprocess.run(command, capture_output=True, env=environment, check=False)
+    done = subprocess.run(command, capture_output=True, env=variables, check=False)
     assert done.returncode == 2
     assert b"colbert-zero: ?.yaml: no such file" in done.stderr
+
+
+@pytest.mark.parametrize("columns", ["0", "19"])
+def test_columns_in_which_nothing_can_be_printed_count_as_none(columns, tmp_path):
+    variables = environment(COLUMNS=columns, PYTHONPATH=ROOT / "src")
+    command = [sys.executable, "-m", "colbert_zero"]
+    done = subprocess.run([*command, "--help"], capture_output=True, text=True, env=variables, check=False)
+    assert "Train and evaluate a recipe's pipelines, and write the report." in done.stdout
+    done = subprocess.run([*command, "run", "no.yaml"], capture_output=True, text=True, env=variables, check=False)
+    assert "colbert-zero: no.yaml: no such file" in done.stderr
+
+
+@pytest.mark.parametrize("words", [("recipes",), ("recipes", "show", "quickstart"), ("schema",)])
+@pytest.mark.parametrize("state", ["nobody reads", "closed"])
+def test_a_command_to_which_nobody_listens_ends_quietly(words, state):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "colbert_zero", *words]
+    if state == "closed":
+        command = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
+    variables = environment(PYTHONPATH=ROOT / "src")
+    done = subprocess.run(command, env=variables, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("ending", ["2>&-", "2>/dev/full"])
+def test_a_mistake_that_cannot_be_told_is_still_one(ending):
+    command = ["sh", "-c", f'exec "$@" {ending}', "sh", sys.executable, "-m", "colbert_zero", "run", "no.yaml"]
+    assert subprocess.run(command, env=environment(PYTHONPATH=ROOT / "src"), check=False).returncode not in (0, -6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_run_whose_reader_has_gone_ends_quietly(tmp_path, world):
+    write_rows(tmp_path / "pairs.jsonl")
+    recipe = data(tmp_path, pipelines={"full": ["unsupervised"]})
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    command = launch(world, "-m", "colbert_zero", "run", "r.yaml")
+    with subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=-1, stderr=-1, text=True) as run:
+        run.stdout.close()
+        error = run.stderr.read()
+    assert (run.returncode, "Traceback" in error, "colbert-zero:" in error) == (0, False, False), error
 
 
 def test_sigterm_while_torch_is_imported_ends_with_success(tmp_path):
@@ -143,7 +186,7 @@ def test_sigterm_while_torch_is_imported_ends_with_success(tmp_path):
         "sys.meta_path.insert(0, Finder())\n"
         "sys.argv = ['colbert-zero', 'run', 'r.yaml']\ncli.main()\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    variables = environment(PYTHONPATH=ROOT / "src")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=variables)
     assert (done.returncode, done.stderr) == (0, "")
     assert "stopped by SIGTERM" in done.stdout

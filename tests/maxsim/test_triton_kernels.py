@@ -13,10 +13,16 @@ import torch
 import torch.nn.functional as F
 
 from colbert_zero.errors import ColbertZeroError
+from colbert_zero.maxsim import backends
 from colbert_zero.maxsim import late_interaction as maxsim_late_interaction
-from colbert_zero.maxsim import scores as maxsim
 from colbert_zero.maxsim.packed import Packed
-from colbert_zero.maxsim.scores import _checked, candidate_scores, packed_candidate_scores, packed_scores
+from colbert_zero.maxsim.scores import (
+    _checked,
+    _groups,
+    candidate_scores,
+    packed_candidate_scores,
+    packed_scores,
+)
 from helpers import ROOT
 from oracles import maxsim_matrix
 
@@ -152,13 +158,17 @@ def check_padding_between_documents_is_left_where_it_is():
     from colbert_zero.maxsim import triton_kernels as maxsim_triton
 
     documents.requires_grad_()
-    scores = maxsim_triton.scores(_checked(queries), maxsim._groups(documents, mask), 3)
+    scores = maxsim_triton.scores(_checked(queries), _groups(documents, mask), 3)
     padded = torch.zeros(2, 3, 20)
     padded[0], padded[1, :2] = queries.values[:3], queries.values[3:]
     expected = candidate_scores(padded, documents, torch.tensor([[1, 1, 1], [1, 1, 0]]), mask)
     torch.testing.assert_close(scores, expected)
     mine, theirs = (torch.autograd.grad(s.clamp(min=-1e3).sum(), documents)[0] for s in (scores, expected))
     torch.testing.assert_close(mine, theirs)
+
+
+def check_the_kernels_pass_their_self_check():
+    assert backends.fault("triton", "cpu") is None
 
 
 @pytest.fixture(scope="module")
@@ -242,30 +252,30 @@ def test_late_interaction_kernels_get_padded_texts_in_calls_within_their_limit(
 
 def test_backend_is_chosen_by_the_environment_and_a_cpu_always_uses_torch(monkeypatch):
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    monkeypatch.delenv(maxsim.BACKEND_VARIABLE, raising=False)
+    monkeypatch.delenv(backends.BACKEND_VARIABLE, raising=False)
     for found, backend in ((object(), "triton"), (None, "torch")):
-        monkeypatch.setattr(maxsim, "find_spec", lambda name, found=found: found)
-        assert maxsim.backend(cuda) == backend
-    monkeypatch.setattr(maxsim, "find_spec", lambda name: object())
-    for backend in ("torch", "triton", "late-interaction-kernels"):
-        monkeypatch.setenv(maxsim.BACKEND_VARIABLE, backend)
-        assert maxsim.backend(cuda) == backend
-        assert maxsim.backend(cpu) == "torch"
-    monkeypatch.setenv(maxsim.BACKEND_VARIABLE, "cuda")
+        monkeypatch.setattr(backends, "find_spec", lambda name, found=found: found)
+        assert backends.wanted(cuda)[0] == backend
+    monkeypatch.setattr(backends, "find_spec", lambda name: object())
+    for backend in ("torch", "triton", "late-interaction-kernels", "plain"):
+        monkeypatch.setenv(backends.BACKEND_VARIABLE, backend)
+        assert backends.wanted(cuda)[0] == backend
+        assert backends.wanted(cpu) == ["torch", "plain"]
+    monkeypatch.setenv(backends.BACKEND_VARIABLE, "cuda")
     with pytest.raises(ColbertZeroError, match="COLBERT_ZERO_MAXSIM='cuda' is none of auto, torch, triton, late-inter"):
-        maxsim.backend(cpu)
+        backends.wanted(cpu)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
-@pytest.mark.parametrize("backend", ["torch", "triton", "late-interaction-kernels"])
+@pytest.mark.parametrize("backend", ["torch", "triton", "late-interaction-kernels", "plain"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("n_ways", [0, 4])
 def test_cuda_backends_agree_with_the_cpu(backend, dtype, n_ways, monkeypatch):
-    if backend != "torch":
+    if backend in ("triton", "late-interaction-kernels"):
         pytest.importorskip({"triton": "triton"}.get(backend, "late_interaction_kernels"))
-    monkeypatch.setenv(maxsim.BACKEND_VARIABLE, backend)
+    monkeypatch.setenv(backends.BACKEND_VARIABLE, backend)
     sides = packed([39, 1, 0, 64, 30], 128), packed([187, 0, 1, 300, *range(1, 17)], 128)
     sides = [Packed(side.values.detach().to(dtype).requires_grad_(), side.lengths) for side in sides]
 
@@ -273,6 +283,7 @@ def test_cuda_backends_agree_with_the_cpu(backend, dtype, n_ways, monkeypatch):
         q, d = (Packed(side.values.to(device), side.lengths) for side in sides)
         return packed_candidate_scores(q, d, n_ways) if n_ways else packed_scores(q, d)
 
+    assert backends.fault(backend, "cuda") is None
     rough = dtype == torch.bfloat16 or backend == "late-interaction-kernels"
     assert_agrees(score("cuda"), score("cpu"), *sides, tolerance=2e-2 if rough else 1e-5)
     assert torch.equal(score("cuda"), score("cuda"))

@@ -26,7 +26,7 @@ from colbert_zero.study.comparison import families, run_study
 from colbert_zero.study.graph import chain_to, graph
 from colbert_zero.study.plan import plan
 from colbert_zero.study.show import Quiet
-from colbert_zero.study.study import Study
+from colbert_zero.study.study import Study, user_cache
 from helpers import data, study, write_rows
 
 
@@ -528,3 +528,50 @@ def test_the_command_line_runs_a_recipe_file_and_says_what_it_did(tmp_path):
     assert read_json(tmp_path / "out" / "results.json")["recipe"] == "mine"
     dry = subprocess.run([*command, "--dry-run"], cwd=tmp_path, capture_output=True, text=True)
     assert "done" in dry.stdout
+
+
+DOCSTRINGS = {"kind": "docstrings", "packages": ["json"], "min_rows": 1}
+
+
+def without_home(monkeypatch, tmp_path):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])  # as for a user whom the system does not know
+
+
+def read_only(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+
+
+def without_a_parent(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "cache"))
+
+
+@pytest.mark.parametrize("place", [without_home, read_only, without_a_parent])
+def test_docstrings_are_kept_in_the_study_where_the_users_cache_cannot_be_written(place, tmp_path, monkeypatch):
+    place(monkeypatch, tmp_path)
+    one, told = study(tmp_path, data(tmp_path, sources={**data(tmp_path)["sources"], "docs": DOCSTRINGS})), []
+    one.cache, one.show.say = None, told.append
+    assert one._docstring_cache({"pairs", "docs"}) == one.data / "docstrings"
+    assert len(told) == 1
+    assert "the user's cache cannot be written (XDG_CACHE_HOME names another)" in told[0]
+    one._docstring_cache({"pairs"})  # which has none
+    assert len(told) == 1
+
+
+def test_docstrings_are_kept_in_the_users_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert user_cache() == tmp_path / "cache" / "colbert-zero"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("model", {"base": "~/model", "dim": 16}), ("collections", {"mine": {"kind": "beir", "path": "~/collection"}})],
+)
+def test_a_path_in_a_home_that_nobody_knows_is_not_there(key, value, tmp_path, monkeypatch):
+    without_home(monkeypatch, tmp_path)
+    write_rows(tmp_path / "pairs.jsonl")
+    with pytest.raises(ColbertZeroError, match="~/"):
+        study(tmp_path, data(tmp_path, **{key: value})).prepare([("unsupervised",)])

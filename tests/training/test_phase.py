@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.maxsim.scores import BACKEND_VARIABLE, backend
+from colbert_zero.maxsim.backends import BACKEND_VARIABLE, wanted
 from colbert_zero.models.encoders import assemble, tokeniser
 from colbert_zero.models.encoding import forward, scored_type
 from colbert_zero.training import gradcache, phase
@@ -107,9 +107,9 @@ def test_a_backend_that_is_none_is_refused_before_anything_is_read(tmp_path, mon
     with pytest.raises(ColbertZeroError, match="COLBERT_ZERO_MAXSIM='cuda' is none of auto, torch, triton"):
         one.prepare([("unsupervised",)])
     monkeypatch.setenv(BACKEND_VARIABLE, "late-interaction-kernels")
-    monkeypatch.setattr("colbert_zero.maxsim.scores.find_spec", lambda name: None)
+    monkeypatch.setattr("colbert_zero.maxsim.backends.find_spec", lambda name: None)
     with pytest.raises(ColbertZeroError, match=r"not installed; pip install colbert-zero\[gpu\]"):
-        backend(torch.device("cuda"))
+        wanted(torch.device("cuda"))
 
 
 def test_a_resumed_training_keeps_what_it_began_with_and_says_what_this_host_cannot(tiny_multi_vector):

@@ -8,11 +8,11 @@ import threading
 from types import ModuleType
 
 import typer
-from rich.console import Console
 
+from colbert_zero import launcher
 from colbert_zero.cli import data, model, recipes, study
 from colbert_zero.errors import STOPPED, ColbertZeroError, ProcessLost, Stopped
-from colbert_zero.terminal import console
+from colbert_zero.terminal import console, stderr
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,10 +29,15 @@ for command in (study.run, study.train, study.sweep, model.evaluate, data.data, 
 
 def main() -> None:
     """Run a command; a user's mistake is one message and exit code 2, an interruption exit code 130."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started this process
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         # Where a terminal or log cannot hold a character, another stands for it.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    if left_over := launcher.forget_left_overs():
+        stderr.print(f"colbert-zero: {left_over}", markup=False, soft_wrap=True)
     # Threads that wait by spinning slow each other down by an order of magnitude once another process wants a core;
     # threads that never spin are a quarter slower alone. Read when torch is imported, which the commands do.
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -72,10 +77,10 @@ def _watch() -> ModuleType | None:
 
 def _end(message: str, code: int) -> None:
     """Print why this process ends, once for all of them if they end for the same reason, and exit."""
-    watch, rank = _watch(), os.environ.get("RANK", "0")
+    watch, rank = _watch(), launcher.rank()
     if watch.fail(message) if watch else rank == "0":
         who = f"process {rank}: " if rank != "0" else ""
-        Console(stderr=True, highlight=False).print(f"colbert-zero: {who}{message}", markup=False, soft_wrap=True)
+        stderr.print(f"colbert-zero: {who}{message}", markup=False, soft_wrap=True)
     if watch and sys.modules["colbert_zero.processes"].world_size() > 1:
         # Leaving the interpreter would wait for exchanges that nobody answers.
         sys.stdout.flush()

@@ -9,7 +9,7 @@ import typer
 
 from colbert_zero.cli.options import OutOption, RecipeArgument, SetOption, is_first, study_in
 from colbert_zero.recipe.reading import load_recipe
-from colbert_zero.terminal import rows_in_words
+from colbert_zero.terminal import put, rows_in_words
 
 
 def data(
@@ -37,4 +37,4 @@ def data(
 
     with redirect_stdout(sys.stderr):  # progress; standard output is for the rows
         seen = step_rows(study_in(checked, out), phase, step)
-    sys.stdout.write((json.dumps(seen, ensure_ascii=False) if as_json else rows_in_words(seen)) + "\n")
+    put((json.dumps(seen, ensure_ascii=False) if as_json else rows_in_words(seen)) + "\n")

@@ -52,11 +52,15 @@ def evaluate(
       colbert-zero evaluate lightonai/GTE-ModernColBERT-v1 --collection zeta-alpha-ai/NanoSciFact --json scores.json
       colbert-zero evaluate bm25 --collection data/scifact
     """
+    import torch
+    from sentence_transformers.util import get_device_name
+
     from colbert_zero.data.collection import Rules
     from colbert_zero.data.layouts import load_collection
     from colbert_zero.evaluation.ranking import rank, rank_bm25
     from colbert_zero.evaluation.runs import measure, write_run
     from colbert_zero.files import write_json
+    from colbert_zero.maxsim.backends import refused, tell_refused
     from colbert_zero.models.bases import check_base, find, go_offline, is_hub_id
     from colbert_zero.models.checkpoints import load_model
     from colbert_zero.models.layers import without_layers
@@ -74,6 +78,7 @@ def evaluate(
             if silent:
                 go_offline()
         check_base(model, commit, whose="MODEL", trained=False)
+    tell_refused(refused(torch.device(get_device_name())), RichShow().say)
     loaded = load_collection(collection, split, Rules(exclude_self, on_missing))
     for told in loaded.peculiarities():
         console.print(f"{loaded.name}: {told}", markup=False, soft_wrap=True)

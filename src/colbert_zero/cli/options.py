@@ -1,6 +1,5 @@
 """What the commands share: their options, and the study they work in."""
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from colbert_zero.launcher import check_launched, rank
 from colbert_zero.recipe.schema import Recipe
 from colbert_zero.terminal import RichShow, console
 
@@ -35,8 +35,13 @@ def command_line() -> str:
 
 
 def is_first() -> bool:
-    """Whether this process is the first of those that a launcher started; for what one does alone."""
-    return int(os.environ.get("WORLD_SIZE", "1")) < 2 or os.environ.get("RANK", "0") == "0"
+    """Whether this process is the first of those that a launcher started; for what one does alone.
+
+    Raises:
+        ColbertZeroError: The environment speaks of other processes by halves.
+    """
+    check_launched()
+    return rank() == "0"
 
 
 def study_in(recipe: Recipe, out: Path | None, refresh_base: bool = False) -> "Study":
@@ -55,13 +60,14 @@ def held_study(recipe: Recipe, out: Path | None, refresh_base: bool = False) -> 
 
     start_processes()
     study = study_in(recipe, out, refresh_base)
-    with writing(study.folder) if is_main() else nullcontext():
+    with writing(study.folder, study.show.say) if is_main() else nullcontext():
         yield study
     leave()
 
 
 def start_processes() -> None:
     """Join the other processes, if a launcher started some; only the main one prints."""
+    check_launched()
     import torch
     from transformers.utils.logging import disable_progress_bar
 

@@ -1,7 +1,6 @@
 """`recipes`, `recipes show`, `schema`: the shipped recipes, and what a recipe may say."""
 
 import json
-import sys
 from typing import Annotated
 
 import typer
@@ -9,7 +8,7 @@ import typer
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.recipe.reading import RECIPES, load_recipe
 from colbert_zero.recipe.schema import Recipe
-from colbert_zero.terminal import console
+from colbert_zero.terminal import console, put
 
 recipes_app = typer.Typer(
     invoke_without_command=True, help="The shipped recipes, one line each; `recipes show NAME` prints one."
@@ -31,9 +30,9 @@ def show_recipe(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
     if name not in {p.stem for p in RECIPES.glob("*.yaml")}:
         names = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
         raise ColbertZeroError(f"no shipped recipe {name!r} (there are: {names})")
-    sys.stdout.write(path.read_text(encoding="utf-8"))
+    put(path.read_text(encoding="utf-8"))
 
 
 def schema() -> None:
     """The recipe's JSON schema, for editors that complete and check YAML."""
-    sys.stdout.write(json.dumps(Recipe.model_json_schema(), indent=1) + "\n")
+    put(json.dumps(Recipe.model_json_schema(), indent=1) + "\n")

@@ -1,5 +1,6 @@
 """Data sets of the Hugging Face Hub, and folders laid out like one: loaded by `datasets`, kept inside their folder."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ def _said(told: str, mend: str = "") -> Iterator[None]:
     except Exception as error:  # parsers of many formats, each with errors of its own
         # A damaged file's own error is the cause of the library's.
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        if isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            mend = f"{mend}; where that is the cache, let HF_HOME name a folder that can be written"
         raise ColbertZeroError(f"{told}: {reason(cause)}{mend}") from error
 
 

@@ -1,6 +1,7 @@
 """Collections in the layouts they come in: folders of BEIR, TREC and Parquet files, and data sets of the Hub."""
 
 import itertools
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -107,7 +108,7 @@ def load_hub(
 
 def load_collection(place: str, split: str | None = None, rules: Rules = DEFAULT_RULES) -> Collection:
     """A collection by its folder in BEIR layout (split `test`), or by its Hub id (split `train`)."""
-    folder = Path(place).expanduser()
+    folder = Path(os.path.expanduser(place))
     if folder.is_dir():
         return load_beir(folder, split or "test", rules=rules)
     return load_hub(place, split or "train", rules=rules)

@@ -72,7 +72,7 @@ def _matches(entry: str, path: str, expanded: str) -> list[str]:
 
 def hub_path(spec: Hub) -> str:
     """The folder, if it is one; else the id."""
-    folder = Path(spec.path).expanduser()
+    folder = Path(os.path.expanduser(spec.path))
     return str(folder) if folder.is_dir() else spec.path
 
 

@@ -22,6 +22,25 @@ from torch.autograd.function import once_differentiable
 from colbert_zero.maxsim.packed import EMPTY_DOCUMENT_SCORE, Spans, row_ranges, row_starts
 
 
+def scores(queries: Spans, documents: Spans, n_ways: int = 0) -> Tensor:
+    """MaxSim of all pairs, or of candidates.
+
+    Args:
+        queries: Query i + 1 follows query i without a gap; one without tokens scores 0.
+        documents: One without tokens scores -1e9, without gradient.
+        n_ways: 0 for all pairs; else documents q * n_ways ... (q + 1) * n_ways - 1 are the candidates of query q.
+
+    Returns:
+        (queries, documents), or (queries, n_ways); float32, differentiable in both `values`.
+    """
+    sides = (queries.values, documents.values, queries[1:], documents[1:])
+    if n_ways:
+        listed: Tensor = Candidates.apply(*sides)  # type: ignore[no-untyped-call]
+        return listed.view(len(queries.lengths), n_ways)
+    found: Tensor = AllPairs.apply(*sides)  # type: ignore[no-untyped-call]
+    return found
+
+
 def position_type(lengths: Tensor) -> torch.dtype:
     """Smallest type that holds the position of every token."""
     longest = int(lengths.max()) if len(lengths) else 0

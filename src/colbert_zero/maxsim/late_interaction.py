@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from colbert_zero.maxsim.packed import EMPTY_DOCUMENT_SCORE, Spans, row_ranges
+from colbert_zero.maxsim.packed import EMPTY_DOCUMENT_SCORE, Spans, padded
 
 INDEX_LIMIT = (1 << 31) - 1
 """Most items that one call may number, on either side or as (query, document, padded query token)."""
@@ -36,8 +36,8 @@ def scores(queries: Spans, documents: Spans, n_ways: int = 0, kernel: Callable[.
     if 0 in shape:
         return queries.values.new_zeros(shape, dtype=torch.float32)
     kernel = kernel or _library()
-    q, q_mask = _padded(queries)
-    d, d_mask = _padded(documents)
+    q, q_mask = padded(queries)
+    d, d_mask = padded(documents)
     document_items = d[0].numel()
     if n_ways:
         step = max(1, INDEX_LIMIT // max(n_ways * document_items, n_ways * _bucket(q.shape[1]), q[0].numel()))
@@ -66,14 +66,3 @@ def _library() -> Callable[..., Tensor]:
 def _bucket(tokens: int) -> int:
     """Query tokens after the library's own padding, or more."""
     return max(16, 1 << (tokens - 1).bit_length())
-
-
-def _padded(texts: Spans) -> tuple[Tensor, Tensor]:
-    """Embeddings (texts, longest, dim), 0 where padded, and their mask, (texts, longest)."""
-    values, device = texts.values, texts.values.device
-    if int(texts.lengths.sum()) != len(values):
-        values = values[row_ranges(texts.starts, texts.lengths).to(device)]
-    width = max(1, int(texts.lengths.max()))
-    mask = torch.arange(width, device=device) < texts.lengths.to(device)[:, None]
-    table = values.new_zeros(mask.numel(), values.shape[1])
-    return table.index_copy(0, mask.flatten().nonzero().squeeze(1), values).unflatten(0, mask.shape), mask

@@ -52,6 +52,17 @@ def row_ranges(starts: Tensor, lengths: Tensor) -> Tensor:
     return torch.repeat_interleave(starts - before[:-1], lengths) + torch.arange(int(before[-1]))
 
 
+def padded(texts: Spans) -> tuple[Tensor, Tensor]:
+    """Embeddings (texts, longest, dim), 0 where padded, and their mask, (texts, longest). Differentiable."""
+    values, device = texts.values, texts.values.device
+    if int(texts.lengths.sum()) != len(values):
+        values = values[row_ranges(texts.starts, texts.lengths).to(device)]
+    width = max(1, int(texts.lengths.max()))
+    mask = torch.arange(width, device=device) < texts.lengths.to(device)[:, None]
+    table = values.new_zeros(mask.numel(), values.shape[1])
+    return table.index_copy(0, mask.flatten().nonzero().squeeze(1), values).unflatten(0, mask.shape), mask
+
+
 class Packed(NamedTuple):
     """Token embeddings of several texts without padding.
 

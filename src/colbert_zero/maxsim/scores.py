@@ -2,30 +2,14 @@
 
 MaxSim(q, d) = sum over the query's tokens of max over the document's tokens of their dot product
 (ColBERT, arXiv 2004.12832, section 3.3). A dense embedding is a text of one token.
-
-The backend "torch" (`cpu`) scores on a CPU always. On CUDA the environment variable COLBERT_ZERO_MAXSIM
-chooses: "triton" (`triton_kernels`: bf16 and fp16 are multiplied as they are, with float32 sums), "torch",
-"late-interaction-kernels" (`late_interaction`: float32 inputs are multiplied in fp16), or "auto", the default:
-"triton" where it can be imported, else "torch". What "auto" takes follows from arithmetic; it has not been measured.
+What computes it is chosen in `backends`.
 """
-
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
-from colbert_zero.errors import ColbertZeroError
-from colbert_zero.maxsim.cpu import AllPairs, Candidates
+from colbert_zero.maxsim.backends import backend, kernels
 from colbert_zero.maxsim.packed import Packed, Spans, pack, row_starts
-
-BACKEND_VARIABLE = "COLBERT_ZERO_MAXSIM"
-
-BACKENDS = ("auto", "torch", "triton", "late-interaction-kernels")
-
-_kept: list[str] = []
 
 
 def packed_scores(queries: Packed, documents: Packed) -> Tensor:
@@ -145,12 +129,7 @@ def _all_pairs(queries: Spans, documents: Spans) -> Tensor:
     if _single(queries) and _single(documents):
         with torch.autocast(queries.values.device.type, enabled=False):
             return queries.values.float() @ documents.values.float().T
-    kernels = _kernels(queries.values.device)
-    if kernels is not None:
-        return kernels(queries, documents, 0)
-    sides = (queries.values, documents.values, queries[1:], documents[1:])
-    scores: Tensor = AllPairs.apply(*sides)  # type: ignore[no-untyped-call]
-    return scores
+    return kernels(backend(queries.values.device))(queries, documents, 0)
 
 
 def _candidates(queries: Spans, documents: Spans, n_ways: int) -> Tensor:
@@ -163,61 +142,7 @@ def _candidates(queries: Spans, documents: Spans, n_ways: int) -> Tensor:
         with torch.autocast(queries.values.device.type, enabled=False):
             d_values = documents.values.float().unflatten(0, shape)
             return torch.einsum("qd,qnd->qn", queries.values.float(), d_values)
-    kernels = _kernels(queries.values.device)
-    if kernels is not None:
-        return kernels(queries, documents, n_ways)
-    sides = (queries.values, documents.values, queries[1:], documents[1:])
-    scores: Tensor = Candidates.apply(*sides)  # type: ignore[no-untyped-call]
-    return scores.view(shape)
-
-
-def backend(device: torch.device) -> str:
-    """What scores on a device: the choice of `scoring_with`, else that of the environment.
-
-    Raises:
-        ColbertZeroError: The environment names no backend, or one that is not installed.
-    """
-    if _kept:
-        return _kept[-1]
-    chosen = os.environ.get(BACKEND_VARIABLE) or "auto"
-    if chosen not in BACKENDS:
-        raise ColbertZeroError(f"{BACKEND_VARIABLE}={chosen!r} is none of {', '.join(BACKENDS)}")
-    if device.type != "cuda":
-        return "torch"
-    if chosen == "auto":
-        return "triton" if find_spec("triton") else "torch"
-    if not can_score(chosen, device):
-        raise ColbertZeroError(
-            f"{BACKEND_VARIABLE}={chosen}: not installed; pip install colbert-zero[gpu], or unset it"
-        )
-    return chosen
-
-
-def can_score(backend: str, device: torch.device) -> bool:
-    """Whether a backend works on this host's device."""
-    return backend == "torch" or (device.type == "cuda" and find_spec(backend.replace("-", "_")) is not None)
-
-
-@contextmanager
-def scoring_with(backend: str) -> Iterator[None]:
-    """Inside, this backend scores, whatever the environment says: a training keeps the one it began with."""
-    _kept.append(backend)
-    try:
-        yield
-    finally:
-        _kept.pop()
-
-
-def _kernels(device: torch.device) -> Callable[[Spans, Spans, int], Tensor] | None:
-    """Function of queries, documents and n_ways (0: all pairs) that scores on this device; None for ours in PyTorch."""
-    chosen = backend(device)
-    if chosen == "triton":
-        from colbert_zero.maxsim.triton_kernels import scores
-    elif chosen == "late-interaction-kernels":
-        from colbert_zero.maxsim.late_interaction import scores
-    else:
-        return None
-    return scores
+    return kernels(backend(queries.values.device))(queries, documents, n_ways)
 
 
 def _single(texts: Spans) -> bool:

@@ -1,5 +1,6 @@
 """The model a study starts from, or one to evaluate: whether it is there, which commit the Hub has, what it holds."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,7 +30,7 @@ _FILES = ("config.json", "modules.json")
 
 def is_hub_id(base: str) -> bool:
     """Whether a base that is no folder here can be a name on the Hub."""
-    return not Path(base).expanduser().exists() and not base.startswith((".", "/", "~")) and base.count("/") < 2
+    return not Path(os.path.expanduser(base)).exists() and not base.startswith((".", "/", "~")) and base.count("/") < 2
 
 
 def is_commit(revision: str | None) -> bool:
@@ -98,7 +99,7 @@ def check_base(
     Raises:
         ColbertZeroError: Names it and the mend.
     """
-    path = Path(base).expanduser()
+    path = Path(os.path.expanduser(base))
     if path.is_file():
         raise ColbertZeroError(f"{whose}: {base!r} is a file; name the folder of the checkpoint")
     if path.is_dir():

@@ -76,5 +76,5 @@ def _prepare(study: Study, name: str, spec: Phase) -> None:
                 f"and --set, makes it on the way to {name}"
             )
     if missing:
-        with writing(study.folder):
+        with writing(study.folder, study.show.say):
             study.prepare_sources(missing)

@@ -3,12 +3,14 @@
 import math
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from sentence_transformers.util import get_device_name
 
 from colbert_zero.data.collection import Collection, Rules
 from colbert_zero.data.columns import peculiarities
@@ -20,7 +22,7 @@ from colbert_zero.evaluation.layers import layers_add
 from colbert_zero.evaluation.ranking import rank
 from colbert_zero.evaluation.runs import PerQuery, Run
 from colbert_zero.files import fingerprint, read_json, write_json
-from colbert_zero.maxsim.scores import backend
+from colbert_zero.maxsim.backends import refused, tell_refused
 from colbert_zero.models.alignment import (
     DIM,
     FROM_SCRATCH,
@@ -38,10 +40,11 @@ from colbert_zero.models.checkpoints import Encoder, load_model
 from colbert_zero.models.encoders import read_own
 from colbert_zero.models.scratch import check_architecture
 from colbert_zero.processes import agree, appears, from_main, is_main, made_by_main, share
-from colbert_zero.recipe.data import Beir, CollectionSpec, HeldOut, Mined, Scored
+from colbert_zero.recipe.data import Beir, CollectionSpec, Docstrings, HeldOut, Mined, Scored
 from colbert_zero.recipe.schema import Phase, Recipe
 from colbert_zero.report import layers as layers_in_words
 from colbert_zero.study import bases
+from colbert_zero.study.disk import Disk, check_disk, disk_for
 from colbert_zero.study.graph import root_of
 from colbert_zero.study.rankings import Ranker, Rankings
 from colbert_zero.study.show import Quiet, Show
@@ -60,9 +63,14 @@ RECORD_VERSION = 1
 """Part of every fingerprint: raised when a change of the code makes older phases incomparable."""
 
 
-def user_cache() -> Path:
-    """Where parsed docstrings are kept between studies, if nothing else is said."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "colbert-zero" / "docstrings"
+def user_cache() -> Path | None:
+    """The user's folder for what is kept between studies; None where there is no home, or nothing can be written."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "colbert-zero"
+    if not folder.is_absolute():
+        return None
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder if os.access(folder, os.W_OK | os.X_OK) else None
 
 
 @dataclass
@@ -73,7 +81,8 @@ class Study:
         recipe: Checked.
         folder: Where the records go.
         show: Progress; nothing is shown by default.
-        cache: Where parsed docstrings are kept between studies.
+        cache: Where parsed docstrings are kept between studies; in the user's cache if nothing else is said, or in the
+            study where that cannot be written.
         refresh_base: Take the commit that a Hub base has today, not the one this study keeps.
 
     Example:
@@ -90,16 +99,17 @@ class Study:
     recipe: Recipe
     folder: Path
     show: Show = field(default_factory=Quiet)
-    cache: Path = field(default_factory=user_cache)
+    cache: Path | None = None
     refresh_base: bool = False
     commits: dict[str, str | None] = field(default_factory=dict)
     sources: dict[str, Source] = field(default_factory=dict)
     collections: dict[str, Collection] = field(default_factory=dict)
     validation: list[Collection] = field(default_factory=list)
     rankings: Rankings = field(init=False)
+    disk: Disk | None = None
 
     def __post_init__(self) -> None:
-        self.folder, self.cache = Path(self.folder), Path(self.cache)
+        self.folder = Path(self.folder)
         self.rankings = Rankings(self.folder, RECORD_VERSION)
 
     @property
@@ -115,9 +125,10 @@ class Study:
         A tokenizer trained from scratch reads all texts of the recipe, whatever phases are trained now.
         """
         check_reporters(self.recipe.reporters)
-        backend(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # told now if the one asked for cannot
+        tell_refused(refused(torch.device(get_device_name())), self.show.say)
         phases = {name: self.recipe.phases[name] for chain in chains for name in chain}
         names = {source for phase in phases.values() for source in phase.sources}
+        used = frozenset(names)
         base, seen = self.recipe.model.base, agree((self.folder / "base.json").is_file())
         self._settle_base()
         if base is not None:
@@ -133,6 +144,8 @@ class Study:
         names |= {spec.source for spec in self.recipe.collections.values() if isinstance(spec, HeldOut)}
         for name, phase in phases.items():
             share(phase.global_batch_size, f"phases.{name}.global_batch_size")
+        self.disk = disk_for(self.recipe, self.folder, chains, used | {root_of(self.recipe, name) for name in names})
+        check_disk(self.disk, self.folder, self.show.say)
         self.prepare_sources(names)
         for name, phase in phases.items():
             known = [self.sources[source].parts for source in phase.sources if source in self.sources]
@@ -164,11 +177,24 @@ class Study:
     def prepare_sources(self, names: set[str]) -> None:
         """Read the files, data sets or docstrings that these sources are made of."""
         roots = {root_of(self.recipe, name) for name in names}
+        cache = self._docstring_cache(roots)
         for name in (name for name in self.recipe.sources if name in roots):
-            make = partial(prepare_source, name, self.recipe, self.data, self.cache)
+            make = partial(prepare_source, name, self.recipe, self.data, cache)
             self.sources[name] = self._make(f"data: {name}", name, make)
             for told in peculiarities(self.sources[name].record):
                 self.show.say(f"source {name}: {told}")
+
+    def _docstring_cache(self, roots: set[str]) -> Path:
+        if self.cache is not None:
+            return Path(self.cache)
+        if (user := user_cache()) is not None:
+            return user / "docstrings"
+        if any(isinstance(self.recipe.sources[name], Docstrings) and not self.is_made(name) for name in roots):
+            self.show.say(
+                f"docstrings: the user's cache cannot be written (XDG_CACHE_HOME names another), so {self.data} keeps "
+                "what is parsed, for this study alone"
+            )
+        return self.data / "docstrings"
 
     def prepare_validation(self) -> list[Collection]:
         """The small collections that training is judged on, chosen at first use."""
@@ -194,8 +220,8 @@ class Study:
             return load_beir(self.sources[spec.source].folder / f"held-out-{name}", name=name)
         rules = Rules(spec.exclude_self, spec.on_missing)
         if isinstance(spec, Beir):
-            return load_beir(Path(spec.path).expanduser(), spec.split, name, rules)
-        folder = Path(spec.path).expanduser()
+            return load_beir(Path(os.path.expanduser(spec.path)), spec.split, name, rules)
+        folder = Path(os.path.expanduser(spec.path))
         return replace(
             load_hub(str(folder) if folder.is_dir() else spec.path, spec.split, spec.revision, rules), name=name
         )
@@ -220,7 +246,7 @@ class Study:
         model = self.recipe.model
         asked = model.asked() | {"dim": self.dim}
         if model.base is not None:
-            folder = Path(model.base).expanduser()
+            folder = Path(os.path.expanduser(model.base))
             if not folder.is_dir():
                 commit = self.commit()
                 return fingerprint(RECORD_VERSION, asked | ({"revision": commit} if commit else {}))
@@ -286,7 +312,7 @@ class Study:
         base, options = self.recipe.model.base, self._base_options()
         if base is None:
             return FROM_SCRATCH
-        folder, path = Path(base).expanduser(), self.folder / "base.json"
+        folder, path = Path(os.path.expanduser(base)), self.folder / "base.json"
         files = folder_fingerprints(folder, self.data) if folder.is_dir() else None
         of = fingerprint(RECORD_VERSION, options, files or base)
         if path.is_file() and (known := read_json(path)).pop("of") == of:
@@ -299,7 +325,7 @@ class Study:
 
     def _base_options(self) -> dict[str, Any]:
         model = self.recipe.model
-        revision = None if Path(str(model.base)).expanduser().is_dir() else self.commit() or model.revision
+        revision = None if Path(os.path.expanduser(str(model.base))).is_dir() else self.commit() or model.revision
         options = {"revision": revision, "trust_remote_code": model.trust_remote_code}
         return {key: value for key, value in options.items() if value}
 
@@ -334,7 +360,7 @@ class Study:
         """The model before any phase (folder or Hub id) and options for loading it; made now if it is from scratch."""
         model = self.recipe.model
         if model.base is not None:
-            base = Path(model.base).expanduser()
+            base = Path(os.path.expanduser(model.base))
             return (str(base) if base.is_dir() else model.base), self._base_options()
         folder = self.folder / "phases" / f"start-{self.start_id()}"
         made_by_main(lambda: folder if folder.is_dir() else self._write_start(folder), lambda _: None)

@@ -11,18 +11,24 @@ from typing import Any
 
 import torch
 
-from colbert_zero.maxsim.scores import backend, can_score
+from colbert_zero.maxsim.backends import can_score, refused, wanted
 from colbert_zero.models.checkpoints import Encoder
+from colbert_zero.processes import gather_objects
 
 
 def machine_of(model: Encoder) -> dict[str, Any]:
-    """What this host would do: device, host, torch, threads a process, and what computes MaxSim and attention."""
+    """What this host would do: device, host, torch, threads a process, and what computes MaxSim and attention.
+
+    All processes call it, and all score alike: with a backend that is right on every one's device.
+    """
+    faults = {name: found for of_one in gather_objects(refused(model.device)) for name, found in of_one.items()}
     return {
         "device": str(model.device),
         "host": socket.gethostname(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "maxsim": backend(model.device),
+        "maxsim": next(name for name in wanted(model.device) if name not in faults),
+        "maxsim_refused": faults,
         "attention": _transformer(model).config._attn_implementation,
     }
 

@@ -19,7 +19,7 @@ from colbert_zero.data.order import Order
 from colbert_zero.data.prepared import Part
 from colbert_zero.errors import ColbertZeroError, Diverged, Stopped
 from colbert_zero.files import atomic_folder, write_json
-from colbert_zero.maxsim.scores import scoring_with
+from colbert_zero.maxsim.backends import scoring_with, tell_refused
 from colbert_zero.models.checkpoints import Encoder
 from colbert_zero.models.encoders import assemble, save_model, tokeniser
 from colbert_zero.processes import agree, average_gradients, from_main, is_main, share, sums, wait, world_size
@@ -121,6 +121,7 @@ def train_phase(
     trained = nn.ModuleDict({"model": model, "objective": objective}).train()
     optimizer, schedule = optimizer_of(trained, spec, steps)
     precision, machine = precision_of(spec, model.device), machine_of(model)
+    tell_refused(machine["maxsim_refused"], say)
     log = Log(steps, 1 if model.device.type == "cuda" else machine["threads"], takers, say)
     seed_process(training.seed)
     if model.device.type == "cuda":

@@ -32,7 +32,9 @@ class Machine(_Record):
     threads: int
     """Of each process."""
     maxsim: str
-    """What computed MaxSim: torch, triton, late-interaction-kernels."""
+    """What computed MaxSim: torch, triton, late-interaction-kernels, plain."""
+    maxsim_refused: dict[str, str] = {}
+    """What would have computed it, and what was wrong with it on a small case on this device."""
     attention: str
     """What computed attention: sdpa, eager, flash_attention_2, …"""
 
