@@ -128,6 +128,7 @@ def assemble(
     seed: int,
     phase: str,
     allow_prompt_mismatch: bool = False,
+    new_projection: str = "random",
     **options: Any,
 ) -> Encoder:
     """The model a phase starts from.
@@ -142,6 +143,7 @@ def assemble(
         seed: Of the projection's random weights.
         phase: Named in errors.
         allow_prompt_mismatch: Do not compare the prompts with those of the start.
+        new_projection: `random`, or `orthogonal`: orthonormal rows (columns, where `dim` is above the encoder's width).
         options: `attn_implementation`; `revision` and `trust_remote_code` for the Hub.
 
     Raises:
@@ -167,7 +169,7 @@ def assemble(
     }
     if representation == "dense":
         return _padded(_dense(start, prompts, f"phases.{phase}: the start {base!r}"))
-    projection = start.projection or _new_projection(transformer.get_embedding_dimension(), dim, seed)
+    projection = start.projection or _new_projection(transformer.get_embedding_dimension(), dim, seed, new_projection)
     if projection.out_features != dim:
         raise ColbertZeroError(
             f"model.dim: {dim}, but {base!r} has token vectors of {projection.out_features}; make them equal"
@@ -226,11 +228,14 @@ def _dense(start: _Start, prompts: dict[str, str], whose: str) -> SentenceTransf
     return SentenceTransformer(modules=modules, prompts=prompts, similarity_fn_name=similarity)
 
 
-def _new_projection(hidden: int, dim: int, seed: int) -> Dense:
-    """A linear projection of token vectors, without bias, with random weights."""
+def _new_projection(hidden: int, dim: int, seed: int, kind: str) -> Dense:
+    """A linear projection of token vectors, without bias, with random or orthogonal weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Dense(hidden, dim, False, torch.nn.Identity(), module_input_name="token_embeddings")
+        projection = Dense(hidden, dim, False, torch.nn.Identity(), module_input_name="token_embeddings")
+        if kind == "orthogonal":
+            torch.nn.init.orthogonal_(projection.linear.weight)
+        return projection
 
 
 def _padded(model: Encoder) -> Encoder:

@@ -39,6 +39,9 @@ class Model(Entry):
     """Entries of the byte-level BPE tokenizer trained on the recipe's sources; for `architecture` only."""
     dim: Int = Field(128, ge=1)
     """Width of a token vector after the projection (linear, without bias)."""
+    start: Annotated[Literal["random", "orthogonal"], Neutral("random")] = "random"
+    """A new projection's weights. Orthonormal rows keep a pre-trained encoder's geometry: all of it where `dim` is its
+    width, most of it below."""
     attention: Literal["sdpa", "flash_attention_2"] | None = None
     """How the encoder attends; `flash_attention_2` needs CUDA and bfloat16, and encodes without padding."""
     trust_remote_code: bool = False

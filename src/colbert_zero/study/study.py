@@ -288,6 +288,7 @@ class Study:
             order=order,
             steps=steps_of(spec, order),
             dim=self.recipe.model.dim,
+            projection=self.recipe.model.start,
             options=options,
         )
         validate = partial(validation.validate, collections=self.prepare_validation()) if spec.evaluate_every else None

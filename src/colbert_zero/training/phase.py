@@ -107,6 +107,7 @@ def train_phase(
         training.seed,
         training.name,
         spec.allow_prompt_mismatch,
+        training.projection,
         **training.options,
     )
     batches = Batches(parts, training.order, tokeniser(model), steps, spec.negatives)

@@ -24,6 +24,7 @@ class Training:
         order: Of the data.
         steps: Optimiser steps.
         dim: Width of a token vector.
+        projection: What a new projection's weights are, `model.start`.
         options: `attn_implementation`; `revision` and `trust_remote_code` of a Hub start.
     """
 
@@ -38,4 +39,5 @@ class Training:
     order: Order
     steps: int
     dim: int
+    projection: str = "random"
     options: dict[str, Any] = field(default_factory=dict)
