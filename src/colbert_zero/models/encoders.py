@@ -188,6 +188,7 @@ def assemble(
     phase: str,
     allow_prompt_mismatch: bool = False,
     new_head: bool = False,
+    new_projection: str = "random",
     **options: Any,
 ) -> Encoder:
     """The model a phase starts from.
@@ -203,6 +204,7 @@ def assemble(
         phase: Named in errors.
         allow_prompt_mismatch: Do not compare prompts and markers with those of the start.
         new_head: Put a new head in place of the start's own.
+        new_projection: `random`, or `orthogonal`: orthonormal rows (columns, where `dim` is above the encoder's width).
         options: `attn_implementation`; `revision` and `trust_remote_code` for the Hub.
 
     Raises:
@@ -233,7 +235,7 @@ def assemble(
     if kept:
         check_dim(own, dim, base)
     else:
-        projection = _new_projection(transformer.get_embedding_dimension(), dim, seed)
+        projection = _new_projection(transformer.get_embedding_dimension(), dim, seed, new_projection)
         modules += [projection, MultiVectorMask(), Normalize(module_input_name="token_embeddings")]
     return _padded(MultiVectorEncoder(modules=modules, prompts=prompts, similarity_fn_name=similarity))
 
@@ -290,11 +292,14 @@ def _set_prompts_and_lengths(
     return prompts
 
 
-def _new_projection(hidden: int, dim: int, seed: int) -> Dense:
-    """A linear projection of token vectors, without bias, with random weights."""
+def _new_projection(hidden: int, dim: int, seed: int, kind: str) -> Dense:
+    """A linear projection of token vectors, without bias, with random or orthogonal weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Dense(hidden, dim, False, torch.nn.Identity(), module_input_name="token_embeddings")
+        projection = Dense(hidden, dim, False, torch.nn.Identity(), module_input_name="token_embeddings")
+        if kind == "orthogonal":
+            torch.nn.init.orthogonal_(projection.linear.weight)
+        return projection
 
 
 def _padded(model: Encoder) -> Encoder:

@@ -43,6 +43,9 @@ class Model(Entry):
     head: Annotated[Literal["new"] | None, Neutral(None)] = None
     """Unset, a first phase of the base's kind keeps its head: its projections, or its pooling and what follows. `new`
     puts a new one in its place: a linear projection without bias, or mean pooling."""
+    start: Annotated[Literal["random", "orthogonal"], Neutral("random")] = "random"
+    """A new projection's weights. Orthonormal rows keep a pre-trained encoder's geometry: all of it where `dim` is its
+    width, most of it below."""
     attention: Literal["sdpa", "flash_attention_2"] | None = None
     """How the encoder attends; `flash_attention_2` needs CUDA and bfloat16, and encodes without padding."""
     trust_remote_code: bool = False

@@ -114,6 +114,7 @@ def train_phase(
         training.name,
         spec.allow_prompt_mismatch,
         training.new_head,
+        training.projection,
         **training.options,
     )
     batches = Batches(parts, training.order, tokeniser(model), steps, spec.negatives)
