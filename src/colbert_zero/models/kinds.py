@@ -93,8 +93,8 @@ def trainable_kind(path: str, revision: str | None = None, whose: str = "") -> K
     names = [module.rpartition(".")[2] for module in _signs(path, revision).modules]
     if names and not names[0].endswith("Transformer"):
         raise ColbertZeroError(
-            f"{whose}{path!r} begins with {short(names[0])}, and a phase trains a transformer; name a checkpoint "
-            "whose modules.json begins with one"
+            f"{whose}{path!r} begins with a {short(names[0])}; only one encoder for queries and documents, of "
+            "transformers, can be trained on"
         )
     return kind
 
