@@ -38,6 +38,10 @@ EQUAL = {
         pairs(document=lambda n: PREFIX * 2 + WORDS[n]),
         "one.document_tokens: all 8 documents .* 16 tok",
     ),
+    "queries unknown": (
+        pairs(query=lambda n: f"{n + 1}"),
+        "one.sources: the tokenizer makes the same tokens of all 8 d",
+    ),
     "queries": (pairs(query=lambda n: "lift"), "one.sources: all 8 queries looked at are the same text"),
     "documents": (pairs(document=lambda n: "lift"), "one.sources: all 8 documents looked at are the same text"),
     "candidates": (candidates(lambda n: WORDS[n], lambda n: "lift"), "one.sources: all 16 documents .* the same text"),

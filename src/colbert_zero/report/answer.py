@@ -157,9 +157,9 @@ def _layers(records: Records, pipelines: list[str]) -> list[tuple[str, str]]:
             text, little = f"{name}: {added(layers)}", add_little(layers)
             if little:
                 text += (
-                    f". They are not shown to add {points(WORTH)}: what is compared here are token embeddings with "
-                    "learned weights, hardly encoders. Take the answer for that, or train longer, on more data, or "
-                    "from a pre-trained encoder"
+                    f". They are not shown to add {points(WORTH)}: token embeddings by themselves may give this "
+                    "score, and the study then says little of encoders. Train longer, on more data, or from a pre-trained "
+                    "encoder, to learn about those"
                 )
             found.append(("Embeddings alone" if little else "Layers", f"{text}."))
     return found

@@ -26,5 +26,5 @@ def added(layers: dict[str, Any]) -> str:
 
 def told(layers: dict[str, Any]) -> str:
     """The line at the end of a training."""
-    little = ". They are not shown to add a point: token embeddings do the work" if add_little(layers) else ""
+    little = ". They are not shown to add a point" if add_little(layers) else ""
     return f"{added(layers)} ({duration(layers['seconds'])}){little}"

@@ -88,7 +88,7 @@ def train_phase(
         >>> from colbert_zero.recipe.schema import Phase
         >>> from colbert_zero.training.training import Training
         >>> from colbert_zero.training.phase import order_of_parts
-        >>> pairs = [{"query": f"lift {n}", "document": f"drag {n}", "negatives": []} for n in range(8)]
+        >>> pairs = [{"query": f"lift {x}", "document": f"drag {x}", "negatives": []} for x in "abcdefgh"]
         >>> parts = {"wings/all": ArrowPart("wings/all", Dataset.from_list(pairs), None)}
         >>> spec = Phase(
         ...     representation="multi-vector", objective="contrastive", sources=["wings"], global_batch_size=4,

@@ -116,6 +116,11 @@ def _equal(training: Training, task: Task, sampled: dict[str, Sampled]) -> str:
             f"phases.{training.name}.sources: all {count:,} {_PLURAL[task]} looked at are the same text ({names}); "
             f"{nothing}. Check which column is the {task}"
         )
+    if not any(sample.cut for sample in sampled.values()):
+        return (
+            f"phases.{training.name}.sources: the tokenizer makes the same tokens of all {count:,} different "
+            f"{_PLURAL[task]} looked at ({names}); {nothing}. Take a base whose tokenizer knows their language"
+        )
     tokens = getattr(training.alignment, f"{task}_tokens")
     return (
         f"phases.{training.name}.{task}_tokens: all {count:,} {_PLURAL[task]} looked at are equal once cut to {tokens} "
