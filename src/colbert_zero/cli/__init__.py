@@ -10,7 +10,7 @@ from types import ModuleType
 import typer
 
 from colbert_zero import launcher
-from colbert_zero.cli import data, model, recipes, study
+from colbert_zero.cli import data, doctor, model, recipes, study
 from colbert_zero.errors import STOPPED, ColbertZeroError, ProcessLost, Stopped
 from colbert_zero.terminal import console, stderr
 
@@ -23,7 +23,16 @@ app = typer.Typer(
     "Start with:  [bold]colbert-zero run quickstart[/bold]",
 )
 app.add_typer(recipes.recipes_app, name="recipes")
-for command in (study.run, study.train, study.sweep, model.evaluate, data.data, study.report, recipes.schema):
+for command in (
+    study.run,
+    study.train,
+    study.sweep,
+    model.evaluate,
+    data.data,
+    study.report,
+    doctor.doctor,
+    recipes.schema,
+):
     app.command()(command)
 
 
