@@ -194,7 +194,7 @@ def test_a_finished_study_asks_for_its_base_no_more_and_another_in_its_place_is_
     make(tmp_path / "base", backbone)
     train(one_phase(tmp_path, tmp_path / "base", "dense"))
     read = []
-    monkeypatch.setattr("colbert_zero.study.study.read_own", lambda *_, **__: read.append(1) or FROM_SCRATCH)
+    monkeypatch.setattr("colbert_zero.study.bases.read_own", lambda *_, **__: read.append(1) or FROM_SCRATCH)
     train(one_phase(tmp_path, tmp_path / "base", "dense"))
     assert not read
     config = tmp_path / "base" / "1_Pooling" / "config.json"
@@ -207,7 +207,7 @@ def test_a_base_that_has_another_encoder_for_queries_is_refused(backbone, tmp_pa
     encoders = [Transformer(str(backbone)) for _ in "qd"]
     modules = [Router.for_query_document([encoders[0]], [encoders[1]]), Pooling(32, pooling_mode="mean")]
     SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(tmp_path / "base"))
-    with pytest.raises(ColbertZeroError, match=r"begins with a Router; only one encoder for queries and documents"):
+    with pytest.raises(ColbertZeroError, match=r"begins with Router, and a phase trains a transformer"):
         one_phase(tmp_path, tmp_path / "base", "dense").prepare([("one",)])
 
 

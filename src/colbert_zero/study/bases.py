@@ -1,15 +1,20 @@
-"""Which commit of a Hub base a study trains from: the one its first run found, whatever the branch does meanwhile."""
+"""A study's base: which commit of the Hub's it is, whatever the branch does meanwhile, and what it has of its own."""
 
+import os
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from colbert_zero.data.sources import folder_fingerprints
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.files import read_json, write_json
-from colbert_zero.models.bases import commit_on_hub, find, is_commit, is_hub_id
+from colbert_zero.files import fingerprint, read_json, write_json
+from colbert_zero.models.alignment import FROM_SCRATCH, Own
+from colbert_zero.models.bases import check_base, commit_on_hub, find, is_commit, is_hub_id
+from colbert_zero.models.encoders import read_own
 from colbert_zero.recipe.schema import Model
 
-_RECORD = "commits.json"
+_RECORD, _OWN = "commits.json", "base.json"
 
 
 def name_of(model: Model) -> str:
@@ -100,3 +105,44 @@ def _read(folder: Path) -> dict[str, Any]:
     ):
         raise ColbertZeroError(f"{path}: not what this program writes; delete it, and the Hub is asked again")
     return known
+
+
+# ---- What it has of its own
+
+
+def place_of(base: str) -> str:
+    """A base's folder, or its Hub id."""
+    folder = os.path.expanduser(base)
+    return folder if os.path.isdir(folder) else base
+
+
+def options_of(model: Model, commit: str | None) -> dict[str, Any]:
+    """What a base is loaded with."""
+    folder = os.path.isdir(place_of(str(model.base)))
+    options = {"revision": None if folder else commit or model.revision, "trust_remote_code": model.trust_remote_code}
+    return {key: value for key, value in options.items() if value}
+
+
+def own_of(model: Model, commit: str | None, folder: Path, data: Path) -> Own:
+    """What a base has of its own: read once, and kept in the study's folder.
+
+    Args:
+        model: The recipe's entry.
+        commit: Of a Hub base.
+        folder: The study's.
+        data: Where checksums of files are kept.
+
+    Raises:
+        ColbertZeroError: The base cannot be had, or is none.
+    """
+    if model.base is None:
+        return FROM_SCRATCH
+    place, options, path = place_of(model.base), options_of(model, commit), folder / _OWN
+    of = fingerprint(options, folder_fingerprints(Path(place), data) if os.path.isdir(place) else place)
+    if path.is_file() and (known := read_json(path)).pop("of") == of:
+        return Own(**known)
+    check_base(model.base, commit, model.trust_remote_code)
+    own = read_own(place, **options)
+    if folder.is_dir():
+        write_json(path, {"of": of, **asdict(own)})
+    return own

@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,11 +21,10 @@ from colbert_zero.evaluation import validation
 from colbert_zero.evaluation.layers import layers_add
 from colbert_zero.evaluation.ranking import rank
 from colbert_zero.evaluation.runs import PerQuery, Run
-from colbert_zero.files import fingerprint, read_json, write_json
+from colbert_zero.files import fingerprint, read_json
 from colbert_zero.maxsim.backends import refused, tell_refused
 from colbert_zero.models.alignment import (
     DIM,
-    FROM_SCRATCH,
     MARKERS,
     TASKS,
     Alignment,
@@ -37,7 +36,6 @@ from colbert_zero.models.alignment import (
 )
 from colbert_zero.models.bases import check_base, go_offline
 from colbert_zero.models.checkpoints import Encoder, load_model
-from colbert_zero.models.encoders import read_own
 from colbert_zero.models.scratch import check_architecture
 from colbert_zero.processes import agree, appears, from_main, is_main, made_by_main, share
 from colbert_zero.recipe.data import Beir, CollectionSpec, Docstrings, HeldOut, Mined, Scored
@@ -305,29 +303,10 @@ class Study:
     @cached_property
     def own(self) -> Own:
         """What the base has of its own. Read once, and kept in base.json: a finished study needs no network."""
-        own: Own = from_main(self._read_own() if is_main() else None)
+        own: Own = from_main(
+            bases.own_of(self.recipe.model, self.commit(), self.folder, self.data) if is_main() else None
+        )
         return own
-
-    def _read_own(self) -> Own:
-        base, options = self.recipe.model.base, self._base_options()
-        if base is None:
-            return FROM_SCRATCH
-        folder, path = Path(os.path.expanduser(base)), self.folder / "base.json"
-        files = folder_fingerprints(folder, self.data) if folder.is_dir() else None
-        of = fingerprint(RECORD_VERSION, options, files or base)
-        if path.is_file() and (known := read_json(path)).pop("of") == of:
-            return Own(**known)
-        check_base(base, self.commit(), self.recipe.model.trust_remote_code)
-        own = read_own(str(folder) if folder.is_dir() else base, **options)
-        if self.folder.is_dir():
-            write_json(path, {"of": of, **asdict(own)})
-        return own
-
-    def _base_options(self) -> dict[str, Any]:
-        model = self.recipe.model
-        revision = None if Path(os.path.expanduser(str(model.base))).is_dir() else self.commit() or model.revision
-        options = {"revision": revision, "trust_remote_code": model.trust_remote_code}
-        return {key: value for key, value in options.items() if value}
 
     # ---- Making what is missing
 
@@ -360,8 +339,7 @@ class Study:
         """The model before any phase (folder or Hub id) and options for loading it; made now if it is from scratch."""
         model = self.recipe.model
         if model.base is not None:
-            base = Path(os.path.expanduser(model.base))
-            return (str(base) if base.is_dir() else model.base), self._base_options()
+            return bases.place_of(model.base), bases.options_of(model, self.commit())
         folder = self.folder / "phases" / f"start-{self.start_id()}"
         made_by_main(lambda: folder if folder.is_dir() else self._write_start(folder), lambda _: None)
         return str(folder), {}
