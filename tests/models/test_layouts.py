@@ -207,7 +207,7 @@ def test_a_base_that_has_another_encoder_for_queries_is_refused(backbone, tmp_pa
     encoders = [Transformer(str(backbone)) for _ in "qd"]
     modules = [Router.for_query_document([encoders[0]], [encoders[1]]), Pooling(32, pooling_mode="mean")]
     SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(tmp_path / "base"))
-    with pytest.raises(ColbertZeroError, match=r"begins with Router, and a phase trains a transformer"):
+    with pytest.raises(ColbertZeroError, match=r"begins with a Router; only one encoder for queries and documents"):
         one_phase(tmp_path, tmp_path / "base", "dense").prepare([("one",)])
 
 
