@@ -117,8 +117,10 @@ class Study:
         names |= {spec.source for spec in self.recipe.collections.values() if isinstance(spec, HeldOut)}
         for phase in dict.fromkeys(name for chain in chains for name in chain):
             share(self.recipe.phases[phase].global_batch_size, f"phases.{phase}.global_batch_size")
-        self.disk = disk_for(self.recipe, self.folder, chains, used | {root_of(self.recipe, name) for name in names})
-        check_disk(self.disk, self.folder, self.show.say)
+        if self.disk is None:
+            roots = {root_of(self.recipe, name) for name in names}
+            self.disk = disk_for(self.recipe, self.folder, chains, used | roots)
+            check_disk(self.disk, self.folder, self.show.say)
         self.prepare_sources(names)
         for phase in dict.fromkeys(name for chain in chains for name in chain):
             known = [self.sources[name].parts for name in self.recipe.phases[phase].sources if name in self.sources]
