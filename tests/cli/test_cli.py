@@ -24,7 +24,7 @@ def test_every_command_is_in_the_help_and_teaches_by_example(command):
 
 def test_recipes_are_listed_a_line_each_and_shown_as_they_are(command):
     lines = command("recipes")[1].splitlines()
-    assert [line.split()[0] for line in lines] == ["quickstart", "smoke"]
+    assert [line.split()[0] for line in lines] == ["quickstart", "small", "smoke"]
     assert command("recipes", "show", "smoke")[1] == (RECIPES / "smoke.yaml").read_text()
     code, _, error = command("recipes", "show", "../pyproject")
     assert code == 2

@@ -174,8 +174,11 @@ def test_a_full_disk_stops_training_with_the_checkpoint_before_whole_and_room_le
     (tmp_path / "out").mkdir()
     train = " ".join(TRAIN)
     script = f"""
-        mount -t tmpfs -o size=3m tmpfs out
+        mount -t tmpfs -o size=40m tmpfs out
+        # Large enough at first, by what is needed about; then another fills it.
+        (until ls out/phases/*.unfinished/step-3; do sleep 0.02; done; cat /dev/zero > out/full) 2> /dev/null > ls.txt &
         {train} > first.txt 2>&1; echo $? >> first.txt
+        wait; rm out/full
         ls out/phases/*.unfinished > kept.txt
         mount -o remount,size=300m out
         {train} > second.txt 2>&1; echo $? >> second.txt

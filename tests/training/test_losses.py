@@ -101,7 +101,8 @@ def gradient_of(model):
 
 def assert_same_gradient(found, expected):
     assert found.shape == expected.shape
-    assert (found - expected).norm() <= 1e-5 * expected.norm()
+    # float32 on both sides: processors without AVX-512 differ by 1.1e-5.
+    assert (found - expected).norm() <= 3e-5 * expected.norm()
 
 
 @pytest.fixture(params=["tiny_multi_vector", "tiny_dense"])

@@ -151,3 +151,10 @@ def test_a_record_counts_what_was_computed_also_through_a_resume(tmp_path):
     assert {key: record[key] for key in ("warmup", "weight_decay", "max_gradient_norm")} == {
         "warmup": 0.05, "weight_decay": 0.01, "max_gradient_norm": 1.0,
     }  # fmt: skip
+
+
+def test_all_processes_score_with_what_is_right_on_every_ones_device(tiny_multi_vector, monkeypatch):
+    of_two = [{}, {"torch": "fails with RuntimeError: no code for this device"}]
+    monkeypatch.setattr("colbert_zero.training.machine.gather_objects", lambda own: of_two)
+    machine = machine_of(tiny_multi_vector)
+    assert (machine["maxsim"], machine["maxsim_refused"]) == ("plain", of_two[1])

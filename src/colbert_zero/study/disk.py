@@ -85,9 +85,11 @@ def check_disk(found: Disk, folder: Path, say: Callable[[str], None]) -> None:
 
 def _kept(phase: Phase) -> int:
     """Checkpoints of a phase that are on the disk at once, at most: an old one goes when the new one is whole."""
-    if phase.evaluate_every:
-        return phase.keep_checkpoints + 2  # the best one as well
-    return 0 if phase.steps and phase.steps <= phase.checkpoint_every else phase.keep_checkpoints + 1
+    kept = phase.keep_checkpoints + (2 if phase.evaluate_every else 1)  # the best one as well
+    if phase.steps is None:
+        return kept
+    ever = (phase.steps - 1) // phase.checkpoint_every
+    return min(kept, ever + phase.steps // phase.evaluate_every if phase.evaluate_every else ever)
 
 
 def _parameters(model: Model) -> int | None:

@@ -142,8 +142,10 @@ class Study:
         names |= {spec.source for spec in self.recipe.collections.values() if isinstance(spec, HeldOut)}
         for name, phase in phases.items():
             share(phase.global_batch_size, f"phases.{name}.global_batch_size")
-        self.disk = disk_for(self.recipe, self.folder, chains, used | {root_of(self.recipe, name) for name in names})
-        check_disk(self.disk, self.folder, self.show.say)
+        if self.disk is None:
+            roots = {root_of(self.recipe, name) for name in names}
+            self.disk = disk_for(self.recipe, self.folder, chains, used | roots)
+            check_disk(self.disk, self.folder, self.show.say)
         self.prepare_sources(names)
         for name, phase in phases.items():
             known = [self.sources[source].parts for source in phase.sources if source in self.sources]
@@ -394,7 +396,7 @@ class Study:
             options=options,
         )
         validate = partial(validation.validate, collections=self.prepare_validation()) if spec.evaluate_every else None
-        layers = partial(self._layers_add, chain) if self.recipe.validation.layers else None
+        layers = partial(self._layers_add, chain) if self.recipe.validation.layers and self.collections else None
         reporters = self.recipe.reporters if is_main() else []
         with (
             self.show.bar(" → ".join(chain), training.steps) as advance,

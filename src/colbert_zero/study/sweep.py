@@ -189,6 +189,7 @@ def _prepare(sweep: Sweep, chains: list[tuple[str, ...]], base: "Study") -> list
             study.validation = shared[data].validation
         else:
             study.prepare(nodes)
+            base.disk = study.disk  # looked at once, not at every point
             study.prepare_validation()
             shared[data] = study
         try:
