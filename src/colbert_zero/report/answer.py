@@ -158,8 +158,8 @@ def _layers(records: Records, pipelines: list[str]) -> list[tuple[str, str]]:
             if little:
                 text += (
                     f". They are not shown to add {points(WORTH)}: token embeddings by themselves may give this "
-                    "score, and the study then says little of encoders. Train longer, on more data, or from a pre-trained "
-                    "encoder, to learn about those"
+                    "score, and the study then says little of encoders. Train longer, on more data, or from a "
+                    "pre-trained encoder, to learn about those"
                 )
             found.append(("Embeddings alone" if little else "Layers", f"{text}."))
     return found
