@@ -42,6 +42,9 @@ def test_the_need_is_of_models_checkpoints_and_data(tmp_path, parameters):
     assert found.data == size
     phases = data(tmp_path)["phases"]
     phases["unsupervised"] |= {"checkpoint_every": 2, "keep_checkpoints": 3}
+    # 6 steps have two, after 2 and 4; 60 steps have those that are kept, and the next one beside them.
+    assert needed(tmp_path, phases=phases).checkpoints == pytest.approx(parameters * (2 * 4 + 2 * 12), rel=0.02)
+    phases["unsupervised"] |= {"steps": 60}
     assert needed(tmp_path, phases=phases).checkpoints == pytest.approx(parameters * (2 * 4 + 4 * 12), rel=0.02)
     phases["unsupervised"] |= {"evaluate_every": 2}
     assert needed(tmp_path, phases=phases).checkpoints == pytest.approx(parameters * (2 * 4 + 5 * 12), rel=0.02)
