@@ -197,6 +197,12 @@ def test_a_finished_study_asks_for_its_base_no_more_and_another_in_its_place_is_
     monkeypatch.setattr("colbert_zero.study.bases.read_own", lambda *_, **__: read.append(1) or FROM_SCRATCH)
     train(one_phase(tmp_path, tmp_path / "base", "dense"))
     assert not read
+    known = tmp_path / "out" / "base.json"
+    for damaged in ("", "[]", '{"of": 3}', known.read_text().replace("words", "wards")):
+        known.write_text(damaged)
+        assert one_phase(tmp_path, tmp_path / "base", "dense").own == FROM_SCRATCH
+    assert len(read) == 4
+    read.clear()
     config = tmp_path / "base" / "1_Pooling" / "config.json"
     config.write_text(config.read_text().replace("mean", "max"))
     assert one_phase(tmp_path, tmp_path / "base", "dense").own == FROM_SCRATCH

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -139,8 +140,9 @@ def own_of(model: Model, commit: str | None, folder: Path, data: Path) -> Own:
         return FROM_SCRATCH
     place, options, path = place_of(model.base), options_of(model, commit), folder / _OWN
     of = fingerprint(options, folder_fingerprints(Path(place), data) if os.path.isdir(place) else place)
-    if path.is_file() and (known := read_json(path)).pop("of") == of:
-        return Own(**known)
+    with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):  # not there, or damaged: read anew
+        if (known := read_json(path)).pop("of") == of:
+            return Own(**known)
     check_base(model.base, commit, model.trust_remote_code)
     own = read_own(place, **options)
     if folder.is_dir():
