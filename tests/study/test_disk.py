@@ -41,9 +41,11 @@ def test_the_need_is_of_models_checkpoints_and_data(tmp_path, parameters):
     assert found.checkpoints == pytest.approx(parameters * 2 * 4, rel=0.02)
     assert found.data == size
     phases = data(tmp_path)["phases"]
-    phases["unsupervised"] |= {"checkpoint_every": 2, "keep_checkpoints": 3}
-    assert needed(tmp_path, phases=phases).checkpoints == pytest.approx(parameters * (2 * 4 + 4 * 12), rel=0.02)
-    phases["unsupervised"] |= {"evaluate_every": 2}
+    for keep, at_once in ((1, 2), (9, 5)):
+        phases["unsupervised"] |= {"checkpoint_every": 1, "keep_checkpoints": keep}
+        found = needed(tmp_path, phases=phases)
+        assert found.checkpoints == pytest.approx(parameters * (2 * 4 + at_once * 12), rel=0.02)
+    phases["unsupervised"] |= {"evaluate_every": 2, "keep_checkpoints": 3}
     assert needed(tmp_path, phases=phases).checkpoints == pytest.approx(parameters * (2 * 4 + 5 * 12), rel=0.02)
     full = (("unsupervised",), ("unsupervised", "supervised"), ("unsupervised", "supervised", "distillation"))
     found = needed(tmp_path, full, ("pairs", "hard", "scored"))

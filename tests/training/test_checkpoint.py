@@ -174,10 +174,11 @@ def test_a_full_disk_stops_training_with_the_checkpoint_before_whole_and_room_le
     (tmp_path / "out").mkdir()
     train = " ".join(TRAIN)
     script = f"""
-        mount -t tmpfs -o size=3m tmpfs out
+        mount -t tmpfs -o size=50m tmpfs out
+        (until [ -e out/phases/unsupervised-*/step-2 ]; do sleep 0.05; done; cat /dev/zero > out/other) 2> full.txt &
         {train} > first.txt 2>&1; echo $? >> first.txt
         ls out/phases/*.unfinished > kept.txt
-        mount -o remount,size=300m out
+        rm out/other
         {train} > second.txt 2>&1; echo $? >> second.txt
         cp out/phases/unsupervised-*/phase.json .
     """

@@ -87,7 +87,8 @@ def _kept(phase: Phase) -> int:
     """Checkpoints of a phase that are on the disk at once, at most: an old one goes when the new one is whole."""
     if phase.evaluate_every:
         return phase.keep_checkpoints + 2  # the best one as well
-    return 0 if phase.steps and phase.steps <= phase.checkpoint_every else phase.keep_checkpoints + 1
+    written = (phase.steps - 1) // phase.checkpoint_every if phase.steps else phase.keep_checkpoints + 1
+    return min(written, phase.keep_checkpoints + 1)
 
 
 def _parameters(model: Model) -> int | None:
