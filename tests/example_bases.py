@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,24 +21,17 @@ Make = Callable[[Path, Path], None]
 """Writes a checkpoint to the first folder, made from the plain encoder in the second."""
 
 
-def dense(*head, prompts=None, similarity="cosine", **transformer) -> Make:
+def sentence_transformers(kind, *head, prompts=None, similarity=None, **transformer) -> Make:
     def make(folder, backbone):
         torch.manual_seed(5)
         modules = [Transformer(str(backbone), **transformer), *(module() for module in head)]
-        model = SentenceTransformer(modules=modules, prompts=prompts, similarity_fn_name=similarity, device="cpu")
+        model = kind(modules=modules, prompts=prompts, similarity_fn_name=similarity, device="cpu")
         model.save_pretrained(str(folder), create_model_card=False)
 
     return make
 
 
-def multi_vector(*head, prompts=None, similarity=None, **transformer) -> Make:
-    def make(folder, backbone):
-        torch.manual_seed(5)
-        modules = [Transformer(str(backbone), **transformer), *(module() for module in head)]
-        model = MultiVectorEncoder(modules=modules, prompts=prompts, similarity_fn_name=similarity, device="cpu")
-        model.save_pretrained(str(folder), create_model_card=False)
-
-    return make
+dense, multi_vector = (partial(sentence_transformers, kind) for kind in (SentenceTransformer, MultiVectorEncoder))
 
 
 def projection(width=32, dim=16, activation=torch.nn.Identity, **more):

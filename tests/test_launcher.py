@@ -61,13 +61,13 @@ def test_other_processes_without_the_way_to_them_are_refused_with_what_is_missin
     assert launcher.forget_left_overs() is None
     with pytest.raises(ColbertZeroError, match=wrong + ".*unset WORLD_SIZE"):
         options.is_first()
-    assert launcher.rank() == "0"  # which tells it
+    assert launcher.launched_rank() == "0"  # which tells it
 
 
 def test_a_launched_process_has_its_number(variables):
     variables(WHOLE)
     assert launcher.forget_left_overs() is None
-    assert (launcher.world(), launcher.rank(), options.is_first()) == (4, "2", False)
+    assert (launcher.world(), launcher.launched_rank(), options.is_first()) == (4, "2", False)
     variables({"RANK": "0"})
     assert options.is_first()
 

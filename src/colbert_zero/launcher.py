@@ -14,7 +14,7 @@ def world() -> int:
     return max(1, int(size)) if size.isdecimal() else 1
 
 
-def rank() -> str:
+def launched_rank() -> str:
     """This process's number among those that a launcher started."""
     return os.environ.get("RANK", "0") if world() > 1 and not half() else "0"
 

@@ -110,7 +110,7 @@ def fail(message: str) -> bool:
     """Tell the other processes why this one ends; returns whether it should print the message itself."""
     global _watch
     if _watch is None:
-        return launcher.rank() == "0"
+        return launcher.launched_rank() == "0"
     watch, _watch = _watch, None
     # A launcher ends the others as soon as one has failed; this one is ending already.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

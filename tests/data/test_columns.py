@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colbert_zero.data.columns import Reading, find, peculiarities
+from colbert_zero.data.columns import Reading, find_columns, peculiarities
 from colbert_zero.data.prepared import open_source
 from colbert_zero.data.rows import check_row
 from colbert_zero.data.sources import prepare_source
@@ -268,7 +268,7 @@ KEYS = st.sampled_from(["query", "anchor", "document", "positive", "pos", "neg",
 @given(st.lists(KEYS, unique=True, max_size=8))
 def test_every_column_has_at_most_one_use_and_none_is_forgotten(keys: list[str]) -> None:
     try:
-        found = find(tuple(keys), Columns())
+        found = find_columns(tuple(keys), Columns())
     except BadRow:
         return
     used = [column for columns in found.used().values() for column in columns]

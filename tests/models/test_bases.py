@@ -7,7 +7,7 @@ import time
 import pytest
 
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.models.bases import TIMEOUT_SECONDS, cached_commit, check_base, find, is_commit, is_hub_id
+from colbert_zero.models.bases import TIMEOUT_SECONDS, cached_commit, check_base, find_commit, is_commit, is_hub_id
 
 COMMIT = "a" * 40
 
@@ -26,7 +26,7 @@ def test_only_a_whole_hash_is_a_commit():
 
 def test_a_base_on_the_hub_is_checked_without_its_weights(hub, backbone):
     hub.repos["org/name"] = {COMMIT: backbone}
-    assert find("org/name", None) == (COMMIT, "")
+    assert find_commit("org/name", None) == (COMMIT, "")
     check_base("org/name", COMMIT)
     assert not any("resolve" in path and path.endswith(".safetensors") for path in hub.asked)
 
@@ -43,13 +43,13 @@ ANSWERS = {
 def test_what_the_hub_answers_is_one_message_with_the_mend(hub, answer, message):
     hub.answer = answer
     with pytest.raises(ColbertZeroError, match=message):
-        find("org/name", "v9")
+        find_commit("org/name", "v9")
     assert len(hub.asked) == 1, "asked once"
 
 
 def test_a_gated_models_commit_is_public_and_its_files_are_not(hub, backbone):
     hub.repos["org/name"] = {COMMIT: backbone}
-    commit, _ = find("org/name", None)
+    commit, _ = find_commit("org/name", None)
     hub.answer = (403, "GatedRepo")
     with pytest.raises(ColbertZeroError, match=r"'org/name' is gated; ask for access"):
         check_base("org/name", commit)
@@ -57,7 +57,7 @@ def test_a_gated_models_commit_is_public_and_its_files_are_not(hub, backbone):
 
 def test_a_name_that_the_hub_cannot_hold_is_told(hub):
     with pytest.raises(ColbertZeroError, match="no name that the Hub can hold"):
-        find("my--model..", None)
+        find_commit("my--model..", None)
 
 
 def test_a_hub_that_cannot_be_reached_is_told_at_once(hub):
@@ -66,7 +66,7 @@ def test_a_hub_that_cannot_be_reached_is_told_at_once(hub):
     with pytest.raises(
         ColbertZeroError, match=r"'org/name' is no folder here and not whole in the Hub's cache .* not answer"
     ):
-        find("org/name", None)
+        find_commit("org/name", None)
     assert time.monotonic() - begun < TIMEOUT_SECONDS
 
 
@@ -76,7 +76,7 @@ def test_a_hub_that_never_answers_is_waited_for_once(hub, monkeypatch):
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         begun = time.monotonic()
         with pytest.raises(ColbertZeroError, match=r"does not answer .*timed out"):
-            find("org/name", None)
+            find_commit("org/name", None)
     assert time.monotonic() - begun < 2
 
 
@@ -85,7 +85,7 @@ def test_offline_and_not_in_the_cache_is_told(hub, monkeypatch):
     with pytest.raises(
         ColbertZeroError, match=r"not whole in the Hub's cache .*, and the Hub is not asked .*; fetch it"
     ):
-        find("org/name", None)
+        find_commit("org/name", None)
 
 
 def snapshot(cache, name, commit, folder):
@@ -101,7 +101,7 @@ def test_offline_the_caches_commit_counts_and_it_must_be_there_whole(hub, monkey
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     files = snapshot(tmp_path / "cache", "org/name", COMMIT, backbone)
     assert cached_commit("org/name", None) == COMMIT
-    assert find("org/name", None) == (
+    assert find_commit("org/name", None) == (
         COMMIT,
         "the Hub is not asked (HF_HUB_OFFLINE is set, or it did not answer before)",
     )

@@ -61,7 +61,7 @@ def their_vectors(folder, representation):
 TEXTS = {"query": QUERIES, "document": DOCUMENTS}
 
 
-def equal(found, expected, *, up_to_length=False):
+def assert_same_vectors(found, expected, *, up_to_length=False):
     for one, other in zip(found, expected, strict=True):
         assert one.shape == other.shape
         if up_to_length:
@@ -74,11 +74,11 @@ def test_a_phase_of_learning_rate_0_changes_no_score_whatever_its_bases_layout(n
     make, representation = LAYOUTS[name]
     make(tmp_path / "base", backbone)
     expected = their_vectors(tmp_path / "base", representation)
-    equal(vectors(load_model(tmp_path / "base")), expected)
+    assert_same_vectors(vectors(load_model(tmp_path / "base")), expected)
     trained = train(one_phase(tmp_path, tmp_path / "base", representation))
     # A dense model that is scored by cosine is normalised by its phase, which changes no cosine.
-    equal(vectors(load_model(trained)), expected, up_to_length=name == "sentence-transformers, mean")
-    equal(vectors(load_model(trained)), their_vectors(trained, representation))
+    assert_same_vectors(vectors(load_model(trained)), expected, up_to_length=name == "sentence-transformers, mean")
+    assert_same_vectors(vectors(load_model(trained)), their_vectors(trained, representation))
 
 
 @pytest.mark.parametrize("name", [*DENSE, *PLAIN])

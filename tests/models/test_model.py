@@ -87,7 +87,7 @@ def test_a_multi_vector_phase_takes_the_encoder_of_a_dense_start(scratch, tmp_pa
 
 
 def test_an_orthogonal_projection_of_the_encoders_width_keeps_its_maxsim(scratch):
-    model = make(scratch, dim=16, new_projection="orthogonal")
+    model = make(scratch, dim=16, projection_start="orthogonal")
     texts = ["the lift of a wing", "a library lends books"]
     projected = encode(model, texts, "document").values
     with torch.no_grad():
@@ -99,7 +99,7 @@ def test_an_orthogonal_projection_of_the_encoders_width_keeps_its_maxsim(scratch
 
 @pytest.mark.parametrize("dim", [8, 24])
 def test_an_orthogonal_projection_has_orthonormal_rows_or_columns(scratch, dim):
-    weight = make(scratch, dim=dim, new_projection="orthogonal")[1].linear.weight.detach()
+    weight = make(scratch, dim=dim, projection_start="orthogonal")[1].linear.weight.detach()
     gram = weight @ weight.T if dim < 16 else weight.T @ weight
     torch.testing.assert_close(gram, torch.eye(min(dim, 16)), atol=1e-5, rtol=0)
     assert not torch.allclose(weight, make(scratch, dim=dim)[1].linear.weight)

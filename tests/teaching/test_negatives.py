@@ -6,12 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from colbert_zero.data.order import evenly_spaced
 from colbert_zero.data.prepared import Source, arrow_file, open_source
 from colbert_zero.data.rows import PAIRS, SCORED_TEXTS
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.models.bm25 import Bm25
 from colbert_zero.recipe.data import Mined
-from colbert_zero.teaching.derived import share_out, spread
+from colbert_zero.teaching.derived import share_out
 from colbert_zero.teaching.negatives import mine, told_of_random
 
 WORDS = ["wing", "lift", "drag", "panel", "heat", "flow", "speed", "wall", "body", "shock"]
@@ -90,7 +91,7 @@ def test_parts_keep_their_names_and_rows_and_are_spread_in_proportion(tmp_path: 
     assert source.record["parts"] == {"first": 20, "second": 11}
     assert source.record["rows"] == 31
     first = pairs.parts["pairs/first"]
-    assert [row[0] for row in rows_of(source)][:20] == first.read(spread(len(first), 20))["query"]
+    assert [row[0] for row in rows_of(source)][:20] == first.read(evenly_spaced(len(first), 20))["query"]
 
 
 def test_mining_twice_gives_the_same_and_the_second_time_is_only_opened(tmp_path: Path, pairs: Source) -> None:
@@ -143,7 +144,7 @@ def test_shares_add_up_and_are_within_one_of_the_proportion(rows: dict[str, int]
 @given(st.integers(1, 10_000), st.data())
 def test_spread_rows_are_distinct_and_even(size: int, data: st.DataObject) -> None:
     count = data.draw(st.integers(0, size))
-    rows = spread(size, count)
+    rows = evenly_spaced(size, count)
     assert len(rows) == count
     assert all(0 <= row < size for row in rows)
     gaps = {int(gap) for gap in rows[1:] - rows[:-1]}

@@ -8,30 +8,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colbert_zero.files import read_json
-from colbert_zero.training.losses import spread
+from colbert_zero.training.losses import normalised_entropy
 from helpers import data, study, write_rows
 
 
 def test_the_spread_is_the_entropy_over_the_most_it_can_be():
-    assert spread(torch.zeros(3, 5)) == pytest.approx(1)
-    assert spread(torch.eye(4) * 1000) == pytest.approx(0)
+    assert normalised_entropy(torch.zeros(3, 5)) == pytest.approx(1)
+    assert normalised_entropy(torch.eye(4) * 1000) == pytest.approx(0)
     three = torch.tensor([[0.0, math.log(2), -math.inf, 0.0]])
-    assert spread(three) == pytest.approx((0.5 * math.log(2) + 0.5 * math.log(4)) / math.log(3))
+    assert normalised_entropy(three) == pytest.approx((0.5 * math.log(2) + 0.5 * math.log(4)) / math.log(3))
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.integers(1, 6), st.integers(2, 9), st.floats(0.01, 100), st.integers(0, 9))
 def test_the_spread_lies_between_one_hot_and_flat(queries, documents, temperature, seed):
     logits = torch.randn(queries, documents, generator=torch.Generator().manual_seed(seed)) / temperature
-    assert -1e-6 <= spread(logits) <= 1 + 1e-6
+    assert -1e-6 <= normalised_entropy(logits) <= 1 + 1e-6
 
 
-def test_a_query_with_its_own_document_alone_has_no_spread():
+def test_a_query_with_its_own_document_alone_has_no_entropy():
     alone = torch.full((2, 3), -math.inf)
     alone[:, 1] = 1.0
-    assert spread(alone) is None
+    assert normalised_entropy(alone) is None
     alone[1] = 0.0
-    assert spread(alone) == pytest.approx(1)
+    assert normalised_entropy(alone) == pytest.approx(1)
 
 
 def train(tmp_path, phase, **changes):

@@ -86,7 +86,7 @@ def _watch() -> ModuleType | None:
 
 def _end(message: str, code: int) -> None:
     """Print why this process ends, once for all of them if they end for the same reason, and exit."""
-    watch, rank = _watch(), launcher.rank()
+    watch, rank = _watch(), launcher.launched_rank()
     if watch.fail(message) if watch else rank == "0":
         who = f"process {rank}: " if rank != "0" else ""
         stderr.print(f"colbert-zero: {who}{message}", markup=False, soft_wrap=True)

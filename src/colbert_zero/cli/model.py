@@ -51,6 +51,7 @@ def evaluate(
       colbert-zero evaluate out/quickstart/phases/distillation-0123456789ab/model --collection data/scifact
       colbert-zero evaluate lightonai/GTE-ModernColBERT-v1 --collection zeta-alpha-ai/NanoSciFact --json scores.json
       colbert-zero evaluate bm25 --collection data/scifact
+      colbert-zero evaluate my/model --collection data/scifact --without-layers
     """
     import torch
     from sentence_transformers.util import get_device_name
@@ -61,7 +62,7 @@ def evaluate(
     from colbert_zero.evaluation.runs import measure, write_run
     from colbert_zero.files import write_json
     from colbert_zero.maxsim.backends import refused, tell_refused
-    from colbert_zero.models.bases import check_base, find, go_offline, is_hub_id
+    from colbert_zero.models.bases import check_base, find_commit, go_offline, is_hub_id
     from colbert_zero.models.checkpoints import load_model
     from colbert_zero.models.layers import without_layers
     from colbert_zero.processes import is_main
@@ -73,7 +74,7 @@ def evaluate(
     commit = None
     if model != "bm25":
         if is_hub_id(model):
-            commit, silent = find(model, None, "MODEL")
+            commit, silent = find_commit(model, None, "MODEL")
             console.print(f"MODEL: {model} at {commit}{f', from the cache: {silent}' if silent else ''}", markup=False)
             if silent:
                 go_offline()

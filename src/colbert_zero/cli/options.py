@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from colbert_zero.launcher import check_launched, rank
+from colbert_zero.launcher import check_launched, launched_rank
 from colbert_zero.recipe.schema import Recipe
 from colbert_zero.terminal import RichShow, console
 
@@ -41,7 +41,7 @@ def is_first() -> bool:
         ColbertZeroError: The environment speaks of other processes by halves.
     """
     check_launched()
-    return rank() == "0"
+    return launched_rank() == "0"
 
 
 def study_in(recipe: Recipe, out: Path | None, refresh_base: bool = False) -> "Study":

@@ -52,7 +52,7 @@ class Found:
 
 
 @lru_cache(8)  # few: a stranger's keys may be long
-def find(keys: tuple[str, ...], columns: Columns) -> Found:
+def find_columns(keys: tuple[str, ...], columns: Columns) -> Found:
     """Where a row with these keys has what.
 
     Raises:

@@ -169,3 +169,8 @@ class Order:
         first = block * self.blocks[name]
         size = min(self.blocks[name], self.rows[name] - first)
         return name, first + permute(positions - first, size, self.seed, epoch, key, block)
+
+
+def evenly_spaced(size: int, count: int) -> np.ndarray:
+    """Numbers of `count` of `size` rows, evenly spaced."""
+    return np.arange(count, dtype=np.int64) * size // max(1, count)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from colbert_zero.data import hub
-from colbert_zero.data.columns import find
+from colbert_zero.data.columns import find_columns
 from colbert_zero.errors import BadRow, ColbertZeroError, reason, short
 from colbert_zero.files import read_lines
 from colbert_zero.recipe.data import Columns, Hub, Jsonl, Parquet, Tsv
@@ -139,7 +139,7 @@ def _tsv_rows(path: Path, columns: Columns) -> Rows:
 
 def _is_header(cells: list[str], columns: Columns) -> bool:
     try:
-        find(tuple(cells), columns)
+        find_columns(tuple(cells), columns)
     except BadRow:
         return False
     return len(set(cells)) == len(cells)

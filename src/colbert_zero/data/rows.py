@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from colbert_zero.data.columns import Reading, find, missing
+from colbert_zero.data.columns import Reading, find_columns, missing
 from colbert_zero.errors import BadRow, ColbertZeroError, short
 from colbert_zero.files import LONGEST_TEXT, parse_json
 from colbert_zero.recipe.data import Columns
@@ -168,7 +168,7 @@ def check_row(row: Any, columns: Columns, reading: Reading) -> tuple[pa.Schema, 
     Of several positives the first is the row's document.
     """
     row = as_object(row)
-    found = find(tuple(row), columns)
+    found = find_columns(tuple(row), columns)
     query = as_text(row[found.query], found.query)
     if len(found.scores) == 1:
         texts = as_texts(_two_or_more(row[found.documents], found.documents), found.documents)

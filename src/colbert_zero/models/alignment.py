@@ -79,17 +79,18 @@ def align(
     Args:
         own: The base's.
         representation: What the phase trains.
-        prompts: Asked for, by task; None where the recipe says nothing. One that begins with the marker, as PyLate
-            writes it, is taken without.
+        prompts: Asked for, by task; None where the recipe says nothing. One that begins with the base's marker, as
+            PyLate writes it, is taken without.
         markers: Likewise.
         tokens: Likewise.
     """
+    had = own.markers or {"query": "", "document": ""}
     markers = markers or own.markers or MARKERS
     prompts = prompts or own.prompts or {"query": "", "document": ""}
     lengths = {task: tokens[task] or _own_length(own, task, representation, markers[task]) for task in TASKS}
     return Alignment(
-        query_prompt=_without(prompts["query"], markers["query"]),
-        document_prompt=_without(prompts["document"], markers["document"]),
+        query_prompt=_without(prompts["query"], had["query"]),
+        document_prompt=_without(prompts["document"], had["document"]),
         query_marker=markers["query"],
         document_marker=markers["document"],
         query_tokens=lengths["query"],

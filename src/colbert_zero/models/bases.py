@@ -59,7 +59,7 @@ def cached_commit(base: str, revision: str | None) -> str | None:
     return folder.name if folder else None
 
 
-def find(base: str, revision: str | None, whose: str = "model.base") -> tuple[str, str]:
+def find_commit(base: str, revision: str | None, whose: str = "model.base") -> tuple[str, str]:
     """The commit of a Hub id, and why it is the cache's where it is.
 
     Raises:

@@ -10,7 +10,6 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.util import load_file_path
 
 from colbert_zero.errors import ColbertZeroError, reason
-from colbert_zero.files import read_json
 from colbert_zero.models.kinds import kind_of
 from colbert_zero.models.untrusted import check_checkpoint, check_no_pickles
 
@@ -20,12 +19,6 @@ Encoder = MultiVectorEncoder | SentenceTransformer
 # Stated outright, because a checkpoint's own JSON may say otherwise. Weights are float32 whatever they were saved in:
 # in half precision, steps as small as those of a late phase would leave most of them where they are.
 SAFE = {"use_safetensors": True, "weights_only": True, "dtype": torch.float32}
-
-
-def is_stanford(base: str, local: dict[str, Any]) -> bool:
-    """Whether a checkpoint is laid out as Stanford's ColBERT: a transformers one with its projection inside."""
-    config = load_file_path(base, "config.json", **local)
-    return config is not None and "HF_ColBERT" in (read_json(Path(config)).get("architectures") or [])
 
 
 def usable_positions(transformer: Transformer) -> int | None:

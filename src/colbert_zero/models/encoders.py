@@ -19,7 +19,7 @@ from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.base.modules.dense import Dense
 from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 from sentence_transformers.sentence_transformer.modules import Pooling
-from sentence_transformers.util import batch_to_device, load_file_path
+from sentence_transformers.util import batch_to_device
 
 from colbert_zero.errors import ColbertZeroError, reason
 from colbert_zero.files import write_json
@@ -33,8 +33,9 @@ from colbert_zero.models.alignment import (
     check_dim,
     read_alignment,
 )
-from colbert_zero.models.checkpoints import SAFE, Encoder, give_padding, is_stanford, load_model, usable_positions
+from colbert_zero.models.checkpoints import SAFE, Encoder, give_padding, load_model, usable_positions
 from colbert_zero.models.encoding import EXPANSION, prompt_of
+from colbert_zero.models.kinds import kind_of
 from colbert_zero.models.untrusted import check_checkpoint
 
 Tokenise = Callable[[list[str], str], dict[str, torch.Tensor]]
@@ -74,10 +75,9 @@ class _Start(NamedTuple):
 
 def _load_start(base: str, options: dict[str, Any], whose: str) -> _Start:
     """A checkpoint with all its modules, or a plain encoder."""
-    local = {key: options[key] for key in ("revision",) if options.get(key)}
     try:
-        if load_file_path(base, "modules.json", **local) is None and not is_stanford(base, local):
-            check_checkpoint(base, options.get("revision"), options.get("trust_remote_code", False))
+        check_checkpoint(base, options.get("revision"), options.get("trust_remote_code", False))
+        if kind_of(base, options.get("revision"), f"{whose}: ") == "encoder":
             # Left open, transformers would ask at the terminal whether to run a checkpoint's code.
             options = {"trust_remote_code": False, **options}
             hub = {key: value for key, value in options.items() if key != "attn_implementation"}
@@ -188,7 +188,7 @@ def assemble(
     phase: str,
     allow_prompt_mismatch: bool = False,
     new_head: bool = False,
-    new_projection: str = "random",
+    projection_start: str = "random",
     **options: Any,
 ) -> Encoder:
     """The model a phase starts from.
@@ -204,7 +204,8 @@ def assemble(
         phase: Named in errors.
         allow_prompt_mismatch: Do not compare prompts and markers with those of the start.
         new_head: Put a new head in place of the start's own.
-        new_projection: `random`, or `orthogonal`: orthonormal rows (columns, where `dim` is above the encoder's width).
+        projection_start: Of a new one: `random`, or `orthogonal`: orthonormal rows (columns, where `dim` is above the
+            encoder's width).
         options: `attn_implementation`; `revision` and `trust_remote_code` for the Hub.
 
     Raises:
@@ -235,7 +236,7 @@ def assemble(
     if kept:
         check_dim(own, dim, base)
     else:
-        projection = _new_projection(transformer.get_embedding_dimension(), dim, seed, new_projection)
+        projection = _new_projection(transformer.get_embedding_dimension(), dim, seed, projection_start)
         modules += [projection, MultiVectorMask(), Normalize(module_input_name="token_embeddings")]
     return _padded(MultiVectorEncoder(modules=modules, prompts=prompts, similarity_fn_name=similarity))
 
@@ -292,12 +293,12 @@ def _set_prompts_and_lengths(
     return prompts
 
 
-def _new_projection(hidden: int, dim: int, seed: int, kind: str) -> Dense:
+def _new_projection(hidden: int, dim: int, seed: int, start: str) -> Dense:
     """A linear projection of token vectors, without bias, with random or orthogonal weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         projection = Dense(hidden, dim, False, torch.nn.Identity(), module_input_name="token_embeddings")
-        if kind == "orthogonal":
+        if start == "orthogonal":
             torch.nn.init.orthogonal_(projection.linear.weight)
         return projection
 

@@ -11,7 +11,7 @@ from colbert_zero.data.sources import folder_fingerprints
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.files import fingerprint, read_json, write_json
 from colbert_zero.models.alignment import FROM_SCRATCH, Own
-from colbert_zero.models.bases import check_base, commit_on_hub, find, is_commit, is_hub_id
+from colbert_zero.models.bases import check_base, commit_on_hub, find_commit, is_commit, is_hub_id
 from colbert_zero.models.encoders import read_own
 from colbert_zero.recipe.schema import Model
 
@@ -69,7 +69,7 @@ def settle(model: Model, folder: Path, refresh: bool, say: Callable[[str], None]
     if refresh and (silent := commit_on_hub(model.base, model.revision)[1]):
         raise ColbertZeroError(f"--refresh-base: {name} cannot be asked for, since {silent}; leave the option out")
     if refresh or before is None:
-        commit, silent = find(model.base, model.revision)
+        commit, silent = find_commit(model.base, model.revision)
         anew = f", no longer {before}: what starts from it is trained anew" if before not in (None, commit) else ""
         say(f"model.base: {name} is commit {commit}{anew}{f', by the cache, since {silent}' if silent else ''}")
         return commit, bool(silent)

@@ -392,7 +392,7 @@ class Study:
             steps=steps_of(spec, order),
             dim=self.dim,
             new_head=self.recipe.model.head == "new" and len(chain) == 1,
-            projection=self.recipe.model.start,
+            projection_start=self.recipe.model.start,
             options=options,
         )
         validate = partial(validation.validate, collections=self.prepare_validation()) if spec.evaluate_every else None

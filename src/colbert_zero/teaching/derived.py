@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from colbert_zero.data.order import evenly_spaced
 from colbert_zero.data.prepared import DOCUMENTS, ArrowPart, Source, arrow_file, is_made, write_record
 from colbert_zero.files import Progress, atomic_folder
 
@@ -49,7 +50,7 @@ def derive(
             for text in texts:
                 write({"text": text})
         for part in source.tables.values():
-            numbers = spread(len(part), counts[part.name])
+            numbers = evenly_spaced(len(part), counts[part.name])
             with arrow_file(temporary / f"{len(kept)}.arrow", schema) as write:
                 for start in range(0, len(numbers), block):
                     for row in rows_of(part, numbers[start : start + block]):
@@ -72,8 +73,3 @@ def share_out(rows: dict[str, int], total: int | None) -> dict[str, int]:
     for name in by_remainder[: total - sum(given.values())]:
         given[name] += 1
     return given
-
-
-def spread(size: int, count: int) -> np.ndarray:
-    """Numbers of `count` of `size` rows, evenly spaced."""
-    return np.arange(count, dtype=np.int64) * size // max(1, count)

@@ -28,7 +28,7 @@ class FirstSteps:
         training: Of which it tells.
         model: Trained; a sample of its weights is kept until they are looked at. Token embeddings are not in it,
             since a token that did not come does not move.
-        objective: Knows how spread the first softmax is.
+        objective: Knows the entropy of the first softmax.
         tell: Tells the user, and keeps it for the record.
     """
 
@@ -46,7 +46,7 @@ class FirstSteps:
     def after(self, step: int, loss: float) -> None:
         """A step is done, from 1; its loss is the mean over all queries, in nats."""
         if step == 1:
-            self._tell_spreads()
+            self._tell_entropies()
         if step <= self.losses_until:
             self.no_loss &= loss < NO_LOSS
         if step == self.losses_until and self.no_loss:
@@ -58,22 +58,22 @@ class FirstSteps:
             self._tell_weights(step)
             self.weights = self.before = []
 
-    def _tell_spreads(self) -> None:
-        for key, spread in self.objective.spreads.items():
-            if spread is None:
+    def _tell_entropies(self) -> None:
+        for key, entropy in self.objective.entropies.items():
+            if entropy is None:
                 self.tell(
                     f"{self.place}: in the first batch no query has a document to tell from its own: all others are "
                     "equal to it, or answer an equal query. Check its sources' texts, and query_tokens"
                 )
-            elif spread > 1 - ALIKE:
+            elif entropy > 1 - ALIKE:
                 self.tell(
                     f"{self.place}.{key}: this makes every softmax of the first batch flat (entropy "
-                    f"{spread:.2%} of the most it can be): right and wrong documents count nearly alike; lower it"
+                    f"{entropy:.2%} of the most it can be): right and wrong documents count nearly alike; lower it"
                 )
-            elif spread < ALIKE:
+            elif entropy < ALIKE:
                 self.tell(
                     f"{self.place}.{key}: this makes every softmax of the first batch one-hot (entropy "
-                    f"{spread:.2%} of the most it can be): all but one document a query are without effect; raise it"
+                    f"{entropy:.2%} of the most it can be): all but one document a query are without effect; raise it"
                 )
 
     def _tell_weights(self, step: int) -> None:

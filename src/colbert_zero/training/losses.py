@@ -27,7 +27,7 @@ from colbert_zero.training.gradcache import LossOf, TokenisedTexts
 FLAT = 1e-6
 """A student's scores of one query that span less count as equal."""
 
-_SPREAD_QUERIES = 256
+_ENTROPY_QUERIES = 256
 
 
 def objective_of(spec: Phase) -> "Objective":
@@ -52,13 +52,13 @@ class Objective(nn.Module, ABC):
         length_normalised: Divide each score by the query's number of tokens, as LateOn does.
 
     Attributes:
-        spreads: How spread each softmax of the first batch is (`spread`), by the recipe's key of its temperature.
+        entropies: Of each softmax of the first batch (`normalised_entropy`), by the recipe's key of its temperature.
     """
 
     def __init__(self, temperature: float = 1.0, learnable: bool = False, length_normalised: bool = False):
         super().__init__()
         self.length_normalised = length_normalised
-        self.spreads: dict[str, float | None] = {}
+        self.entropies: dict[str, float | None] = {}
         # The logarithm keeps a learned temperature above 0.
         self.log_temperature = nn.Parameter(torch.tensor(temperature).log(), requires_grad=learnable)
 
@@ -101,8 +101,8 @@ class Contrastive(Objective):
             if not len(queries):
                 return scores.sum()
             scores = self._normalised(scores, query_embeddings)
-            if not self.spreads:
-                self.spreads["temperature"] = spread(_logits(scores, self.temperature, excluded))
+            if not self.entropies:
+                self.entropies["temperature"] = normalised_entropy(_logits(scores, self.temperature, excluded))
             return weight * contrastive_loss(scores, self.temperature, positives, excluded)
 
         return loss
@@ -145,11 +145,13 @@ class Distillation(Objective):
                 return scores.sum()
             scores = self._normalised(scores, query_embeddings)
             temperatures = self.temperature, self.teacher_temperature
-            if not self.spreads:
+            if not self.entropies:
                 own = min_max(scores, FLAT) if self.scaling == "min-max" else scores
-                self.spreads["temperature"] = spread(own / self.temperature)
+                self.entropies["temperature"] = normalised_entropy(own / self.temperature)
                 key = "teacher_temperature" if self.teacher_temperature else "temperature (the teacher's side)"
-                self.spreads[key] = spread(min_max(teacher_scores.float()) / (temperatures[1] or temperatures[0]))
+                self.entropies[key] = normalised_entropy(
+                    min_max(teacher_scores.float()) / (temperatures[1] or temperatures[0])
+                )
             return weight * distillation_loss(scores, teacher_scores, *temperatures, self.scaling)
 
         return loss
@@ -180,7 +182,7 @@ def _logits(scores: Tensor, temperature: Tensor | float, excluded: Tensor | None
 
 
 @torch.no_grad()
-def spread(logits: Tensor) -> float | None:
+def normalised_entropy(logits: Tensor) -> float | None:
     """Mean entropy of the first queries' softmax, as a share of the most it can be: 0 one-hot, 1 flat.
 
     Args:
@@ -189,7 +191,7 @@ def spread(logits: Tensor) -> float | None:
     Returns:
         None where no query has two.
     """
-    logits = logits[:_SPREAD_QUERIES].float()
+    logits = logits[:_ENTROPY_QUERIES].float()
     counted = logits.isfinite().sum(1)
     logits, counted = logits[counted > 1], counted[counted > 1]
     if not len(logits):

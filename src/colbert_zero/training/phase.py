@@ -114,7 +114,7 @@ def train_phase(
         training.name,
         spec.allow_prompt_mismatch,
         training.new_head,
-        training.projection,
+        training.projection_start,
         **training.options,
     )
     batches = Batches(parts, training.order, tokeniser(model), steps, spec.negatives)

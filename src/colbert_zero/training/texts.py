@@ -1,21 +1,20 @@
 """What cutting leaves of a phase's texts, found on a sample before its first step: how much is lost, what is equal."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
-
+from colbert_zero.data.order import evenly_spaced
 from colbert_zero.data.prepared import Part
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.models.checkpoints import Encoder
 from colbert_zero.models.encoders import Tokenise
+from colbert_zero.models.encoding import Task
 from colbert_zero.training.log import Log
 from colbert_zero.training.training import Training
 
 SAMPLE = 512
 """Rows of all parts together; at least 16 of each."""
 
-Task = Literal["query", "document"]
 _PLURAL = {"query": "queries", "document": "documents"}
 
 
@@ -83,8 +82,8 @@ def check_texts(
 def _texts(part: Part, rows: int) -> dict[str, list[str]]:
     """Queries and documents of rows spread over a part, or of its first ones where it is streamed."""
     count = min(rows, len(part))
-    spread = np.arange(count, dtype=np.int64) * len(part) // max(1, count)
-    read: dict[str, list[Any]] = part.read(spread) if part.block is None else next(part.sample(count))
+    rows_of = evenly_spaced(len(part), count)
+    read: dict[str, list[Any]] = part.read(rows_of) if part.block is None else next(part.sample(count))
     documents = read["document"] if "document" in read else [text for row in read["documents"] for text in row]
     return {"query": read["query"], "document": documents}
 

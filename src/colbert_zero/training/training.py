@@ -25,7 +25,7 @@ class Training:
         steps: Optimiser steps.
         dim: Width of a token vector.
         new_head: Whether its start's head is left aside for a new one.
-        projection: What a new projection's weights are, `model.start`.
+        projection_start: What a new projection's weights are, `model.start`.
         options: `attn_implementation`; `revision` and `trust_remote_code` of a Hub start.
     """
 
@@ -41,5 +41,5 @@ class Training:
     steps: int
     dim: int
     new_head: bool = False
-    projection: str = "random"
+    projection_start: str = "random"
     options: dict[str, Any] = field(default_factory=dict)
