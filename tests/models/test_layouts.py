@@ -134,6 +134,8 @@ def test_what_a_base_has_and_what_a_recipe_sets_instead_is_told(backbone, tmp_pa
     plain(tmp_path / "plain", backbone)
     said = told(one_phase(tmp_path, tmp_path / "plain", "multi-vector"))
     assert "document_tokens: 63, as many as its positions leave" in said
+    assert "markers [Q] and [D] get random vectors where its tokenizer does not know them" in said
+    assert "markers" not in told(one_phase(tmp_path, tmp_path / "plain", "multi-vector", markers={}))
     DENSE["sentence-transformers, mean"](tmp_path / "dense", backbone)
     assert "new projection in place of its pooling" in told(one_phase(tmp_path, tmp_path / "dense", "multi-vector"))
 

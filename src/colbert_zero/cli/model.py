@@ -62,7 +62,6 @@ def evaluate(
     from colbert_zero.evaluation.runs import measure, write_run
     from colbert_zero.files import write_json
     from colbert_zero.maxsim.backends import refused, tell_refused
-    from colbert_zero.models.bases import check_base, find_commit, go_offline, is_hub_id
     from colbert_zero.models.checkpoints import load_model
     from colbert_zero.models.layers import without_layers
     from colbert_zero.processes import is_main
@@ -71,14 +70,7 @@ def evaluate(
     if bare and model == "bm25":
         raise ColbertZeroError("--without-layers: bm25 has none; name a checkpoint")
     start_processes()
-    commit = None
-    if model != "bm25":
-        if is_hub_id(model):
-            commit, silent = find_commit(model, None, "MODEL")
-            console.print(f"MODEL: {model} at {commit}{f', from the cache: {silent}' if silent else ''}", markup=False)
-            if silent:
-                go_offline()
-        check_base(model, commit, whose="MODEL", trained=False)
+    commit = None if model == "bm25" else _checked(model)
     tell_refused(refused(torch.device(get_device_name())), RichShow().say)
     loaded = load_collection(collection, split, Rules(exclude_self, on_missing))
     for told in loaded.peculiarities():
@@ -107,3 +99,17 @@ def evaluate(
     if json_file and is_main():
         write_json(json_file, {**counts, "scores": scores, "per_query": per_query})
     leave()
+
+
+def _checked(model: str) -> str | None:
+    """The commit of a Hub id, which is told; None of a folder. What cannot be evaluated is refused."""
+    from colbert_zero.models.bases import check_base, find_commit, go_offline, is_hub_id
+
+    commit = None
+    if is_hub_id(model):
+        commit, silent = find_commit(model, None, "MODEL")
+        console.print(f"MODEL: {model} at {commit}{f', from the cache: {silent}' if silent else ''}", markup=False)
+        if silent:
+            go_offline()
+    check_base(model, commit, whose="MODEL", trained=False)
+    return commit

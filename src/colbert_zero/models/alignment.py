@@ -123,6 +123,12 @@ def differences(own: Own, alignment: Alignment, representation: Representation) 
         yield "a dense phase leaves its head and its markers aside, and takes the mean of its encoder's states"
     if own.representation == "dense" and representation == "multi-vector":
         yield "a multi-vector phase takes its encoder, and a new projection in place of its pooling and what follows"
+    markers = [marker for marker in (alignment.query_marker, alignment.document_marker) if marker]
+    if own.representation != "multi-vector" and representation == "multi-vector" and markers:
+        yield (
+            f"markers {' and '.join(markers)} get random vectors where its tokenizer does not know them; "
+            "`markers: {query: '', document: ''}` leaves them out"
+        )
 
 
 def read_alignment(folder: str | Path) -> dict[str, Any] | None:
