@@ -186,7 +186,7 @@ def test_a_conclusion_about_embeddings_alone_is_warned_of_in_the_answer(tmp_path
     assert ("Embeddings alone" in said, "Layers" in said) == (alone, not alone)
     text = said["Embeddings alone" if alone else "Layers"]
     assert ("take " if gain < 0 else "add ") in text
-    assert ("not shown to add 1.00: token embeddings by themselves may give" in text) == alone
+    assert ("not shown to add a point: token embeddings by themselves may give" in text) == alone
 
 
 def test_a_phase_that_nobody_asked_what_its_layers_add_is_shown_without_it(tmp_path):

@@ -1,7 +1,7 @@
 """What a study answers, in sentences that rest on its tests."""
 
 from colbert_zero.report.cost import BUSY, COMPUTE, TIME, busy_in_words, idle_phases
-from colbert_zero.report.layers import WORTH, add_little, added
+from colbert_zero.report.layers import add_little, added
 from colbert_zero.report.records import MEASURE, Record, Records
 from colbert_zero.report.words import listed, percent, points, probability
 
@@ -157,7 +157,7 @@ def _layers(records: Records, pipelines: list[str]) -> list[tuple[str, str]]:
             text, little = f"{name}: {added(layers)}", add_little(layers)
             if little:
                 text += (
-                    f". They are not shown to add {points(WORTH)}: token embeddings by themselves may give this "
+                    ". They are not shown to add a point: token embeddings by themselves may give this "
                     "score, and the study then says little of encoders. Train longer, on more data, or from a "
                     "pre-trained encoder, to learn about those"
                 )
