@@ -52,7 +52,9 @@ def pylate(**config) -> Make:
         save_file(weights, folder / "model.safetensors", {"format": "pt"})
         _change(folder / "config.json", vocab_size=len(tokenizer))
         modules = json.loads((folder / "modules.json").read_text())[:2]
-        modules[1]["type"] = "pylate.models.Dense.Dense"
+        modules[0]["type"], modules[1]["type"] = "sentence_transformers.models.Transformer", "pylate.models.Dense.Dense"
+        settings = {"max_seq_length": 20, "do_lower_case": False}
+        (folder / "sentence_bert_config.json").write_text(json.dumps(settings))
         (folder / "modules.json").write_text(json.dumps(modules))
         written = {
             "__version__": {"sentence_transformers": "4.0.2"}, "prompts": {}, "default_prompt_name": None,

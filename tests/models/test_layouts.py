@@ -21,6 +21,9 @@ from helpers import DOCUMENTS, QUERIES, data, study, write_rows
 LAYOUTS = {name: (make, "dense") for name, make in DENSE.items()}
 LAYOUTS |= {name: (make, "multi-vector") for name, make in MULTI_VECTOR.items()}
 
+IN_PYLATE = ("PyLate", "PyLate without query expansion", "Stanford ColBERT")
+"""Those that test_pylate.py tries."""
+
 
 def one_phase(folder, base, representation, *, model=(), phase=(), **changes):
     """A study of one phase that changes no weight and says nothing of what its base has."""
@@ -223,11 +226,13 @@ def test_the_page_on_models_has_the_layouts_that_are_tried():
     """To write the table anew, put what this prints in its place."""
     same = "same vectors"
     rows = [
-        f"| {name} | {representation} | {same} | {same} | {same} | {same} |"
+        f"| {name} | {representation} | {same} | {same} | {same} | {same} | {same if name in IN_PYLATE else '–'} |"
         for name, (_, representation) in LAYOUTS.items()
     ]
-    rows.append("| transformers | either, by a new head | same states | | same states | same vectors |")
-    head = "| layout | gives | as a base | `evaluate` | after a phase | … in sentence-transformers |"
-    table = "\n".join([head, "|---" * 6 + "|", *rows])
+    rows.append("| transformers | either, by a new head | same states | | same states | same vectors | – |")
+    head = (
+        "| layout | gives | as a base | `evaluate` | after a phase | … in sentence-transformers | the base in PyLate |"
+    )
+    table = "\n".join([head, "|---" * 7 + "|", *rows])
     print(table)
     assert table in (Path(__file__).parents[2] / "docs" / "models.md").read_text()
