@@ -133,7 +133,7 @@ def modern_bert(folder: Path, unpad: bool, tiny: bool) -> Any:
 def step_case(batch: int, unpad: bool, mini_batch_tokens: int, tiny: bool = False) -> dict[str, float]:
     """Forward and backward of the contrastive loss of a whole batch, the optimiser not included."""
     from colbert_zero.training.gradcache import TokenisedTexts, grad_cache
-    from colbert_zero.training.losses import Contrastive
+    from colbert_zero.training.objectives import Contrastive
 
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:

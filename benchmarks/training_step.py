@@ -77,7 +77,7 @@ def loss_of(contender: str, model: Any, cached: bool) -> Callable[[list[dict[str
     """The contender's contrastive loss at its default temperature, which is 1 for all; its gradient is added."""
     if contender == "ours":
         from colbert_zero.training.gradcache import TokenisedTexts, grad_cache
-        from colbert_zero.training.losses import Contrastive
+        from colbert_zero.training.objectives import Contrastive
 
         objective, budget = Contrastive(), MINI_BATCH_SIZE * D_TOKENS if cached else 10**9
 

@@ -35,6 +35,19 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float, scaling: 
     return (target * (target.log() - (s / temperature).log_softmax(0))).sum()
 
 
+def margin_mse(student: Tensor, teacher: Tensor, scaling: str) -> Tensor:
+    """Mean squared difference of the margins of one query's first candidate, both (n_ways,), in float64.
+
+    With min-max scaling both sides are normalised, and a query without a preference on either side says nothing.
+    """
+    s, t = student.double(), teacher.double()
+    if scaling == "min-max":
+        if float(t.max() - t.min()) == 0 or float((s.max() - s.min()).detach()) < 1e-6:
+            return 0 * s.sum()
+        s, t = ((x - x.amin()) / (x.amax() - x.amin()) for x in (s, t))
+    return torch.stack([((s[0] - s[i]) - (t[0] - t[i])) ** 2 for i in range(1, len(s))]).mean()
+
+
 def ndcg(ranking: Sequence[str], grades: dict[str, int], cutoff: int = 10) -> float:
     """nDCG with linear gains and a log2 discount, as trec_eval defines it."""
 

@@ -30,7 +30,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "as it comes": {},
     "without query expansion": {"do_query_expansion": False},
     "lengths, prefixes and skip list of its own": {
-        "query_length": 12, "document_length": 20, "query_prefix": "ask: ", "document_prefix": "", "skiplist_words": ["."],
+        "query_length": 12, "document_length": 20, "query_prefix": "ask: ", "document_prefix": "",
+        "skiplist_words": ["."],
     },
     "filled up, and attended to": {"attend_to_expansion_tokens": True, "query_length": 16},
 }  # fmt: skip

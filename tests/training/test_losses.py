@@ -15,15 +15,9 @@ from colbert_zero.models.encoding import forward, unpadded
 from colbert_zero.processes import average_gradients
 from colbert_zero.training import gradcache
 from colbert_zero.training.gradcache import TokenisedTexts, grad_cache
-from colbert_zero.training.losses import (
-    Contrastive,
-    Distillation,
-    contrastive_loss,
-    distillation_loss,
-    false_negatives,
-    identities,
-)
-from oracles import distillation, maxsim_matrix
+from colbert_zero.training.losses import contrastive_loss, distillation_loss, false_negatives, margin_mse_loss
+from colbert_zero.training.objectives import Contrastive, ContrastiveDistillation, Distillation, identities
+from oracles import distillation, margin_mse, maxsim_matrix
 
 WORDS = """
 lift drag wing heat body flow index term stem query rank lens blood lung heart root matrix sort
@@ -168,19 +162,48 @@ def test_dropout_is_replayed_so_that_the_cached_gradient_fits_its_embeddings(mod
     assert (loss - moved).item() == pytest.approx((step * found.norm() ** 2).item(), rel=0.05)
 
 
+@pytest.mark.parametrize("loss", ["kl", "margin-mse"])
 @pytest.mark.parametrize("scaling", ["min-max", "raw"])
-def test_distillation_gradients_equal_the_plain_computation(model, scaling):
+def test_distillation_gradients_equal_the_plain_computation(model, scaling, loss):
     features = batch(model, queries=4, columns=5)
     teacher = torch.rand(4, 5, generator=torch.Generator().manual_seed(0)) * 20
-    queries = oracle_embeddings(model, features[0])
-    documents = [oracle_embeddings(model, f) for f in features[1:]]
-    rows = [maxsim_matrix([queries[i]], [d[i] for d in documents])[0] for i in range(4)]
-    expected_loss = torch.stack([distillation(*row, 0.5, scaling) for row in zip(rows, teacher, strict=True)]).mean()
+    expected_loss = oracle_distillation(oracle_scores(model, features), teacher, scaling, loss)
     expected = gradients(model, expected_loss)
     for tokens in (50, 100_000):
-        loss, found = cached(model, Distillation(0.5, scaling=scaling), features, tokens, teacher)
-        assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-4)
+        loss_found, found = cached(model, Distillation(0.5, scaling=scaling, loss=loss), features, tokens, teacher)
+        assert loss_found.item() == pytest.approx(expected_loss.item(), rel=1e-4)
         assert_same_gradient(found, expected)
+
+
+@pytest.mark.parametrize("contrastive_temperature", [None, 0.2])
+@pytest.mark.parametrize("loss", ["kl", "margin-mse"])
+def test_both_objectives_at_once_are_the_weighted_sum_of_each(model, contrastive_temperature, loss):
+    features = batch(model, queries=4, columns=3)
+    teacher = torch.rand(4, 3, generator=torch.Generator().manual_seed(1))
+    scores = oracle_scores(model, features)
+    contrastive = nn.functional.cross_entropy(scores / (contrastive_temperature or 0.5), torch.arange(4))
+    expected_loss = oracle_distillation(scores, teacher, "min-max", loss) + 0.3 * contrastive
+    expected = gradients(model, expected_loss)
+    objective = ContrastiveDistillation(contrastive_temperature, 0.3, temperature=0.5, loss=loss)
+    for tokens in (60, 100_000):
+        loss_found, found = cached(model, objective, features, tokens, teacher)
+        assert loss_found.item() == pytest.approx(expected_loss.item(), rel=1e-5)
+        assert_same_gradient(found, expected)
+
+
+def oracle_scores(model, features):
+    """MaxSim of every query with every document, column by column, (queries, documents)."""
+    documents = [e for f in features[1:] for e in oracle_embeddings(model, f)]
+    return maxsim_matrix(oracle_embeddings(model, features[0]), documents)
+
+
+def oracle_distillation(scores, teacher, scaling, loss):
+    queries, n_ways = teacher.shape
+    own = torch.stack([scores[i, i::queries] for i in range(queries)])
+    assert own.shape == (queries, n_ways)
+    rows = zip(own, teacher, strict=True)
+    of_row = margin_mse if loss == "margin-mse" else lambda s, t, scaling: distillation(s, t, 0.5, scaling)
+    return torch.stack([of_row(s, t, scaling=scaling) for s, t in rows]).mean()
 
 
 @pytest.mark.parametrize("mini_batch_tokens", [60, 100_000])
@@ -243,13 +266,20 @@ TEACHER = torch.rand(6, 2, generator=torch.Generator().manual_seed(0))
 SHARES = {"even": (2, 2, 2), "uneven": (3, 1, 2), "an empty one": (4, 0, 2)}
 
 
+OBJECTIVES = {
+    "contrastive": (Contrastive, None),
+    "distillation": (Distillation, TEACHER),
+    "both": (ContrastiveDistillation, TEACHER),
+}
+
+
 def cases():
-    return itertools.product(SHARES, (None, TEACHER), (60, 100_000))
+    return itertools.product(SHARES, OBJECTIVES.values(), (60, 100_000))
 
 
-def loss_and_gradient(model, features, teacher, mini_batch_tokens):
+def loss_and_gradient(model, features, make, teacher, mini_batch_tokens):
     """Loss and gradient of this process's queries; parameters without a gradient have zeros."""
-    objective = (Contrastive if teacher is None else Distillation)(0.7, learnable=True)
+    objective = make(temperature=0.7, learnable=True)
     model.zero_grad()
     texts = sides(features)
     loss, _ = grad_cache(model, texts, objective.of(*texts, teacher), mini_batch_tokens)
@@ -265,12 +295,12 @@ def _worker(rank, world, port, model, features, folder):
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world, timeout=timedelta(seconds=60)
     )
     try:
-        for number, (shares, teacher, mini_batch_tokens) in enumerate(cases()):
+        for number, (shares, (make, teacher), mini_batch_tokens) in enumerate(cases()):
             begin = sum(SHARES[shares][:rank])
             own = slice(begin, begin + SHARES[shares][rank])
             features_here = [{k: v[own] if isinstance(v, torch.Tensor) else v for k, v in f.items()} for f in features]
             teacher_here = None if teacher is None else teacher[own]
-            loss, gradient = loss_and_gradient(model, features_here, teacher_here, mini_batch_tokens)
+            loss, gradient = loss_and_gradient(model, features_here, make, teacher_here, mini_batch_tokens)
             torch.distributed.all_reduce(loss)
             if rank == 0:
                 save_file({"loss": loss / world, "gradient": gradient}, folder / f"{number}.safetensors")
@@ -293,8 +323,8 @@ def test_three_processes_have_the_loss_and_gradients_of_one_however_the_queries_
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(_worker, (3, port, model, features, tmp_path), nprocs=3)
-    for number, (shares, teacher, mini_batch_tokens) in enumerate(cases()):
-        expected_loss, expected = loss_and_gradient(model, features, teacher, mini_batch_tokens)
+    for number, (shares, (make, teacher), mini_batch_tokens) in enumerate(cases()):
+        expected_loss, expected = loss_and_gradient(model, features, make, teacher, mini_batch_tokens)
         found = load_file(tmp_path / f"{number}.safetensors")
         assert found["loss"].item() == pytest.approx(expected_loss.item(), rel=1e-5), shares
         assert_same_gradient(found["gradient"], expected)
@@ -309,6 +339,17 @@ def test_a_repeated_pair_is_not_its_own_negative(model):
     logits[0, 3] = logits[3, 0] = float("-inf")
     expected = nn.functional.cross_entropy(logits, torch.arange(4)).item()
     assert cached(model, Contrastive(), repeated)[0].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_repeated_pair_is_its_own_negative_where_duplicates_are_not_masked(model):
+    features = batch(model, queries=3, columns=1)
+    repeated = [
+        {k: (torch.cat([v, v[:1]]) if isinstance(v, torch.Tensor) else v) for k, v in f.items()} for f in features
+    ]
+    expected = oracle_contrastive(model, repeated, 1.0).item()
+    found = cached(model, Contrastive(mask_duplicates=False), repeated)[0].item()
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert found > cached(model, Contrastive(), repeated)[0].item()
 
 
 def test_distillation_is_zero_for_a_student_that_agrees_and_ignores_the_teachers_scale():
@@ -371,6 +412,20 @@ def test_distillation_is_the_plain_formula_also_with_ties(rows, seed, temperatur
     # A gradient of the scaled scores is divided by their span.
     spans = (student.amax(1) - student.amin(1)).clamp(1e-6, 1)[:, None]
     assert torch.allclose(found.grad * spans, plain.grad.float() * spans, rtol=1e-3, atol=1e-4)
+
+
+@given(
+    st.lists(st.lists(st.floats(-3, 3, width=16), min_size=4, max_size=4), min_size=1, max_size=5),
+    st.integers(0, 2**31),
+    st.sampled_from(["min-max", "raw"]),
+)
+@settings(deadline=None)
+def test_margin_mse_is_the_plain_formula_also_with_ties(rows, seed, scaling):
+    student = torch.tensor(rows)
+    teacher = torch.randint(0, 5, student.shape, generator=torch.Generator().manual_seed(seed)).float()
+    expected = torch.stack([margin_mse(s, t, scaling) for s, t in zip(student, teacher, strict=True)]).mean()
+    found = margin_mse_loss(student, teacher, scaling)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-4, abs=1e-6)
 
 
 def test_distillation_refuses_other_shapes_by_name():

@@ -11,8 +11,8 @@ from colbert_zero.models.encoders import assemble, tokeniser
 from colbert_zero.models.encoding import forward, scored_type
 from colbert_zero.training import gradcache, phase
 from colbert_zero.training.batches import Batches
-from colbert_zero.training.losses import Contrastive, objective_of
 from colbert_zero.training.machine import going_on, machine_of
+from colbert_zero.training.objectives import Contrastive, objective_of
 from helpers import data, study, write_rows
 from oracles import train
 

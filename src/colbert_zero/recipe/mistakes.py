@@ -128,30 +128,58 @@ def contradictions(data: dict[str, Any]) -> list[str]:
     for name, phase in _entries(data, "phases"):
         if len(_given(phase, "steps", "epochs")) == 2:
             wrong.append(f"phases.{name}: give `steps` or `epochs`, not both")
-        if phase.get("objective") == "distillation" and phase.get("negatives"):
-            wrong.append(f"phases.{name}.negatives: distillation uses all candidates of a query; leave it out")
-        if phase.get("objective") == "contrastive" and _given(phase, "student_scores"):
-            wrong.append(f"phases.{name}.student_scores: only distillation scales the student's scores; leave it out")
-        if (
-            phase.get("objective") == "distillation"
-            and phase.get("length_normalised") is True
-            and phase.get("student_scores") in (None, "min-max")
-        ):
-            wrong.append(
-                f"phases.{name}.length_normalised: scales each query's scores, and so does `student_scores: min-max`; "
-                "leave it out, or set `student_scores: raw`"
-            )
-        if phase.get("objective") == "contrastive" and _given(phase, "teacher_temperature"):
-            wrong.append(f"phases.{name}.teacher_temperature: only distillation has a teacher; leave it out")
-        temperature = phase.get("temperature")
-        learned = isinstance(temperature, dict) and temperature.get("learnable", True)
-        if phase.get("objective") == "distillation" and learned and not _given(phase, "teacher_temperature"):
-            wrong.append(
-                f"phases.{name}.temperature: learned, it would flatten both sides, and so the loss; give the teacher's "
-                "side a `teacher_temperature` of its own"
-            )
+        wrong += [f"phases.{name}.{text}" for text in _wrong_objective(phase)]
         if phase.get("select") == "best" and not _given(phase, "evaluate_every"):
             wrong.append(f"phases.{name}.select: best needs `evaluate_every`, the steps between evaluations; add it")
+    return wrong
+
+
+# Keys of some objectives alone, with what they are unset or in a resolved recipe.
+_OF_DISTILLATION = {"student_scores": None, "teacher_temperature": None, "distillation_loss": "kl"}
+
+_OF_BOTH = {"contrastive_temperature": None, "contrastive_weight": 1}
+
+_OF_CONTRASTIVE = {"mask_duplicates": True}
+
+
+def _used(entry: dict[str, Any], keys: dict[str, Any]) -> list[str]:
+    """Keys that say something."""
+    return [key for key in _given(entry, *keys) if entry[key] != keys[key]]
+
+
+def _wrong_objective(phase: dict[str, Any]) -> list[str]:
+    """Keys that a phase's objective has no use for, or that do not go together in it."""
+    objective = phase.get("objective")
+    if objective not in ("contrastive", "distillation", "contrastive + distillation"):
+        return []
+    wrong = []
+    if objective != "contrastive" and phase.get("negatives"):
+        wrong.append("negatives: distillation uses all candidates of a query; leave it out")
+    if objective == "contrastive":
+        wrong += [f"{key}: only distillation has a teacher; leave it out" for key in _used(phase, _OF_DISTILLATION)]
+    if objective != "contrastive + distillation":
+        only = "only of `objective: contrastive + distillation`; leave it out"
+        wrong += [f"{key}: {only}" for key in _used(phase, _OF_BOTH)]
+    if objective == "distillation":
+        wrong += [
+            f"{key}: distillation compares a query's own candidates alone; leave it out"
+            for key in _used(phase, _OF_CONTRASTIVE)
+        ]
+        if phase.get("length_normalised") is True and phase.get("student_scores") in (None, "min-max"):
+            wrong.append(
+                "length_normalised: scales each query's scores, and so does `student_scores: min-max`; leave it out, "
+                "or set `student_scores: raw`"
+            )
+    temperature = phase.get("temperature")
+    if phase.get("distillation_loss") == "margin-mse":
+        temperatures = {"teacher_temperature": None} | ({"temperature": 1} if objective == "distillation" else {})
+        wrong += [f"{key}: margin-mse has no temperature; leave it out" for key in _used(phase, temperatures)]
+    learned = isinstance(temperature, dict) and temperature.get("learnable", True)
+    if "distillation" in objective and learned and not wrong and not _given(phase, "teacher_temperature"):
+        wrong.append(
+            "temperature: learned, it would flatten both sides, and so the loss; give the teacher's side a "
+            "`teacher_temperature` of its own"
+        )
     return wrong
 
 
@@ -277,14 +305,14 @@ def _wrong_phases(recipe: "Recipe", names: dict[str, Any]) -> list[str]:
                 wrong.append(f"{place}: no source {source_name!r}{near(source_name, names['sources'])}")
             elif source is None:
                 continue
-            elif phase.objective == "distillation" and source.kind in ("docstrings", "mined"):
+            elif phase.distils and source.kind in ("docstrings", "mined"):
                 wrong.append(
                     f"{place}: {source_name!r} has no teacher scores for distillation; use a source of kind "
                     "scored, or rows with `documents` and `scores`"
                 )
-            elif phase.objective == "contrastive" and source.kind == "scored":
+            elif not phase.distils and source.kind == "scored":
                 wrong.append(f"{place}: {source_name!r} is for distillation; use {source.of!r} here")
-            elif phase.objective == "contrastive" and not _has_pairs(source, allow_mined=True):
+            elif not phase.distils and not _has_pairs(source, allow_mined=True):
                 wrong.append(f"{place}: {source_name!r} has scored candidates, for distillation, and no pairs")
             elif phase.negatives and source.kind == "docstrings":
                 wrong.append(f"phases.{name}.negatives: {source_name!r} has no hard negatives; mine them (kind: mined)")

@@ -77,8 +77,9 @@ class Phase(Entry):
 
     representation: Literal["dense", "multi-vector"]
     """One vector a text, or one a token."""
-    objective: Literal["contrastive", "distillation"]
-    """InfoNCE over the batch and the hard negatives, or KL divergence from a teacher's scores."""
+    objective: Literal["contrastive", "distillation", "contrastive + distillation"]
+    """InfoNCE over the batch and the hard negatives; what a teacher's scores of a query's candidates teach; or the sum
+    of both over the same scores, where the first candidate is the query's answer (mLateOn)."""
     sources: list[str] = Field(min_length=1)
     """Names from `sources`; a batch comes from one part of one, drawn in proportion to rows ** alpha."""
     alpha: Float = Field(1.0, ge=0, le=1)
@@ -110,6 +111,17 @@ class Phase(Entry):
     student_scores: Annotated[Literal["min-max", "raw"] | None, Neutral(None, "raw")] = None
     """Of distillation: `min-max` (the default there) brings the student's scores of a query's candidates to [0, 1], as
     the teacher's are; `raw` takes MaxSim as it is, and wants a `teacher_temperature`."""
+    distillation_loss: Annotated[Literal["kl", "margin-mse"], Neutral("kl")] = "kl"
+    """Of distillation: KL divergence of softmaxes, or the squared difference of margins between a query's first
+    candidate, its answer, and the others (arXiv 2010.02666), which has no temperature. With `student_scores: raw`
+    margin-mse takes the teacher's scores as they are too."""
+    contrastive_temperature: Annotated[Float | None, Field(gt=0), Neutral(None)] = None
+    """Of `contrastive + distillation`: divides the scores in the contrastive loss, in place of `temperature`."""
+    contrastive_weight: Annotated[Float, Field(gt=0), Neutral(1.0)] = 1.0
+    """Of `contrastive + distillation`: of the contrastive loss in the sum; distillation's is 1."""
+    mask_duplicates: Annotated[bool, Neutral(True)] = True
+    """Of contrastive losses: do not count as a query's negatives a document equal to its own, nor the own document of
+    an equal query. The paper's scripts mask none."""
     length_normalised: bool = False
     """Divide MaxSim by the query's number of tokens: one scale of scores whatever the query's length (LateOn). In
     distillation with `student_scores: raw` only."""
@@ -144,9 +156,18 @@ class Phase(Entry):
     @model_validator(mode="before")
     @classmethod
     def _student_scores(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("objective") == "distillation" and data.get("student_scores") is None:
-            return data | {"student_scores": "min-max"}
-        return data
+        unset = isinstance(data, dict) and data.get("student_scores") is None
+        return data | {"student_scores": "min-max"} if unset and "distillation" in str(data.get("objective")) else data
+
+    @property
+    def contrasts(self) -> bool:
+        """Whether a query's answer is told from all documents of the batch."""
+        return "contrastive" in self.objective
+
+    @property
+    def distils(self) -> bool:
+        """Whether it learns from a teacher's scores, which its rows must have."""
+        return "distillation" in self.objective
 
 
 class Validation(Entry):

@@ -68,12 +68,12 @@ def _rows(study: Study, spec: Phase) -> tuple[dict[str, int], int]:
         count, entry = None, study.recipe.sources[source]
         while isinstance(entry, Mined | Scored):
             count = min(filter(None, (count, entry.queries)), default=None)
-            ways = entry.negatives + 1 if isinstance(entry, Mined) and spec.objective == "distillation" else ways
+            ways = entry.negatives + 1 if isinstance(entry, Mined) and spec.distils else ways
             entry = study.recipe.sources[entry.of]
         parts = study.sources[root_of(study.recipe, source)].parts
         shares = share_out({name: len(part) for name, part in parts.items()}, count)
         for name, part in parts.items():
-            if spec.objective == "distillation" and part.scored:
+            if spec.distils and part.scored:
                 ways = max(ways, *part.lengths())
             rows[f"{source}/{name.split('/', 1)[1]}"] = shares[name]
     return rows, ways

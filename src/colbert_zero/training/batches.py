@@ -135,7 +135,7 @@ def check_columns(name: str, spec: Phase, parts: dict[str, Part]) -> None:
     """
     for part in parts.values():
         scored = part.scored
-        if scored != (spec.objective == "distillation"):
+        if scored != spec.distils:
             has, wants = ("scored candidates", "pairs") if scored else ("pairs", "candidates with scores")
             raise ColbertZeroError(f"phases.{name}.sources: {part.name} has {has}, {spec.objective} needs {wants}")
         lengths = part.lengths()

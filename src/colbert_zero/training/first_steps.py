@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from colbert_zero.training.losses import Objective
+from colbert_zero.training.objectives import Objective
 from colbert_zero.training.training import Training
 
 LOOKED_AT = 10

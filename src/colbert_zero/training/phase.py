@@ -39,8 +39,8 @@ from colbert_zero.training.checkpoint import (
 from colbert_zero.training.first_steps import FirstSteps
 from colbert_zero.training.gradcache import Precision, Work, grad_cache
 from colbert_zero.training.log import Entry, Log
-from colbert_zero.training.losses import objective_of
 from colbert_zero.training.machine import going_on, machine_of
+from colbert_zero.training.objectives import objective_of
 from colbert_zero.training.record import phase_record
 from colbert_zero.training.texts import check_texts
 from colbert_zero.training.training import Training

@@ -1,0 +1,302 @@
+"""What a batch's loss is: contrastive, distillation, or both, over packed embeddings.
+
+| objective | scores | what a query is asked |
+|---|---|---|
+| `Contrastive` | (queries, documents of all processes) | which document is mine? |
+| `Distillation` | (queries, n_ways) | how does the teacher order my candidates? |
+| `ContrastiveDistillation` | (queries, documents of all processes) | both, of the same scores |
+
+Dense embeddings are texts of one token, so the same code trains dense and multi-vector models.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from colbert_zero.maxsim.packed import Packed
+from colbert_zero.maxsim.scores import min_max, packed_candidate_scores, packed_scores
+from colbert_zero.models.encoding import reorder
+from colbert_zero.processes import gather_rows, sums, world_size
+from colbert_zero.recipe.schema import Phase, Temperature
+from colbert_zero.training.gradcache import LossOf, TokenisedTexts
+from colbert_zero.training.losses import (
+    FLAT,
+    contrastive_loss,
+    distillation_loss,
+    false_negatives,
+    logits,
+    margin_mse_loss,
+    normalised_entropy,
+)
+
+
+def objective_of(spec: Phase) -> "Objective":
+    """The objective a phase asks for."""
+    learned = isinstance(spec.temperature, Temperature) and spec.temperature.learnable
+    temperature = spec.temperature.initial if isinstance(spec.temperature, Temperature) else spec.temperature
+    common: dict[str, Any] = {
+        "temperature": temperature,
+        "learnable": learned,
+        "length_normalised": spec.length_normalised,
+    }
+    if spec.objective == "contrastive":
+        return Contrastive(**common, mask_duplicates=spec.mask_duplicates)
+    teacher: dict[str, Any] = {
+        "teacher_temperature": spec.teacher_temperature,
+        "scaling": spec.student_scores or "min-max",
+        "loss": spec.distillation_loss,
+    }
+    if spec.objective == "distillation":
+        return Distillation(**common, **teacher)
+    return ContrastiveDistillation(
+        **common,
+        **teacher,
+        contrastive_temperature=spec.contrastive_temperature,
+        contrastive_weight=spec.contrastive_weight,
+        mask_duplicates=spec.mask_duplicates,
+    )
+
+
+class Objective(nn.Module, ABC):
+    """What a batch's loss is, and its temperature.
+
+    With several processes each has its own queries and their documents, as many as it likes, also none; the mean of
+    their losses is the loss of all queries together, and so are their gradients'.
+
+    Args:
+        temperature: Divides the scores; unitless, > 0.
+        learnable: Train the temperature too.
+        length_normalised: Divide each score by the query's number of tokens, as LateOn does.
+
+    Attributes:
+        entropies: Of each softmax of the first batch (`normalised_entropy`), by the recipe's key of its temperature.
+    """
+
+    def __init__(self, temperature: float = 1.0, learnable: bool = False, length_normalised: bool = False):
+        super().__init__()
+        self.length_normalised = length_normalised
+        self.entropies: dict[str, float | None] = {}
+        # The logarithm keeps a learned temperature above 0.
+        self.log_temperature = nn.Parameter(torch.tensor(temperature).log(), requires_grad=learnable)
+
+    @property
+    def temperature(self) -> Tensor:
+        """Scores are divided by it; scalar."""
+        return self.log_temperature.exp()
+
+    @abstractmethod
+    def of(self, queries: TokenisedTexts, documents: TokenisedTexts, teacher_scores: Tensor | None) -> LossOf:
+        """The loss of a batch as a function of its embeddings.
+
+        Args:
+            queries: This process's.
+            documents: Their documents, column by column: document i of each column belongs to query i.
+            teacher_scores: (queries, n_ways), for distillation.
+        """
+
+    def _normalised(self, scores: Tensor, queries: Packed) -> Tensor:
+        return scores / queries.lengths.clamp_min(1).to(scores)[:, None] if self.length_normalised else scores
+
+
+class Contrastive(Objective):
+    """InfoNCE over MaxSim with in-batch and hard negatives (van den Oord et al. 2018, arXiv 1807.03748).
+
+    Args:
+        temperature: As for every objective; and `learnable`, `length_normalised`.
+        learnable: See there.
+        length_normalised: See there.
+        mask_duplicates: A document equal to a query's own, and the own document of an equal query, are not counted as
+            its negatives.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 1.0,
+        learnable: bool = False,
+        length_normalised: bool = False,
+        mask_duplicates: bool = True,
+    ):
+        super().__init__(temperature, learnable, length_normalised)
+        self.mask_duplicates = mask_duplicates
+
+    def of(self, queries: TokenisedTexts, documents: TokenisedTexts, teacher_scores: Tensor | None = None) -> LossOf:
+        """Document i of the first column answers query i; all other documents, of all processes, are its negatives."""
+        positives, excluded = _answers(queries, documents, self.mask_duplicates)
+        weight = _weight(len(queries))
+
+        def loss(query_embeddings: Packed, document_embeddings: Packed) -> Tensor:
+            scores = packed_scores(query_embeddings, gather_documents(document_embeddings))
+            if not len(queries):
+                return scores.sum()
+            scores = self._normalised(scores, query_embeddings)
+            if not self.entropies:
+                self.entropies["temperature"] = normalised_entropy(logits(scores, self.temperature, excluded))
+            return weight * contrastive_loss(scores, self.temperature, positives, excluded)
+
+        return loss
+
+
+class Distillation(Objective):
+    """What a teacher's scores of each query's candidates teach; see `distillation_loss` and `margin_mse_loss`.
+
+    Args:
+        temperature: As for every objective; and `learnable`, `length_normalised`.
+        learnable: See there.
+        length_normalised: See there.
+        teacher_temperature: Divides the teacher's side in its place.
+        scaling: "min-max" or "raw": what becomes of the scores.
+        loss: "kl" or "margin-mse"; the latter has no temperature.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 1.0,
+        learnable: bool = False,
+        length_normalised: bool = False,
+        teacher_temperature: float | None = None,
+        scaling: str = "min-max",
+        loss: str = "kl",
+    ):
+        super().__init__(temperature, learnable, length_normalised)
+        self.teacher_temperature, self.scaling, self.loss = teacher_temperature, scaling, loss
+
+    def of(self, queries: TokenisedTexts, documents: TokenisedTexts, teacher_scores: Tensor | None) -> LossOf:
+        """Candidates stand column by column; MaxSim wants them query by query."""
+        teacher_scores = _needed(teacher_scores)
+        n_ways = teacher_scores.shape[1]
+        weight = _weight(len(queries))
+
+        def loss(query_embeddings: Packed, document_embeddings: Packed) -> Tensor:
+            candidates = reorder(document_embeddings, _query_by_query(len(documents), n_ways).flatten())
+            scores = packed_candidate_scores(query_embeddings, candidates, n_ways)
+            if not len(queries):
+                return scores.sum()
+            return weight * self._taught(self._normalised(scores, query_embeddings), teacher_scores)
+
+        return loss
+
+    def _taught(self, scores: Tensor, teacher_scores: Tensor) -> Tensor:
+        """The loss of these scores, (queries, n_ways)."""
+        if self.loss == "margin-mse":
+            return margin_mse_loss(scores, teacher_scores, self.scaling)
+        if not self.entropies:
+            own = min_max(scores, FLAT) if self.scaling == "min-max" else scores
+            self.entropies["temperature"] = normalised_entropy(own / self.temperature)
+            key = "teacher_temperature" if self.teacher_temperature else "temperature (the teacher's side)"
+            of_teacher = min_max(teacher_scores.float()) / (self.teacher_temperature or self.temperature)
+            self.entropies[key] = normalised_entropy(of_teacher)
+        return distillation_loss(scores, teacher_scores, self.temperature, self.teacher_temperature, self.scaling)
+
+
+class ContrastiveDistillation(Distillation):
+    """Contrastive and distillation in one: a weighted sum of both losses of the same scores, as mLateOn is trained.
+
+    Args:
+        contrastive_temperature: Divides the scores in the contrastive loss; None takes `temperature`.
+        contrastive_weight: Of the contrastive loss; distillation's is 1.
+        mask_duplicates: As for `Contrastive`.
+        options: As for `Distillation`.
+    """
+
+    def __init__(
+        self,
+        contrastive_temperature: float | None = None,
+        contrastive_weight: float = 1.0,
+        mask_duplicates: bool = True,
+        **options: Any,
+    ):
+        super().__init__(**options)
+        self.contrastive_temperature, self.contrastive_weight = contrastive_temperature, contrastive_weight
+        self.mask_duplicates = mask_duplicates
+
+    def of(self, queries: TokenisedTexts, documents: TokenisedTexts, teacher_scores: Tensor | None) -> LossOf:
+        """A query's first candidate is its answer, all other candidates of all processes' queries its negatives."""
+        teacher_scores = _needed(teacher_scores)
+        positives, excluded = _answers(queries, documents, self.mask_duplicates)
+        weight = _weight(len(queries))
+
+        def loss(query_embeddings: Packed, document_embeddings: Packed) -> Tensor:
+            scores = packed_scores(query_embeddings, gather_documents(document_embeddings))
+            if not len(queries):
+                return scores.sum()
+            scores = self._normalised(scores, query_embeddings)
+            candidates = positives[0] + _query_by_query(len(documents), teacher_scores.shape[1]).to(scores.device)
+            taught = self._taught(scores.gather(1, candidates), teacher_scores)
+            temperature = self.contrastive_temperature or self.temperature
+            key = "contrastive_temperature" if self.contrastive_temperature else "temperature (the contrastive side)"
+            if key not in self.entropies:
+                self.entropies[key] = normalised_entropy(logits(scores, temperature, excluded))
+            return weight * (
+                taught + self.contrastive_weight * contrastive_loss(scores, temperature, positives, excluded)
+            )
+
+        return loss
+
+
+def _needed(teacher_scores: Tensor | None) -> Tensor:
+    if teacher_scores is None:
+        raise ValueError("distillation needs the teacher's scores, (queries, n_ways)")
+    return teacher_scores
+
+
+def _query_by_query(documents: int, n_ways: int) -> Tensor:
+    """Places of each query's candidates among documents that stand column by column, (queries, n_ways)."""
+    return torch.arange(documents).view(n_ways, -1).T
+
+
+def _answers(queries: TokenisedTexts, documents: TokenisedTexts, mask: bool) -> tuple[Tensor, Tensor | None]:
+    """Place of each query's answer among all processes' documents, and those that must not count as negatives."""
+    asked = identities(queries)
+    not_asked = torch.full((len(documents) - len(queries),), -1, device=asked.device)
+    everyone, start = gather_rows(torch.stack([identities(documents), torch.cat([asked, not_asked])], 1))
+    positives = torch.arange(start, start + len(queries), device=asked.device)
+    return positives, false_negatives(asked, positives, *everyone.unbind(1)) if mask else None
+
+
+def identities(texts: TokenisedTexts) -> Tensor:
+    """A number per text, equal for equal token sequences, in every process: (texts,) int64.
+
+    A sum of token ids with random odd weights modulo 2^64. Two texts that differ are equal in it with a probability of
+    at most 2^v / 2^63, 2^v being the power of two in a difference of ids: 2^-46 for ids below 2^17 (multiplicative
+    hashing, Dietzfelbinger et al. 1997).
+    """
+    width = texts.used.shape[1]
+    weights = torch.randint(-(2**62), 2**62, (width,), generator=torch.Generator().manual_seed(0)) * 2 + 1
+    real = (texts.inputs["input_ids"] + 1) * texts.used
+    return (real * weights.to(real.device)).sum(1)
+
+
+# ---- Several processes
+
+
+def _weight(queries: int) -> float:
+    """Of a process's mean over its own queries, so that the processes' mean is the mean over all queries."""
+    return queries * world_size() / max(1.0, sums(queries)[0])
+
+
+def gather_documents(documents: Packed) -> Packed:
+    """Documents of all processes; the gradient of this process's own is summed over all, in one exchange."""
+    if world_size() == 1:
+        return documents
+    lengths, _ = gather_rows(documents.lengths.to(documents.values.device))
+    values = _Gather.apply(documents.values)  # type: ignore[no-untyped-call]
+    return Packed(values, lengths.cpu())
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        gathered, ctx.start = gather_rows(values)
+        ctx.count = len(values)
+        return gathered
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient[ctx.start : ctx.start + ctx.count]
