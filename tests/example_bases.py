@@ -123,6 +123,9 @@ DENSE: dict[str, Make] = {
         lambda: Pooling(32, pooling_mode="weightedmean"), Normalize, prompts=PROMPTS, max_seq_length=18,
         do_lower_case=True,
     ),
+    "sentence-transformers, mean of the text without its prompt": dense(
+        lambda: Pooling(32, pooling_mode="mean", include_prompt=False), Normalize, prompts=PROMPTS
+    ),
     "colbert-zero, dense": ours("dense"),
 }  # fmt: skip
 MULTI_VECTOR: dict[str, Make] = {

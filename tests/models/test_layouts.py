@@ -98,9 +98,9 @@ def test_a_multi_vector_phase_of_learning_rate_0_leaves_the_states_of_its_bases_
     assert torch.equal(*states)
 
 
-@pytest.mark.parametrize("name", MULTI_VECTOR)
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_training_scores_the_very_vectors_that_searching_scores(name, backbone, tmp_path):
-    MULTI_VECTOR[name](tmp_path / "base", backbone)
+    LAYOUTS[name][0](tmp_path / "base", backbone)
     model = load_model(tmp_path / "base").eval()
     for task, texts in TEXTS.items():
         tokenised = TokenisedTexts(task, **tokeniser(model)(list(texts.values()), task))

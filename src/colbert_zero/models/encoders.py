@@ -34,7 +34,7 @@ from colbert_zero.models.alignment import (
     read_alignment,
 )
 from colbert_zero.models.checkpoints import SAFE, Encoder, give_padding, load_model, usable_positions
-from colbert_zero.models.encoding import EXPANSION, prompt_of
+from colbert_zero.models.encoding import EXPANSION, PROMPT_LENGTH, prompt_of
 from colbert_zero.models.kinds import kind_of
 from colbert_zero.models.untrusted import check_checkpoint
 
@@ -318,11 +318,15 @@ def tokeniser(model: Encoder) -> Tokenise:
     # expansion, and checks of generative models, want tensors before that.
     plain = transformer.transformer_task == "feature-extraction" and transformer.query_expansion is None
     options: dict[str, Any] = {"processing_kwargs": {"common": {"return_tensors": None}}} if plain else {}
+    of_text_alone = any(isinstance(module, Pooling) and not module.include_prompt for module in model)
 
     def tokenise(texts: list[str], task: str) -> dict[str, torch.Tensor]:
         features = model.preprocess(texts, prompt=model.prompts.get(task), task=task, **options)
         read = [key for key in ("input_ids", "attention_mask", EXPANSION) if key in features]
-        return {key: torch.from_numpy(np.asarray(features[key], np.int64)) for key in read}
+        tokenised = {key: torch.from_numpy(np.asarray(features[key], np.int64)) for key in read}
+        if of_text_alone and PROMPT_LENGTH in features:
+            tokenised[PROMPT_LENGTH] = torch.full((len(texts), 1), int(features[PROMPT_LENGTH]))
+        return tokenised
 
     return tokenise
 

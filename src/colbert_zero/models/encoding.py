@@ -19,6 +19,9 @@ PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus
 EXPANSION = "query_expansion_positions"
 """Feature of queries that are filled up, as in ColBERT: the tokens that are scored though no text stands there."""
 
+PROMPT_LENGTH = "prompt_length"
+"""Feature of texts whose pooling leaves the prompt out: how many tokens that is, in each row, (texts, 1)."""
+
 TEXTS_TOKENISED_AT_ONCE = 512
 
 
@@ -151,7 +154,10 @@ def forward(model: Any, features: dict[str, Any], task: str) -> Packed:
     transformer = getattr(model, "module", model)[0]
     # Set where flash attention takes texts without padding.
     if getattr(transformer, "data_collator", None) is not None:
-        features = unpadded(features["input_ids"], features["attention_mask"], transformer._flatten_position_offset)
+        pooled = {key: features[key] for key in (PROMPT_LENGTH,) if key in features}
+        features = pooled | unpadded(
+            features["input_ids"], features["attention_mask"], transformer._flatten_position_offset
+        )
     device = next(model.parameters()).device
     out = model(batch_to_device(features, device), task=task)
     scored = scored_type(device)

@@ -31,7 +31,7 @@ class TokenisedTexts:
     Attributes:
         task: "query" or "document".
         inputs: `input_ids`, `attention_mask` and, where queries are filled up, the positions of that, all (texts,
-            tokens), padded.
+            tokens), padded; and the prompt's length, where pooling leaves it out.
         used: Tokens that are text or scored, (texts, tokens).
         lengths: Where each text ends; tokens before it that are not used are holes, not padding.
     """
