@@ -189,7 +189,57 @@ def test_a_head_is_replaced_only_when_asked(backbone, tmp_path):
 def test_queries_shorter_than_their_base_fills_them_up_to_are_refused(backbone, tmp_path):
     MULTI_VECTOR["sentence-transformers, queries filled up at least, pooled tokens"](tmp_path / "base", backbone)
     with pytest.raises(ColbertZeroError, match=r"queries of 8 tokens .* fills them up to 10; raise query_tokens by 2"):
-        train(one_phase(tmp_path, tmp_path / "base", "multi-vector", query_tokens=8))
+        one_phase(tmp_path, tmp_path / "base", "multi-vector", query_tokens=8).prepare([("one",)])
+
+
+def test_lengths_leave_room_for_the_prompts_and_markers_that_a_recipe_sets(backbone, tmp_path):
+    prompts = {"query": "ask for the lift of: ", "document": "a text: "}
+    for name, make in {**DENSE, **PLAIN}.items():
+        make(tmp_path / name, backbone)
+    tokenizer = Transformer(str(backbone)).tokenizer
+    taken = {task: len(tokenizer(prompt, add_special_tokens=False)["input_ids"]) for task, prompt in prompts.items()}
+    for name, representation, marker in [
+        ("transformers", "multi-vector", 1),
+        ("sentence-transformers, mean", "dense", 0),
+        ("sentence-transformers, mean", "multi-vector", 1),
+    ]:
+        made = one_phase(tmp_path, tmp_path / name, representation, prompts=prompts)
+        train(made)
+        alignment = made.alignment(made.recipe.phases["one"])
+        query = 32 if name == "transformers" else 64 - marker - taken["query"]
+        assert (alignment.query_tokens, alignment.document_tokens) == (query, 64 - marker - taken["document"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"document_tokens": 64}, r"phases.one: document texts of 65 tokens .* 64 positions; lower document_tokens"),
+        ({"query_tokens": 100}, r"phases.one: query texts of 101 tokens .* 64 positions; lower query_tokens"),
+    ],
+)
+def test_lengths_beyond_a_bases_positions_are_refused_before_its_data_is_prepared(backbone, tmp_path, changes, message):
+    plain(tmp_path / "base", backbone)
+    made = one_phase(tmp_path, tmp_path / "base", "multi-vector", **changes)
+    with pytest.raises(ColbertZeroError, match=message):
+        made.prepare([("one",)])
+    assert not any(made.data.glob("pairs-*"))
+
+
+def test_a_base_that_scores_by_distance_is_refused_by_a_dense_phase_before_its_data_is_prepared(backbone, tmp_path):
+    model = SentenceTransformer(modules=[Transformer(str(backbone)), Pooling(32)], similarity_fn_name="euclidean")
+    model.save_pretrained(str(tmp_path / "base"))
+    made = one_phase(tmp_path, tmp_path / "base", "dense")
+    with pytest.raises(ColbertZeroError, match="scores by euclidean; a dense phase trains cosine or dot product"):
+        made.prepare([("one",)])
+    assert not any(made.data.glob("pairs-*"))
+    one_phase(tmp_path, tmp_path / "base", "dense", model={"head": "new"}).prepare([("one",)])
+
+
+def test_prompts_are_put_before_texts_as_they_are_written(backbone, tmp_path):
+    plain(tmp_path / "base", backbone)
+    prompts = {"query": "query:", "document": "passage: "}
+    trained = train(one_phase(tmp_path, tmp_path / "base", "dense", prompts=prompts))
+    assert SentenceTransformer(str(trained), device="cpu").prompts == prompts
 
 
 def test_a_finished_study_asks_for_its_base_no_more_and_another_in_its_place_is_read_anew(

@@ -142,7 +142,7 @@ def test_markers_unknown_to_a_base_become_tokens_of_their_own(tmp_path):
 def test_texts_longer_than_the_encoders_positions_are_refused(tmp_path):
     short = {**TINY, "max_position_embeddings": 16}
     write_scratch(tmp_path / "s", short, train_tokenizer(TEXTS, 400, [], 64), seed=3)
-    with pytest.raises(ColbertZeroError, match=r"phases.p: texts of \d+ tokens .* 16 positions"):
+    with pytest.raises(ColbertZeroError, match=r"phases.p: document texts of \d+ tokens .* 16 positions"):
         make(str(tmp_path / "s"))
 
 

@@ -116,7 +116,7 @@ def test_a_model_taken_from_the_hub_does_not_end_a_study(served, tmp_path):
     served.repos.clear()
     another, show = open_study(tmp_path, dim=8)
     assert show.about(f"has no such model that this account may see; check the name, or log in (`hf auth login`, or "
-                      f"HF_TOKEN). Going on with commit {FIRST}")  # fmt: skip
+                      f"HF_TOKEN). Going on with commit {FIRST}, from the cache")  # fmt: skip
     another.train(CHAIN)
 
 

@@ -7,7 +7,7 @@ other than those that a start was trained with are refused unless asked for.
 import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,9 @@ from colbert_zero.errors import ColbertZeroError
 from colbert_zero.files import read_json
 
 Representation = Literal["dense", "multi-vector"]
+Asked = tuple[Representation, Mapping[str, str] | None, Mapping[str, str] | None]
+"""What a phase trains, with the prompts and markers that its recipe asks for."""
+
 TASKS = ("query", "document")
 META = "colbert_zero.json"
 
@@ -40,6 +43,10 @@ class Alignment:
         prompt, marker = getattr(self, f"{task}_prompt"), getattr(self, f"{task}_marker")
         return f"{marker} {prompt}" if representation == "multi-vector" and marker else prompt
 
+    def prefixes(self, representation: Representation) -> list[str]:
+        """What is put before queries, and before documents."""
+        return [self.prefix(task, representation) for task in TASKS]
+
 
 @dataclass(frozen=True)
 class Own:
@@ -51,7 +58,10 @@ class Own:
         prompts: By task; None where it says nothing of any.
         markers: By task, in a multi-vector checkpoint: the special token that its prompt begins with, or "".
         tokens: Longest text by task, in tokens without marker and prompt; None where there is no bound.
-        room: Likewise, the most that its positions leave.
+        positions: Tokens that its encoder has positions for, marker and prompt among them; None where it has no bound.
+        prefixes: Tokens that each marker and prompt takes which a recipe may put before its texts.
+        filled_to: Tokens that queries of fewer are filled up to; None where they are not, or always to their length.
+        similarity: What a dense checkpoint scores by.
         words: For people.
     """
 
@@ -60,8 +70,15 @@ class Own:
     prompts: Mapping[str, str] | None = None
     markers: Mapping[str, str] | None = None
     tokens: Mapping[str, int | None] | None = None
-    room: Mapping[str, int | None] | None = None
+    positions: int | None = None
+    prefixes: Mapping[str, int] = field(default_factory=dict)
+    filled_to: int | None = None
+    similarity: str | None = None
     words: str = ""
+
+    def room(self, prefix: str) -> int | None:
+        """The longest text that positions leave beside a prefix."""
+        return self.positions and self.positions - self.prefixes.get(prefix, 0)
 
 
 FROM_SCRATCH = Own()
@@ -82,19 +99,23 @@ def align(
         prompts: Asked for, by task; None where the recipe says nothing. One that begins with the base's marker, as
             PyLate writes it, is taken without.
         markers: Likewise.
-        tokens: Likewise.
+        tokens: Likewise, longest text by task.
     """
     had = own.markers or {"query": "", "document": ""}
     markers = markers or own.markers or MARKERS
     prompts = prompts or own.prompts or {"query": "", "document": ""}
-    lengths = {task: tokens[task] or _own_length(own, task, representation, markers[task]) for task in TASKS}
-    return Alignment(
+    wrapped = Alignment(
         query_prompt=_without(prompts["query"], had["query"]),
         document_prompt=_without(prompts["document"], had["document"]),
         query_marker=markers["query"],
         document_marker=markers["document"],
-        query_tokens=lengths["query"],
-        document_tokens=lengths["document"],
+        query_tokens=tokens.get("query") or 0,
+        document_tokens=tokens.get("document") or 0,
+    )
+    return replace(
+        wrapped,
+        query_tokens=wrapped.query_tokens or _own_length(own, "query", wrapped, representation),
+        document_tokens=wrapped.document_tokens or _own_length(own, "document", wrapped, representation),
     )
 
 
@@ -102,22 +123,23 @@ def _without(prompt: str, marker: str) -> str:
     return prompt.removeprefix(marker).removeprefix(" ") if marker and prompt.startswith(marker) else prompt
 
 
-def _own_length(own: Own, task: str, representation: Representation, marker: str) -> int:
-    length = (own.tokens and own.tokens[task]) or TOKENS[task]
-    # A marker that the base does not have takes one of its positions.
-    new_marker = representation == "multi-vector" and own.representation != "multi-vector" and bool(marker)
-    room = own.room and own.room[task]
-    return min(length, room - new_marker) if room else length
+def _own_length(own: Own, task: str, wrapped: Alignment, representation: Representation) -> int:
+    length, room = _usual_length(own, task), own.room(wrapped.prefix(task, representation))
+    return max(1, min(length, room)) if room is not None else length
+
+
+def _usual_length(own: Own, task: str) -> int:
+    """A base's own length, or the paper's."""
+    return (own.tokens and own.tokens[task]) or TOKENS[task]
 
 
 def differences(own: Own, alignment: Alignment, representation: Representation) -> Iterator[str]:
     """What a phase has instead of its base's own, in words."""
     for task in TASKS:
-        had = (own.tokens and own.tokens[task]) or TOKENS[task]
-        now, room = getattr(alignment, f"{task}_tokens"), own.room and own.room[task]
+        had, now = _usual_length(own, task), getattr(alignment, f"{task}_tokens")
         if own.tokens and own.tokens[task] and now != had:
             yield f"{task}_tokens: {now} instead of its own {had}"
-        elif room and now < had and now in (room, room - 1):
+        elif now < had and now == own.room(alignment.prefix(task, representation)):
             yield f"{task}_tokens: {now}, as many as its positions leave"
     if own.representation == "multi-vector" and representation == "dense":
         yield "a dense phase leaves its head and its markers aside, and takes the mean of its encoder's states"
@@ -163,6 +185,40 @@ def check_alignment(own: Own, alignment: Alignment, representation: Representati
                     f"{wants!r}. Stripping or adding prompts hurts clearly; give it the same `{what}s`, or, for an "
                     "ablation, `allow_prompt_mismatch: true`"
                 )
+
+
+def check_lengths(own: Own, alignment: Alignment, representation: Representation, phase: str) -> None:
+    """Refuse texts that a base's encoder has no positions for, and queries shorter than it fills them up to.
+
+    Raises:
+        ColbertZeroError: Names the length, what there is, and the mend.
+    """
+    for task in TASKS:
+        prefix, tokens = alignment.prefix(task, representation), getattr(alignment, f"{task}_tokens")
+        length = tokens + own.prefixes.get(prefix, 0)
+        if own.positions and length > own.positions:
+            raise ColbertZeroError(
+                f"phases.{phase}: {task} texts of {length} tokens (with markers and prompts) do not fit the encoder's "
+                f"{own.positions} positions; lower {task}_tokens"
+            )
+        if task == "query" and own.filled_to and length < own.filled_to:
+            raise ColbertZeroError(
+                f"phases.{phase}: queries of {length} tokens (with marker and prompt), but its start fills them up to "
+                f"{own.filled_to}; raise query_tokens by {own.filled_to - length}"
+            )
+
+
+def check_similarity(similarity: str | None, phase: str, base: str) -> None:
+    """Refuse to train a dense model that scores by anything but cosine or dot product.
+
+    Raises:
+        ColbertZeroError: Names what it scores by.
+    """
+    if similarity not in (None, "cosine", "dot"):
+        raise ColbertZeroError(
+            f"phases.{phase}: the start {base!r} scores by {similarity}; a dense phase trains cosine or dot product. "
+            "Take another base, or a new head by `model.head: new`"
+        )
 
 
 def check_dim(own: Own, dim: int, base: str) -> None:

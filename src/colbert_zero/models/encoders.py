@@ -7,8 +7,8 @@ place for stands beside it in colbert_zero.json.
 """
 
 import copy
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,10 +27,14 @@ from colbert_zero.models.alignment import (
     META,
     TASKS,
     Alignment,
+    Asked,
     Own,
     Representation,
+    align,
     check_alignment,
     check_dim,
+    check_lengths,
+    check_similarity,
     read_alignment,
 )
 from colbert_zero.models.checkpoints import SAFE, Encoder, give_padding, load_model, usable_positions
@@ -42,11 +46,12 @@ Tokenise = Callable[[list[str], str], dict[str, torch.Tensor]]
 """Texts of a task to their features (`TokenisedTexts`), (texts, tokens) int64, padded."""
 
 
-def read_own(base: str, **options: Any) -> Own:
+def read_own(base: str, asked: Iterable[Asked] = (), **options: Any) -> Own:
     """What a base has of its own; loads it, and encodes two texts with it.
 
     Args:
         base: Folder or Hub id.
+        asked: What phases are asked to train, of which prompts and markers are counted in tokens.
         options: As for `assemble`.
 
     Raises:
@@ -62,7 +67,18 @@ def read_own(base: str, **options: Any) -> Own:
         raise ColbertZeroError(f"model.base: {base!r} does not encode texts: {reason(error)}") from error
     if not torch.isfinite(states).all():
         raise ColbertZeroError(f"model.base: {base!r} gives states that are not finite; fetch it again")
-    return own
+    return replace(own, prefixes=_prefixes(own, transformer.tokenizer, asked))
+
+
+def _prefixes(own: Own, tokenizer: Any, asked: Iterable[Asked]) -> dict[str, int]:
+    """Tokens of whatever phases may put before texts."""
+    prefixes = {}
+    for representation, prompts, markers in asked:
+        alignment = align(own, representation, prompts, markers, {})
+        _make_special(tokenizer, alignment)
+        for prefix in alignment.prefixes(representation):
+            prefixes[prefix] = _tokens_before(tokenizer, prefix)
+    return prefixes
 
 
 class _Start(NamedTuple):
@@ -88,8 +104,7 @@ def _load_start(base: str, options: dict[str, Any], whose: str) -> _Start:
                 config_kwargs=dict(hub),
             )
             give_padding(transformer.tokenizer, f"{whose}: the tokenizer of {base!r}")
-            room = dict.fromkeys(TASKS, usable_positions(transformer))
-            return _Start(transformer, None, Own(room=room, words="a plain encoder"))
+            return _Start(transformer, None, Own(positions=usable_positions(transformer), words="a plain encoder"))
         loaded = load_model(base, **options)
     except ColbertZeroError:
         raise
@@ -125,14 +140,16 @@ def _own(model: Encoder, base: str) -> Own:
     # A tokenizer without a bound of its own says 10 ** 30.
     longest = {task: length if length and length < 10**9 else None for task, length in longest.items()}
     extra = {task: _tokens_before(transformer.tokenizer, whole[task]) for task in TASKS}
-    positions = usable_positions(transformer)
+    fills = expansion and expansion["strategy"] != "fixed"
     return Own(
         representation="multi-vector" if multi_vector else "dense",
         dim=model.get_embedding_dimension() if multi_vector else None,
         prompts=prompts,
         markers=markers if multi_vector else None,
         tokens={task: length and length - extra[task] for task, length in longest.items()},
-        room={task: positions and positions - extra[task] for task in TASKS},
+        positions=usable_positions(transformer),
+        filled_to=expansion["length"] if fills else None,
+        similarity=None if multi_vector else str(model.similarity_fn_name),
         words=_words(model, whole, longest),
     )
 
@@ -216,17 +233,16 @@ def assemble(
     if not allow_prompt_mismatch:
         check_alignment(own, alignment, representation, phase, base)
     if representation == "multi-vector" and own.markers != {t: getattr(alignment, f"{t}_marker") for t in TASKS}:
-        _add_markers(transformer, [alignment.query_marker, alignment.document_marker], seed)
-    prompts = _set_prompts_and_lengths(start, alignment, representation, phase)
+        _add_markers(transformer, alignment, seed)
+    prefixes = {prefix: _tokens_before(transformer.tokenizer, prefix) for prefix in alignment.prefixes(representation)}
+    check_lengths(replace(own, prefixes=prefixes), alignment, representation, phase)
+    prompts = _set_prompts_and_lengths(start, alignment, representation)
     kept = loaded if own.representation == representation and not new_head else None
     modules = list(kept) if kept else [transformer]
     similarity: Any = kept.similarity_fn_name if kept else None
     if representation == "dense":
         similarity = similarity if kept else "cosine"
-        if similarity not in ("cosine", "dot"):
-            raise ColbertZeroError(
-                f"phases.{phase}: the start {base!r} scores by {similarity}; a dense phase trains cosine or dot product"
-            )
+        check_similarity(similarity, phase, base)
         if not kept:
             modules.append(Pooling(transformer.get_embedding_dimension(), pooling_mode="mean"))
         if similarity == "cosine" and not isinstance(modules[-1], Normalize):
@@ -241,12 +257,16 @@ def assemble(
     return _padded(MultiVectorEncoder(modules=modules, prompts=prompts, similarity_fn_name=similarity))
 
 
-def _add_markers(transformer: Transformer, markers: list[str], seed: int) -> None:
+def _make_special(tokenizer: Any, alignment: Alignment) -> None:
+    """Make the markers special tokens."""
+    markers = [marker for marker in (alignment.query_marker, alignment.document_marker) if marker]
+    tokenizer.add_special_tokens({"extra_special_tokens": markers}, replace_extra_special_tokens=False)
+
+
+def _add_markers(transformer: Transformer, alignment: Alignment, seed: int) -> None:
     """Make the markers special tokens; those unknown to the encoder get random vectors."""
     tokenizer: Any = transformer.tokenizer
-    tokenizer.add_special_tokens(
-        {"extra_special_tokens": [m for m in markers if m]}, replace_extra_special_tokens=False
-    )
+    _make_special(tokenizer, alignment)
     embeddings: Any = transformer.model.get_input_embeddings()
     if len(tokenizer) > len(embeddings.weight):
         with torch.random.fork_rng(devices=[]):
@@ -254,15 +274,10 @@ def _add_markers(transformer: Transformer, markers: list[str], seed: int) -> Non
             transformer.model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
 
 
-def _set_prompts_and_lengths(
-    start: _Start, alignment: Alignment, representation: Representation, phase: str
-) -> dict[str, str]:
+def _set_prompts_and_lengths(start: _Start, alignment: Alignment, representation: Representation) -> dict[str, str]:
     """Set the longest texts, in tokens, on top of which comes what is put before them; returns the prompts.
 
     A start's own are left as they are.
-
-    Raises:
-        ColbertZeroError: The encoder has no positions for them, or its query expansion fills up to more.
     """
     transformer, model, own = start
     prompts: dict[str, str] = {name: prompt for name, prompt in model.prompts.items() if prompt} if model else {}
@@ -270,25 +285,14 @@ def _set_prompts_and_lengths(
         had = prompt_of(model, task) if model else None
         prefix, tokens = alignment.prefix(task, representation), getattr(alignment, f"{task}_tokens")
         kept = model is not None and prefix.rstrip() == (had or "").rstrip()
-        prompts[task] = had or "" if kept else prefix if not prefix or prefix.endswith(" ") else f"{prefix} "
+        prompts[task] = had or "" if kept else prefix
         if kept and own.tokens and own.tokens[task] == tokens:
             continue
         length = tokens + _tokens_before(transformer.tokenizer, prompts[task])
-        positions = usable_positions(transformer)
-        if positions and length > positions:
-            raise ColbertZeroError(
-                f"phases.{phase}: texts of {length} tokens (with markers and prompts) do not fit the encoder's "
-                f"{positions} positions; lower query_tokens or document_tokens"
-            )
         expansion = transformer.query_expansion if task == "query" else None
         if expansion and expansion["strategy"] == "fixed":
             transformer.query_length, transformer.query_expansion = None, {**expansion, "length": length}
             continue
-        if expansion and length < expansion["length"]:
-            raise ColbertZeroError(
-                f"phases.{phase}: queries of {length} tokens (with marker and prompt), but its start fills them up to "
-                f"{expansion['length']}; raise query_tokens by {expansion['length'] - length}"
-            )
         setattr(transformer, f"{task}_length", length)
     return prompts
 

@@ -10,7 +10,7 @@ from typing import Any
 from colbert_zero.data.sources import folder_fingerprints
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.files import fingerprint, read_json, write_json
-from colbert_zero.models.alignment import FROM_SCRATCH, Own
+from colbert_zero.models.alignment import FROM_SCRATCH, Asked, Own
 from colbert_zero.models.bases import check_base, commit_on_hub, find_commit, is_commit, is_hub_id
 from colbert_zero.models.encoders import read_own
 from colbert_zero.recipe.schema import Model
@@ -76,7 +76,7 @@ def settle(model: Model, folder: Path, refresh: bool, say: Callable[[str], None]
     try:
         today, silent = commit_on_hub(model.base, model.revision)
     except ColbertZeroError as error:  # taken from the Hub since; what is in the cache still serves
-        say(f"{error}. Going on with commit {before}")
+        say(f"{error}. Going on with commit {before}, from the cache; the Hub is asked for nothing else in this run")
         return before, True
     if silent:
         say(f"model.base: {name} is commit {before}, as before; whether it has moved is not known: {silent}")
@@ -124,7 +124,7 @@ def options_of(model: Model, commit: str | None) -> dict[str, Any]:
     return {key: value for key, value in options.items() if value}
 
 
-def own_of(model: Model, commit: str | None, folder: Path, data: Path) -> Own:
+def own_of(model: Model, commit: str | None, folder: Path, data: Path, asked: list[Asked]) -> Own:
     """What a base has of its own: read once, and kept in the study's folder.
 
     Args:
@@ -132,6 +132,7 @@ def own_of(model: Model, commit: str | None, folder: Path, data: Path) -> Own:
         commit: Of a Hub base.
         folder: The study's.
         data: Where checksums of files are kept.
+        asked: As for `read_own`.
 
     Raises:
         ColbertZeroError: The base cannot be had, or is none.
@@ -139,12 +140,12 @@ def own_of(model: Model, commit: str | None, folder: Path, data: Path) -> Own:
     if model.base is None:
         return FROM_SCRATCH
     place, options, path = place_of(model.base), options_of(model, commit), folder / _OWN
-    of = fingerprint(options, folder_fingerprints(Path(place), data) if os.path.isdir(place) else place)
+    of = fingerprint(options, asked, folder_fingerprints(Path(place), data) if os.path.isdir(place) else place)
     with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):  # not there, or damaged: read anew
         if (known := read_json(path)).pop("of") == of:
             return Own(**known)
     check_base(model.base, commit, model.trust_remote_code)
-    own = read_own(place, **options)
+    own = read_own(place, asked, **options)
     if folder.is_dir():
         write_json(path, {"of": of, **asdict(own)})
     return own

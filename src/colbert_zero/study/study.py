@@ -28,10 +28,13 @@ from colbert_zero.models.alignment import (
     MARKERS,
     TASKS,
     Alignment,
+    Asked,
     Own,
     align,
     check_alignment,
     check_dim,
+    check_lengths,
+    check_similarity,
     differences,
 )
 from colbert_zero.models.bases import check_base, go_offline
@@ -280,9 +283,12 @@ class Study:
 
     def alignment(self, spec: Phase) -> Alignment:
         """Prompts, markers and lengths of a phase: asked for, or the base's own."""
-        prompts, markers = spec.prompts or self.recipe.prompts, self.recipe.markers
-        asked = [entry.model_dump() if entry else None for entry in (prompts, markers)]
-        return align(self.own, spec.representation, asked[0], asked[1], self.recipe.lengths(spec))
+        return align(self.own, *self._asked(spec), self.recipe.lengths(spec))
+
+    def _asked(self, spec: Phase) -> Asked:
+        entries = spec.prompts or self.recipe.prompts, self.recipe.markers
+        prompts, markers = (entry.model_dump() if entry else None for entry in entries)
+        return spec.representation, prompts, markers
 
     def _check_alignments(self, chains: list[tuple[str, ...]]) -> None:
         """Refuse a phase with prompts or markers other than its start's, before anything is prepared for it."""
@@ -294,8 +300,11 @@ class Study:
                 own, base = Own(prompts={task: alignment[f"{task}_prompt"] for task in TASKS}), before
             elif multi_vector and self.recipe.model.head is None:
                 check_dim(own, self.dim, base)
+            elif spec.representation == own.representation and self.recipe.model.head is None:
+                check_similarity(own.similarity, name, base)
             if not spec.allow_prompt_mismatch:
                 check_alignment(own, self.alignment(spec), spec.representation, name, base)
+            check_lengths(self.own, self.alignment(spec), spec.representation, name)
 
     @property
     def dim(self) -> int:
@@ -305,9 +314,9 @@ class Study:
     @cached_property
     def own(self) -> Own:
         """What the base has of its own. Read once, and kept in base.json: a finished study needs no network."""
-        own: Own = from_main(
-            bases.own_of(self.recipe.model, self.commit(), self.folder, self.data) if is_main() else None
-        )
+        asked = [self._asked(phase) for phase in self.recipe.phases.values()]
+        read = partial(bases.own_of, self.recipe.model, self.commit(), self.folder, self.data, asked)
+        own: Own = from_main(read() if is_main() else None)
         return own
 
     # ---- Making what is missing
