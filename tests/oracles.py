@@ -81,7 +81,7 @@ def train(model, objective, batches, spec, seed: int) -> list[float]:
     plain = [p for name, p in trained if name.endswith("bias") or "norm" in name.lower() or name == "log_temperature"]
     decaying = [p for _, p in trained if not any(p is other for other in plain)]
     groups = [{"params": decaying, "weight_decay": spec.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=spec.learning_rate, fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=spec.learning_rate, betas=spec.betas, fused=True)
     warmup, losses = math.ceil(spec.warmup * len(batches)), []
 
     def rate(step: int) -> float:

@@ -18,7 +18,7 @@ from oracles import train
 
 SMALL = {"mini_batch_tokens": 150}
 CASES = {
-    "dense": ("dense", {"schedule": "cosine", "weight_decay": 0.1}),
+    "dense": ("dense", {"schedule": "cosine", "weight_decay": 0.1, "betas": (0.8, 0.95)}),
     "multi-vector": ("unsupervised", {"schedule": "constant", "warmup": 0.4, "max_gradient_norm": 0.2}),
     "multi-vector, cached, dropout": ("unsupervised", SMALL),
     "a learned temperature": ("unsupervised", {"temperature": {"initial": 0.5, "learnable": True}}),

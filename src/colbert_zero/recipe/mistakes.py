@@ -34,6 +34,8 @@ _SHOULD = {
     "literal_error": "one of {expected}",
     "list_type": "a list",
     "too_short": "one entry or more",
+    "tuple_type": "a list",
+    "too_long": "at most {max_length} entries",
     "dict_type": "a mapping of keys",
     "model_type": "a mapping of keys",
     "model_attributes_type": "a mapping of keys",
@@ -58,7 +60,8 @@ def explain(error: Any, keys: Callable[[list[Any], str | None], Iterable[str]]) 
         del path[3]
     where = _dotted(path)
     if kind in ("missing", "union_tag_not_found"):
-        return f"{where}{'' if kind == 'missing' else '.kind'}: missing; this key is required"
+        what = "entry" if isinstance(path[-1], int) else "key"
+        return f"{where}{'' if kind == 'missing' else '.kind'}: missing; this {what} is required"
     if kind == "extra_forbidden":
         return f"{where}: unknown key{near(path[-1], keys(path[:-1], branch))}"
     if kind == "union_tag_invalid":
@@ -128,7 +131,7 @@ def contradictions(data: dict[str, Any]) -> list[str]:
     for name, phase in _entries(data, "phases"):
         if len(_given(phase, "steps", "epochs")) == 2:
             wrong.append(f"phases.{name}: give `steps` or `epochs`, not both")
-        wrong += [f"phases.{name}.{text}" for text in _wrong_objective(phase)]
+        wrong += [f"phases.{name}.{text}" for text in (*_wrong_objective(phase), *_wrong_schedule(phase))]
         if phase.get("select") == "best" and not _given(phase, "evaluate_every"):
             wrong.append(f"phases.{name}.select: best needs `evaluate_every`, the steps between evaluations; add it")
     return wrong
@@ -179,6 +182,21 @@ def _wrong_objective(phase: dict[str, Any]) -> list[str]:
         wrong.append(
             "temperature: learned, it would flatten both sides, and so the loss; give the teacher's side a "
             "`teacher_temperature` of its own"
+        )
+    return wrong
+
+
+def _wrong_schedule(phase: dict[str, Any]) -> list[str]:
+    """Keys of the learning rate's schedule that do not go together."""
+    wrong = []
+    if phase.get("schedule") != "wsd" and _used(phase, {"decay": 0.2}):
+        wrong.append("decay: only `schedule: wsd` has a share of the steps to fall in; leave it out")
+    warmup, steps, horizon = (phase.get(key) for key in ("warmup", "steps", "horizon"))
+    if isinstance(warmup, float) and warmup > 1 and warmup % 1:
+        wrong.append(f"warmup: should be a share of the steps below 1, or their whole number, found {warmup:g}")
+    if isinstance(horizon, int) and isinstance(steps, int) and horizon < steps:
+        wrong.append(
+            f"horizon: {horizon} steps, but the phase has {steps}; a schedule is at least as long as its phase"
         )
     return wrong
 

@@ -12,6 +12,8 @@ from pydantic import (
 from colbert_zero.recipe.data import CollectionSpec, SourceSpec
 from colbert_zero.recipe.entry import Entry, Float, Int, Name, Neutral, Seed
 
+Beta = Annotated[Float, Field(ge=0, lt=1)]
+
 
 def _form(value: Any) -> str:
     return "mapping" if isinstance(value, dict | Temperature) else "number"
@@ -91,13 +93,24 @@ class Phase(Entry):
     twice (GradCache), in chunks of at most so many. Chunks are never longer than is fastest: 2,048 on a CPU, 16,384 on
     a GPU."""
     learning_rate: Float = Field(ge=0)
-    """AdamW's, at its highest; 0 changes nothing, and shows what its start is worth."""
-    schedule: Literal["constant", "linear", "cosine"] = "linear"
-    """How the learning rate goes on after the warm-up: constant, or down to 0."""
-    warmup: Float = Field(0.05, ge=0, lt=1)
-    """Share of the steps in which the learning rate rises from 0."""
+    """The optimiser's, at its highest; 0 changes nothing, and shows what its start is worth."""
+    optimiser: Annotated[Literal["adamw", "muon"], Neutral("adamw")] = "adamw"
+    """AdamW; or Muon for the matrices of the encoder's layers and AdamW for the rest (embeddings, heads, biases,
+    norms), at one rate, since Muon's updates are scaled to AdamW's size (arXiv 2502.16982)."""
+    betas: Annotated[tuple[Beta, Beta], Neutral((0.9, 0.999))] = (0.9, 0.999)
+    """AdamW's decay of its two moments."""
+    schedule: Literal["constant", "linear", "cosine", "wsd"] = "linear"
+    """How the learning rate goes on after the warm-up: constant; down to 0; or constant and then down to 0, as 1 - the
+    square root of the way (`wsd`, arXiv 2405.18392)."""
+    decay: Annotated[Float, Field(gt=0, le=1), Neutral(0.2)] = 0.2
+    """Of `schedule: wsd`: share of the steps in which the learning rate falls."""
+    warmup: Float = Field(0.05, ge=0)
+    """Share of the steps in which the learning rate rises from 0; from 1 on, their number."""
+    horizon: Annotated[Int | None, Field(ge=1), Neutral(None)] = None
+    """Steps that the schedule is made for, of which the phase takes the first ones: LateOn stopped at 90,000 of
+    110,000. Unset, the phase's."""
     weight_decay: Float = Field(0.01, ge=0)
-    """AdamW's."""
+    """The optimiser's; biases, norms and a learned temperature do not decay. The paper has 0."""
     max_gradient_norm: Float = Field(1.0, gt=0)
     """Longer gradients are cut to it."""
     temperature: Annotated[

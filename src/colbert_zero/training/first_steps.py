@@ -1,12 +1,12 @@
 """The first steps of a training, looked at for signs that it learns nothing; later steps are not."""
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from colbert_zero.training.objectives import Objective
+from colbert_zero.training.optimiser import warm_up_steps
 from colbert_zero.training.training import Training
 
 LOOKED_AT = 10
@@ -38,7 +38,7 @@ class FirstSteps:
         tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
         self.weights: list[Tensor] = [p for p in model.parameters() if p.requires_grad and id(p) not in tables]
         self.before = [_sample(p).clone() for p in self.weights]
-        warm_up = math.ceil(training.spec.warmup * training.steps)
+        warm_up = warm_up_steps(training.spec, training.steps)
         self.losses_until = min(training.steps, LOOKED_AT)
         self.weights_until = min(training.steps, warm_up + LOOKED_AT)
         self.no_loss = True

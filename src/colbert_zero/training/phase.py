@@ -10,10 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import LRScheduler
-from transformers import get_scheduler
-from transformers.trainer_pt_utils import get_parameter_names
 
 from colbert_zero.data.order import Order
 from colbert_zero.data.prepared import Part
@@ -41,6 +37,7 @@ from colbert_zero.training.gradcache import Precision, Work, grad_cache
 from colbert_zero.training.log import Entry, Log
 from colbert_zero.training.machine import going_on, machine_of
 from colbert_zero.training.objectives import objective_of
+from colbert_zero.training.optimiser import optimiser_of
 from colbert_zero.training.record import phase_record
 from colbert_zero.training.texts import check_texts
 from colbert_zero.training.training import Training
@@ -120,7 +117,7 @@ def train_phase(
     batches = Batches(parts, training.order, tokeniser(model), steps, spec.negatives)
     objective = objective_of(spec).to(model.device)
     trained = nn.ModuleDict({"model": model, "objective": objective}).train()
-    optimizer, schedule = optimizer_of(trained, spec, steps)
+    optimizer, schedule = optimiser_of(trained, spec, steps)
     precision, machine = precision_of(spec, model.device), machine_of(model)
     tell_refused(machine["maxsim_refused"], say)
     log = Log(steps, 1 if model.device.type == "cuda" else machine["threads"], takers, say)
@@ -216,20 +213,6 @@ def order_of(spec: Phase, rows: dict[str, int], blocks: dict[str, int], seed: in
 def steps_of(spec: Phase, order: Order) -> int:
     """Optimiser steps of a phase."""
     return spec.steps or max(1, round((spec.epochs or 1) * order.batches_per_epoch))
-
-
-def optimizer_of(trained: nn.ModuleDict, spec: Phase, steps: int) -> tuple[AdamW, LRScheduler]:
-    """AdamW and the learning rate's schedule. Biases, norms and a learned temperature do not decay."""
-    kept = get_parameter_names(trained, [nn.LayerNorm], ["bias", "layernorm", "rmsnorm", r"(?:^|\.)norm(?:$|\.)",
-                                                         r"_norm(?:$|\.)", "log_temperature"])  # fmt: skip
-    named = [(name, p) for name, p in trained.named_parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for name, p in named if name in kept], "weight_decay": spec.weight_decay},
-        {"params": [p for name, p in named if name not in kept], "weight_decay": 0.0},
-    ]
-    optimizer = AdamW(groups, lr=spec.learning_rate, fused=True)
-    kind = {"constant": "constant_with_warmup"}.get(spec.schedule, spec.schedule)
-    return optimizer, get_scheduler(kind, optimizer, math.ceil(spec.warmup * steps), steps)
 
 
 def precision_of(spec: Phase, device: torch.device) -> Precision:

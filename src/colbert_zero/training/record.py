@@ -90,6 +90,10 @@ class PhaseRecord(_Record):
     representation: str
     objective: str
     student_scores: str | None
+    distillation_loss: str
+    contrastive_temperature: float | None
+    contrastive_weight: float
+    mask_duplicates: bool
     length_normalised: bool
     teacher_temperature: float | None
     negatives: int
@@ -98,8 +102,12 @@ class PhaseRecord(_Record):
     global_batch_size: int
     mini_batch_tokens: int
     learning_rate: float
+    optimiser: str
+    betas: tuple[float, float]
     schedule: str
+    decay: float
     warmup: float
+    horizon: int | None
     weight_decay: float
     max_gradient_norm: float
     prompts: dict[str, str]
