@@ -11,7 +11,6 @@ from colbert_zero.errors import ColbertZeroError
 from colbert_zero.models.alignment import Alignment, read_alignment
 from colbert_zero.models.checkpoints import load_model
 from colbert_zero.models.encoders import assemble, save_model
-from colbert_zero.models.encoding import encode
 from colbert_zero.models.scratch import check_architecture, train_tokenizer, write_scratch
 
 ALIGNMENT = Alignment("search_query: ", "search_document: ", "[Q]", "[D]", 8, 12)
@@ -84,25 +83,6 @@ def test_a_multi_vector_phase_takes_the_encoder_of_a_dense_start(scratch, tmp_pa
         assert torch.equal(a, b)
     assert multi[1].linear.bias is None
     assert multi[1].linear.weight.shape == (8, 16)
-
-
-def test_an_orthogonal_projection_of_the_encoders_width_keeps_its_maxsim(scratch):
-    model = make(scratch, dim=16, projection_start="orthogonal")
-    texts = ["the lift of a wing", "a library lends books"]
-    projected = encode(model, texts, "document").values
-    with torch.no_grad():
-        model[1].linear.weight.copy_(torch.eye(16))
-    own = encode(model, texts, "document").values
-    assert not torch.allclose(projected, own, atol=1e-3)
-    torch.testing.assert_close(projected @ projected.T, own @ own.T, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("dim", [8, 24])
-def test_an_orthogonal_projection_has_orthonormal_rows_or_columns(scratch, dim):
-    weight = make(scratch, dim=dim, projection_start="orthogonal")[1].linear.weight.detach()
-    gram = weight @ weight.T if dim < 16 else weight.T @ weight
-    torch.testing.assert_close(gram, torch.eye(min(dim, 16)), atol=1e-5, rtol=0)
-    assert not torch.allclose(weight, make(scratch, dim=dim)[1].linear.weight)
 
 
 def test_a_multi_vector_phase_keeps_the_projection_of_its_start(scratch, tmp_path):

@@ -186,6 +186,11 @@ BROKEN: list[tuple[str, Any, str]] = [
     ("phases.dense.epochs", 2, "phases.dense: give `steps` or `epochs`, not both"),
     ("model", {}, "model: give exactly one of `base` (a Hub id or folder) and `architecture`"),
     ("model.base", "bert", "model: give exactly one of `base` (a Hub id or folder) and `architecture`"),
+    ("model.head", "old", 'model.head: should be one of new, found "old"'),
+    ("model.head", [], "model.head: should be one entry or more, found"),
+    ("model.head", [{}], "model.head[0].width: missing; this key is required"),
+    ("model.head", [{"width": 8, "activations": "gelu"}], "model.head[0].activations: unknown key, did you mean act"),
+    ("model.head", [{"width": 8, "activation": "gelo"}], 'found "gelo", did you mean gelu?'),
     ("model.architecture", {"layers": 2}, "model.architecture: needs `model_type`"),
     ("phases.distillation.negatives", 2, "phases.distillation.negatives: distillation uses all candidates"),
     (

@@ -39,8 +39,11 @@ from colbert_zero.models.alignment import (
 )
 from colbert_zero.models.checkpoints import SAFE, Encoder, give_padding, load_model, usable_positions
 from colbert_zero.models.encoding import EXPANSION, PROMPT_LENGTH, prompt_of
+from colbert_zero.models.heads import TOKENS, Head, new_layers
 from colbert_zero.models.kinds import kind_of
 from colbert_zero.models.untrusted import check_checkpoint
+
+_LINEAR = Head()
 
 Tokenise = Callable[[list[str], str], dict[str, torch.Tensor]]
 """Texts of a task to their features (`TokenisedTexts`), (texts, tokens) int64, padded."""
@@ -204,8 +207,8 @@ def assemble(
     seed: int,
     phase: str,
     allow_prompt_mismatch: bool = False,
-    new_head: bool = False,
-    projection_start: str = "random",
+    head: Head = _LINEAR,
+    fit: Callable[[Encoder], None] | None = None,
     **options: Any,
 ) -> Encoder:
     """The model a phase starts from.
@@ -220,9 +223,8 @@ def assemble(
         seed: Of the projection's random weights.
         phase: Named in errors.
         allow_prompt_mismatch: Do not compare prompts and markers with those of the start.
-        new_head: Put a new head in place of the start's own.
-        projection_start: Of a new one: `random`, or `orthogonal`: orthonormal rows (columns, where `dim` is above the
-            encoder's width).
+        head: A new one, where the start has none of the phase's kind or `head.new` puts it in place of its own.
+        fit: Sets the weights that a new one starts with, where `head.start` is `pca`.
         options: `attn_implementation`; `revision` and `trust_remote_code` for the Hub.
 
     Raises:
@@ -237,7 +239,7 @@ def assemble(
     prefixes = {prefix: _tokens_before(transformer.tokenizer, prefix) for prefix in alignment.prefixes(representation)}
     check_lengths(replace(own, prefixes=prefixes), alignment, representation, phase)
     prompts = _set_prompts_and_lengths(start, alignment, representation)
-    kept = loaded if own.representation == representation and not new_head else None
+    kept = loaded if own.representation == representation and not head.new else None
     modules = list(kept) if kept else [transformer]
     similarity: Any = kept.similarity_fn_name if kept else None
     if representation == "dense":
@@ -252,9 +254,12 @@ def assemble(
     if kept:
         check_dim(own, dim, base)
     else:
-        projection = _new_projection(transformer.get_embedding_dimension(), dim, seed, projection_start)
-        modules += [projection, MultiVectorMask(), Normalize(module_input_name="token_embeddings")]
-    return _padded(MultiVectorEncoder(modules=modules, prompts=prompts, similarity_fn_name=similarity))
+        modules += new_layers(transformer.get_embedding_dimension(), dim, seed, head)
+        modules += [MultiVectorMask(), Normalize(module_input_name=TOKENS)]
+    model = _padded(MultiVectorEncoder(modules=modules, prompts=prompts, similarity_fn_name=similarity))
+    if fit and not kept and head.start == "pca":
+        fit(model)
+    return model
 
 
 def _make_special(tokenizer: Any, alignment: Alignment) -> None:
@@ -295,16 +300,6 @@ def _set_prompts_and_lengths(start: _Start, alignment: Alignment, representation
             continue
         setattr(transformer, f"{task}_length", length)
     return prompts
-
-
-def _new_projection(hidden: int, dim: int, seed: int, start: str) -> Dense:
-    """A linear projection of token vectors, without bias, with random or orthogonal weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        projection = Dense(hidden, dim, False, torch.nn.Identity(), module_input_name="token_embeddings")
-        if start == "orthogonal":
-            torch.nn.init.orthogonal_(projection.linear.weight)
-        return projection
 
 
 def _padded(model: Encoder) -> Encoder:

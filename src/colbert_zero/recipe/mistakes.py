@@ -58,6 +58,8 @@ def explain(error: Any, keys: Callable[[list[Any], str | None], Iterable[str]]) 
     branch = path.pop(2) if path[0] in ("sources", "collections") and len(path) > 2 else None
     if path[0] == "phases" and path[2:3] == ["temperature"] and len(path) > 3:
         del path[3]
+    if path[:2] == ["model", "head"] and len(path) > 2:
+        del path[2]
     where = _dotted(path)
     if kind in ("missing", "union_tag_not_found"):
         what = "entry" if isinstance(path[-1], int) else "key"

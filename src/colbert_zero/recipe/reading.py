@@ -16,7 +16,7 @@ from pydantic import (
 from colbert_zero.errors import ColbertZeroError, near, show
 from colbert_zero.recipe.data import CollectionSpec, Columns, SourceSpec
 from colbert_zero.recipe.mistakes import SECTIONS, contradictions, explain, wrong_references
-from colbert_zero.recipe.schema import Model, PerTask, Phase, Recipe, Teacher, Temperature, Validation
+from colbert_zero.recipe.schema import HeadLayer, Model, PerTask, Phase, Recipe, Teacher, Temperature, Validation
 
 _BUNDLED = Path(__file__).parents[1] / "recipes"
 
@@ -169,6 +169,8 @@ def _keys(path: list[Any], kind: str | None) -> Iterable[str]:
     match path:
         case ["model"]:
             model = Model
+        case ["model", "head", _]:
+            model = HeadLayer
         case ["phases", _]:
             model = Phase
         case ["teachers", _]:

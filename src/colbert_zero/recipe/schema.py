@@ -19,6 +19,10 @@ def _form(value: Any) -> str:
     return "mapping" if isinstance(value, dict | Temperature) else "number"
 
 
+def _head_form(value: Any) -> str:
+    return "layers" if isinstance(value, list) else "new"
+
+
 class PerTask(Entry):
     """One string for queries, one for documents."""
 
@@ -26,6 +30,19 @@ class PerTask(Entry):
     """For queries."""
     document: str = ""
     """For documents."""
+
+
+class HeadLayer(Entry):
+    """A layer of a new head, over token vectors."""
+
+    width: Int = Field(ge=1)
+    """Of what it gives."""
+    residual: bool = False
+    """Add what comes in, through a linear layer of its own where the widths differ."""
+    activation: Literal["identity", "relu", "gelu", "silu", "tanh"] = "identity"
+    """After its linear layer, before what comes in is added."""
+    bias: bool = False
+    """Whether its linear layer has one."""
 
 
 class Model(Entry):
@@ -42,12 +59,18 @@ class Model(Entry):
     """Entries of the byte-level BPE tokenizer trained on the recipe's sources; for `architecture` only."""
     dim: Int | None = Field(None, ge=1)
     """Width of a token vector; unset, that of a multi-vector base, else 128."""
-    head: Annotated[Literal["new"] | None, Neutral(None)] = None
+    head: Annotated[
+        Annotated[Literal["new"] | None, Tag("new")] | Annotated[list[HeadLayer], Field(min_length=1), Tag("layers")],
+        Discriminator(_head_form),
+        Neutral(None),
+    ] = None
     """Unset, a first phase of the base's kind keeps its head: its projections, or its pooling and what follows. `new`
-    puts a new one in its place: a linear projection without bias, or mean pooling."""
-    start: Annotated[Literal["random", "orthogonal"], Neutral("random")] = "random"
+    puts a new one in its place: a linear projection without bias, or mean pooling. A list of layers does too, and the
+    projection comes after them; sentence-transformers loads each as one of its `Dense`."""
+    start: Annotated[Literal["random", "orthogonal", "pca"], Neutral("random")] = "random"
     """A new projection's weights. Orthonormal rows keep a pre-trained encoder's geometry: all of it where `dim` is its
-    width, most of it below."""
+    width, most of it below. `pca` takes the principal directions of up to 100,000 tokens of the documents that the
+    phase reads first, and keeps more."""
     attention: Literal["sdpa", "flash_attention_2"] | None = None
     """How the encoder attends; `flash_attention_2` needs CUDA and bfloat16, and encodes without padding."""
     trust_remote_code: bool = False

@@ -39,6 +39,7 @@ from colbert_zero.models.alignment import (
 )
 from colbert_zero.models.bases import check_base, go_offline
 from colbert_zero.models.checkpoints import Encoder, load_model
+from colbert_zero.models.heads import Head
 from colbert_zero.models.scratch import check_architecture
 from colbert_zero.processes import agree, appears, from_main, is_main, made_by_main, share
 from colbert_zero.recipe.data import Beir, CollectionSpec, Docstrings, HeldOut, Mined, Scored
@@ -400,8 +401,7 @@ class Study:
             order=order,
             steps=steps_of(spec, order),
             dim=self.dim,
-            new_head=self.recipe.model.head == "new" and len(chain) == 1,
-            projection_start=self.recipe.model.start,
+            head=self._head(first=len(chain) == 1),
             options=options,
         )
         validate = partial(validation.validate, collections=self.prepare_validation()) if spec.evaluate_every else None
@@ -413,6 +413,12 @@ class Study:
         ):
             takers = (lambda entry: advance(entry["step"], entry), report)
             return train_phase(training, parts, folder, takers, validate, self.show.say, layers)
+
+    def _head(self, first: bool) -> Head:
+        """The head of a phase that has none from its start; only a pipeline's first replaces its base's."""
+        asked = self.recipe.model.head
+        layers = tuple(asked) if isinstance(asked, list) else ()
+        return Head(asked is not None and first, layers, self.recipe.model.start)
 
     def _layers_add(self, chain: tuple[str, ...], model: Encoder) -> dict[str, Any] | None:
         """What its encoder's layers add to a model, on a sample of the study's collections; told."""

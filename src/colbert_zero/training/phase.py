@@ -4,6 +4,7 @@ import math
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from colbert_zero.training.checkpoint import (
 )
 from colbert_zero.training.first_steps import FirstSteps
 from colbert_zero.training.gradcache import Precision, Work, grad_cache
+from colbert_zero.training.heads import fit_head
 from colbert_zero.training.log import Entry, Log
 from colbert_zero.training.machine import going_on, machine_of
 from colbert_zero.training.objectives import objective_of
@@ -102,6 +104,7 @@ def train_phase(
     """
     spec, steps, work = training.spec, training.steps, folder.with_name(folder.name + ".unfinished")
     share(spec.global_batch_size, f"phases.{training.name}.global_batch_size")
+    resumed = _resumed_step(work, training, say)
     model = assemble(
         training.start,
         spec.representation,
@@ -110,8 +113,8 @@ def train_phase(
         training.seed,
         training.name,
         spec.allow_prompt_mismatch,
-        training.new_head,
-        training.projection_start,
+        training.head,
+        None if resumed else partial(fit_head, parts=parts, order=training.order),
         **training.options,
     )
     batches = Batches(parts, training.order, tokeniser(model), steps, spec.negatives)
@@ -124,7 +127,7 @@ def train_phase(
     seed_process(training.seed)
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
-    if resumed := _resumed_step(work, training, say):
+    if resumed:
         state = load_checkpoint(checkpoint_path(work, resumed), trained, optimizer, schedule, training.seed)
         log.restore(state["log"])
         batches.restore_streams(state["streams"])

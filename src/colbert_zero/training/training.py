@@ -5,6 +5,7 @@ from typing import Any
 
 from colbert_zero.data.order import Order
 from colbert_zero.models.alignment import Alignment
+from colbert_zero.models.heads import Head
 from colbert_zero.recipe.schema import Phase
 
 
@@ -20,12 +21,11 @@ class Training:
         start: Folder or Hub id of its start.
         spec: The phase's recipe entry.
         alignment: Prompts, markers, lengths.
-        seed: Of dropout, and of a new projection's random weights.
+        seed: Of dropout, and of a new head's random weights.
         order: Of the data.
         steps: Optimiser steps.
         dim: Width of a token vector.
-        new_head: Whether its start's head is left aside for a new one.
-        projection_start: What a new projection's weights are, `model.start`.
+        head: What it has where its start has no head of its kind, or where a new one is asked for.
         options: `attn_implementation`; `revision` and `trust_remote_code` of a Hub start.
     """
 
@@ -40,6 +40,5 @@ class Training:
     order: Order
     steps: int
     dim: int
-    new_head: bool = False
-    projection_start: str = "random"
+    head: Head = field(default_factory=Head)
     options: dict[str, Any] = field(default_factory=dict)
