@@ -100,7 +100,7 @@ def test_a_valid_recipe_passes_and_fills_in_the_defaults() -> None:
     recipe = check_recipe(valid())
     assert recipe.document_tokens is None
     assert recipe.sources["pairs"].model_dump()["path"] == ["pairs.jsonl"]
-    assert recipe.lengths(recipe.phases["dense"]) == {"query": None, "document": None}
+    assert recipe.longest(recipe.phases["dense"]) == {"query": None, "document": None}
 
 
 BROKEN: list[tuple[str, Any, str]] = [
@@ -186,6 +186,16 @@ BROKEN: list[tuple[str, Any, str]] = [
     ("phases.dense.epochs", 2, "phases.dense: give `steps` or `epochs`, not both"),
     ("model", {}, "model: give exactly one of `base` (a Hub id or folder) and `architecture`"),
     ("model.base", "bert", "model: give exactly one of `base` (a Hub id or folder) and `architecture`"),
+    ("model.skip_list", "commas", 'model.skip_list: should be one of punctuation, found "commas"'),
+    ("model.skip_list", [1], "model.skip_list[0]: should be text, found 1"),
+    ("model.query_expansion", True, "model.query_expansion: should be"),
+    ("model.query_expansion", "attended", 'should be one of attend, ignore, found "attended", did you mean attend?'),
+    (
+        "model",
+        {"base": "b", "query_expansion": "ignore", "attention": "flash_attention_2"},
+        "model.query_expansion: ignore, but flash_attention_2 encodes without padding",
+    ),
+    ("lengths", "texts", 'lengths: should be one of text, all, found "texts", did you mean text?'),
     ("model.head", "old", 'model.head: should be one of new, found "old"'),
     ("model.head", [], "model.head: should be one entry or more, found"),
     ("model.head", [{}], "model.head[0].width: missing; this key is required"),

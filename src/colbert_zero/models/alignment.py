@@ -5,7 +5,7 @@ other than those that a start was trained with are refused unless asked for.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ META = "colbert_zero.json"
 MARKERS = {"query": "[Q]", "document": "[D]"}
 TOKENS = {"query": 32, "document": 180}
 DIM = 128
+LEAST_TOKENS = 3
 """What the paper trains with: where neither the recipe nor its base says otherwise."""
 
 
@@ -37,6 +38,13 @@ class Alignment:
     document_marker: str
     query_tokens: int
     document_tokens: int
+    whole: bool = False
+    """Whether these lengths hold markers and prompts too, which otherwise come on top of them."""
+
+    def text_tokens(self, task: str, prefix_tokens: int) -> int:
+        """The longest text beside a prefix of so many tokens."""
+        tokens: int = getattr(self, f"{task}_tokens")
+        return tokens - prefix_tokens if self.whole else tokens
 
     def prefix(self, task: str, representation: Representation) -> str:
         """What is put before a text: the marker (multi-vector only), then the prompt."""
@@ -61,6 +69,9 @@ class Own:
         positions: Tokens that its encoder has positions for, marker and prompt among them; None where it has no bound.
         prefixes: Tokens that each marker and prompt takes which a recipe may put before its texts.
         filled_to: Tokens that queries of fewer are filled up to; None where they are not, or always to their length.
+        skip_list: Words that a multi-vector checkpoint leaves out of documents.
+        query_expansion: Whether it fills queries up, and attends to what fills them: `false`, `attend`, `ignore`.
+        can_expand: Whether its tokenizer has a token to fill queries up with.
         similarity: What a dense checkpoint scores by.
         words: For people.
     """
@@ -73,6 +84,9 @@ class Own:
     positions: int | None = None
     prefixes: Mapping[str, int] = field(default_factory=dict)
     filled_to: int | None = None
+    skip_list: Sequence[str] = ()
+    query_expansion: str = "false"
+    can_expand: bool = True
     similarity: str | None = None
     words: str = ""
 
@@ -90,6 +104,7 @@ def align(
     prompts: Mapping[str, str] | None,
     markers: Mapping[str, str] | None,
     tokens: Mapping[str, int | None],
+    whole: bool = False,
 ) -> Alignment:
     """What a recipe asks for, and where it says nothing the base's own, or else the paper's.
 
@@ -100,6 +115,7 @@ def align(
             PyLate writes it, is taken without.
         markers: Likewise.
         tokens: Likewise, longest text by task.
+        whole: Whether these hold markers and prompts too.
     """
     had = own.markers or {"query": "", "document": ""}
     markers = markers or own.markers or MARKERS
@@ -111,6 +127,7 @@ def align(
         document_marker=markers["document"],
         query_tokens=tokens.get("query") or 0,
         document_tokens=tokens.get("document") or 0,
+        whole=whole,
     )
     return replace(
         wrapped,
@@ -124,8 +141,10 @@ def _without(prompt: str, marker: str) -> str:
 
 
 def _own_length(own: Own, task: str, wrapped: Alignment, representation: Representation) -> int:
-    length, room = _usual_length(own, task), own.room(wrapped.prefix(task, representation))
-    return max(1, min(length, room)) if room is not None else length
+    prefix = wrapped.prefix(task, representation)
+    length, room = _usual_length(own, task), own.room(prefix)
+    text = max(1, min(length, room)) if room is not None else length
+    return text + own.prefixes.get(prefix, 0) if wrapped.whole else text
 
 
 def _usual_length(own: Own, task: str) -> int:
@@ -136,10 +155,11 @@ def _usual_length(own: Own, task: str) -> int:
 def differences(own: Own, alignment: Alignment, representation: Representation) -> Iterator[str]:
     """What a phase has instead of its base's own, in words."""
     for task in TASKS:
-        had, now = _usual_length(own, task), getattr(alignment, f"{task}_tokens")
+        prefix = alignment.prefix(task, representation)
+        had, now = _usual_length(own, task), alignment.text_tokens(task, own.prefixes.get(prefix, 0))
         if own.tokens and own.tokens[task] and now != had:
             yield f"{task}_tokens: {now} instead of its own {had}"
-        elif now < had and now == own.room(alignment.prefix(task, representation)):
+        elif now < had and now == own.room(prefix):
             yield f"{task}_tokens: {now}, as many as its positions leave"
     if own.representation == "multi-vector" and representation == "dense":
         yield "a dense phase leaves its head and its markers aside, and takes the mean of its encoder's states"
@@ -194,8 +214,15 @@ def check_lengths(own: Own, alignment: Alignment, representation: Representation
         ColbertZeroError: Names the length, what there is, and the mend.
     """
     for task in TASKS:
-        prefix, tokens = alignment.prefix(task, representation), getattr(alignment, f"{task}_tokens")
-        length = tokens + own.prefixes.get(prefix, 0)
+        prefix = alignment.prefix(task, representation)
+        before = own.prefixes.get(prefix, 0)
+        text = alignment.text_tokens(task, before)
+        length = text + before
+        if text < LEAST_TOKENS:
+            raise ColbertZeroError(
+                f"phases.{phase}: {task}_tokens: {length}, of which marker and prompt take {before}; raise it to "
+                f"{before + LEAST_TOKENS} or more, or set `lengths: text`"
+            )
         if own.positions and length > own.positions:
             raise ColbertZeroError(
                 f"phases.{phase}: {task} texts of {length} tokens (with markers and prompts) do not fit the encoder's "

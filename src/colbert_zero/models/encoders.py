@@ -41,9 +41,10 @@ from colbert_zero.models.checkpoints import SAFE, Encoder, give_padding, load_mo
 from colbert_zero.models.encoding import EXPANSION, PROMPT_LENGTH, prompt_of
 from colbert_zero.models.heads import TOKENS, Head, new_layers
 from colbert_zero.models.kinds import kind_of
+from colbert_zero.models.scored_tokens import ScoredTokens, scored_in_words, set_scored
 from colbert_zero.models.untrusted import check_checkpoint
 
-_LINEAR = Head()
+_LINEAR, _AS_IT_IS = Head(), ScoredTokens()
 
 Tokenise = Callable[[list[str], str], dict[str, torch.Tensor]]
 """Texts of a task to their features (`TokenisedTexts`), (texts, tokens) int64, padded."""
@@ -70,7 +71,8 @@ def read_own(base: str, asked: Iterable[Asked] = (), **options: Any) -> Own:
         raise ColbertZeroError(f"model.base: {base!r} does not encode texts: {reason(error)}") from error
     if not torch.isfinite(states).all():
         raise ColbertZeroError(f"model.base: {base!r} gives states that are not finite; fetch it again")
-    return replace(own, prefixes=_prefixes(own, transformer.tokenizer, asked))
+    prefixes = _prefixes(own, transformer.tokenizer, asked)
+    return replace(own, prefixes=prefixes, can_expand=transformer.tokenizer.mask_token is not None)
 
 
 def _prefixes(own: Own, tokenizer: Any, asked: Iterable[Asked]) -> dict[str, int]:
@@ -144,6 +146,7 @@ def _own(model: Encoder, base: str) -> Own:
     longest = {task: length if length and length < 10**9 else None for task, length in longest.items()}
     extra = {task: _tokens_before(transformer.tokenizer, whole[task]) for task in TASKS}
     fills = expansion and expansion["strategy"] != "fixed"
+    skipped, filled = scored_in_words(model) if multi_vector else ([], "false")
     return Own(
         representation="multi-vector" if multi_vector else "dense",
         dim=model.get_embedding_dimension() if multi_vector else None,
@@ -152,6 +155,8 @@ def _own(model: Encoder, base: str) -> Own:
         tokens={task: length and length - extra[task] for task, length in longest.items()},
         positions=usable_positions(transformer),
         filled_to=expansion["length"] if fills else None,
+        skip_list=skipped,
+        query_expansion=filled,
         similarity=None if multi_vector else str(model.similarity_fn_name),
         words=_words(model, whole, longest),
     )
@@ -209,6 +214,7 @@ def assemble(
     allow_prompt_mismatch: bool = False,
     head: Head = _LINEAR,
     fit: Callable[[Encoder], None] | None = None,
+    scored: ScoredTokens = _AS_IT_IS,
     **options: Any,
 ) -> Encoder:
     """The model a phase starts from.
@@ -225,6 +231,7 @@ def assemble(
         allow_prompt_mismatch: Do not compare prompts and markers with those of the start.
         head: A new one, where the start has none of the phase's kind or `head.new` puts it in place of its own.
         fit: Sets the weights that a new one starts with, where `head.start` is `pca`.
+        scored: Skip list and query expansion of a multi-vector model.
         options: `attn_implementation`; `revision` and `trust_remote_code` for the Hub.
 
     Raises:
@@ -257,6 +264,7 @@ def assemble(
         modules += new_layers(transformer.get_embedding_dimension(), dim, seed, head)
         modules += [MultiVectorMask(), Normalize(module_input_name=TOKENS)]
     model = _padded(MultiVectorEncoder(modules=modules, prompts=prompts, similarity_fn_name=similarity))
+    set_scored(model, scored)
     if fit and not kept and head.start == "pca":
         fit(model)
     return model
@@ -288,12 +296,13 @@ def _set_prompts_and_lengths(start: _Start, alignment: Alignment, representation
     prompts: dict[str, str] = {name: prompt for name, prompt in model.prompts.items() if prompt} if model else {}
     for task in TASKS:
         had = prompt_of(model, task) if model else None
-        prefix, tokens = alignment.prefix(task, representation), getattr(alignment, f"{task}_tokens")
+        prefix = alignment.prefix(task, representation)
         kept = model is not None and prefix.rstrip() == (had or "").rstrip()
         prompts[task] = had or "" if kept else prefix
-        if kept and own.tokens and own.tokens[task] == tokens:
+        before = _tokens_before(transformer.tokenizer, prompts[task])
+        length = alignment.text_tokens(task, before) + before
+        if kept and own.tokens and own.tokens[task] == length - before:
             continue
-        length = tokens + _tokens_before(transformer.tokenizer, prompts[task])
         expansion = transformer.query_expansion if task == "query" else None
         if expansion and expansion["strategy"] == "fixed":
             transformer.query_length, transformer.query_expansion = None, {**expansion, "length": length}

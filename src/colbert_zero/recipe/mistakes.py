@@ -58,7 +58,7 @@ def explain(error: Any, keys: Callable[[list[Any], str | None], Iterable[str]]) 
     branch = path.pop(2) if path[0] in ("sources", "collections") and len(path) > 2 else None
     if path[0] == "phases" and path[2:3] == ["temperature"] and len(path) > 3:
         del path[3]
-    if path[:2] == ["model", "head"] and len(path) > 2:
+    if path[0] == "model" and path[1:2] in (["head"], ["skip_list"], ["query_expansion"]) and len(path) > 2:
         del path[2]
     where = _dotted(path)
     if kind in ("missing", "union_tag_not_found"):
@@ -105,6 +105,12 @@ def contradictions(data: dict[str, Any]) -> list[str]:
     if isinstance(model, dict):
         if len(_given(model, "base", "architecture")) != 1:
             wrong.append("model: give exactly one of `base` (a Hub id or folder) and `architecture` (from scratch)")
+        if model.get("query_expansion") == "ignore" and model.get("attention") == "flash_attention_2":
+            wrong.append(
+                "model.query_expansion: ignore, but flash_attention_2 encodes without padding, and a token that is not "
+                "attended to has no state there (for that reason expansion was void in the paper's runs); take "
+                "`attend`, `false`, or `attention: sdpa`"
+            )
         architecture = model.get("architecture")
         if isinstance(architecture, dict) and "model_type" not in architecture:
             wrong.append("model.architecture: needs `model_type`, for example `model_type: modernbert`")

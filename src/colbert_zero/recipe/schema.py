@@ -23,6 +23,14 @@ def _head_form(value: Any) -> str:
     return "layers" if isinstance(value, list) else "new"
 
 
+def _skip_list_form(value: Any) -> str:
+    return "words" if isinstance(value, list) else "name"
+
+
+def _expansion_form(value: Any) -> str:
+    return "switch" if isinstance(value, bool) else "name"
+
+
 class PerTask(Entry):
     """One string for queries, one for documents."""
 
@@ -71,6 +79,21 @@ class Model(Entry):
     """A new projection's weights. Orthonormal rows keep a pre-trained encoder's geometry: all of it where `dim` is its
     width, most of it below. `pca` takes the principal directions of up to 100,000 tokens of the documents that the
     phase reads first, and keeps more."""
+    skip_list: Annotated[
+        Annotated[Literal["punctuation"] | None, Tag("name")] | Annotated[list[str], Tag("words")],
+        Discriminator(_skip_list_form),
+        Neutral(None),
+    ] = None
+    """Words whose tokens are left out of documents by multi-vector phases, in training and afterwards: `punctuation`,
+    the 32 ASCII marks (as in the paper), or a list. Unset, a multi-vector base's own, else none."""
+    query_expansion: Annotated[
+        Annotated[Literal["attend", "ignore"] | None, Tag("name")] | Annotated[Literal[False], Tag("switch")],
+        Discriminator(_expansion_form),
+        Neutral(None),
+    ] = None
+    """Whether multi-vector phases fill queries up with mask tokens that are scored too, as in ColBERT, and whether
+    the query attends to these; `false` is neither. Unset, a multi-vector base's own, else `false`. Encoding without
+    padding (`flash_attention_2`) has no states of tokens that are ignored."""
     attention: Literal["sdpa", "flash_attention_2"] | None = None
     """How the encoder attends; `flash_attention_2` needs CUDA and bfloat16, and encodes without padding."""
     trust_remote_code: bool = False
@@ -239,6 +262,8 @@ class Recipe(Entry):
     base's own, or 32 where it has none."""
     document_tokens: Int | None = Field(None, ge=3)
     """Longest document, counted likewise; unset, the base's own, or 180."""
+    lengths: Annotated[Literal["text", "all"], Neutral("text")] = "text"
+    """What the lengths hold: texts, with markers and prompts on top of them; or all, as in the paper's scripts."""
     markers: PerTask | None = None
     """Special tokens that tell queries and documents apart in multi-vector phases; unset, those of a multi-vector base,
     else [Q] and [D]."""
@@ -263,7 +288,7 @@ class Recipe(Entry):
         """A phase's seed."""
         return self.seed if phase.seed is None else phase.seed
 
-    def lengths(self, phase: Phase) -> dict[str, int | None]:
+    def longest(self, phase: Phase) -> dict[str, int | None]:
         """Query and document tokens that a phase is asked for."""
         return {
             "query": phase.query_tokens or self.query_tokens,

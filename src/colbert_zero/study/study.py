@@ -2,6 +2,7 @@
 
 import math
 import os
+import string
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -40,6 +41,7 @@ from colbert_zero.models.alignment import (
 from colbert_zero.models.bases import check_base, go_offline
 from colbert_zero.models.checkpoints import Encoder, load_model
 from colbert_zero.models.heads import Head
+from colbert_zero.models.scored_tokens import ScoredTokens, check_expansion, scored_differences
 from colbert_zero.models.scratch import check_architecture
 from colbert_zero.processes import agree, appears, from_main, is_main, made_by_main, share
 from colbert_zero.recipe.data import Beir, CollectionSpec, Docstrings, HeldOut, Mined, Scored
@@ -135,9 +137,11 @@ class Study:
         self._settle_base()
         if base is not None:
             self.show.say(f"base {base} is {self.own.words}")
-            for difference in dict.fromkeys(
-                told for p in phases.values() for told in differences(self.own, self.alignment(p), p.representation)
-            ):
+            said = [d for p in phases.values() for d in differences(self.own, self.alignment(p), p.representation)]
+            if any(phase.representation == "multi-vector" for phase in phases.values()):
+                said += scored_differences(self.own, self._scored())
+                check_expansion(self.own, self._scored())
+            for difference in dict.fromkeys(said):
                 self.show.say(f"base {base}: {difference}")
             self._check_alignments(chains)
         if self.recipe.model.architecture:
@@ -271,7 +275,8 @@ class Study:
             judged_on = [[c.name, c.fingerprint] for c in self.prepare_validation()]
             made_of |= {"select": "best", "evaluate_every": spec.evaluate_every, "validation": judged_on}
         sources = [[name, self.source_id(name)] for name in spec.sources]
-        alignment = vars(self.alignment(spec))
+        # False is what was meant before the key existed.
+        alignment = {key: value for key, value in vars(self.alignment(spec)).items() if value is not False}
         return fingerprint(RECORD_VERSION, made_of, alignment, self.dim, self.recipe.seed, sources, parent)
 
     def phase_folder(self, chain: tuple[str, ...]) -> Path:
@@ -284,7 +289,7 @@ class Study:
 
     def alignment(self, spec: Phase) -> Alignment:
         """Prompts, markers and lengths of a phase: asked for, or the base's own."""
-        return align(self.own, *self._asked(spec), self.recipe.lengths(spec))
+        return align(self.own, *self._asked(spec), self.recipe.longest(spec), self.recipe.lengths == "all")
 
     def _asked(self, spec: Phase) -> Asked:
         entries = spec.prompts or self.recipe.prompts, self.recipe.markers
@@ -402,6 +407,7 @@ class Study:
             steps=steps_of(spec, order),
             dim=self.dim,
             head=self._head(first=len(chain) == 1),
+            scored=self._scored(),
             options=options,
         )
         validate = partial(validation.validate, collections=self.prepare_validation()) if spec.evaluate_every else None
@@ -419,6 +425,12 @@ class Study:
         asked = self.recipe.model.head
         layers = tuple(asked) if isinstance(asked, list) else ()
         return Head(asked is not None and first, layers, self.recipe.model.start)
+
+    def _scored(self) -> ScoredTokens:
+        """What multi-vector phases are asked to leave out of documents and to fill queries up with."""
+        words = self.recipe.model.skip_list
+        words = list(string.punctuation) if words == "punctuation" else words
+        return ScoredTokens(None if words is None else tuple(words), self.recipe.model.query_expansion)
 
     def _layers_add(self, chain: tuple[str, ...], model: Encoder) -> dict[str, Any] | None:
         """What its encoder's layers add to a model, on a sample of the study's collections; told."""

@@ -19,6 +19,7 @@ from colbert_zero.files import atomic_folder, write_json
 from colbert_zero.maxsim.backends import scoring_with, tell_refused
 from colbert_zero.models.checkpoints import Encoder
 from colbert_zero.models.encoders import assemble, save_model, tokeniser
+from colbert_zero.models.scored_tokens import unknown_words
 from colbert_zero.processes import agree, average_gradients, from_main, is_main, share, sums, wait, world_size
 from colbert_zero.recipe.schema import Phase
 from colbert_zero.training.batches import Batches, Prefetched
@@ -115,6 +116,7 @@ def train_phase(
         spec.allow_prompt_mismatch,
         training.head,
         None if resumed else partial(fit_head, parts=parts, order=training.order),
+        training.scored,
         **training.options,
     )
     batches = Batches(parts, training.order, tokeniser(model), steps, spec.negatives)
@@ -132,6 +134,8 @@ def train_phase(
         log.restore(state["log"])
         batches.restore_streams(state["streams"])
         machine = going_on(model, state["machine"], machine, lambda text: say(f"phases.{training.name}: {text}"))
+    if spec.representation == "multi-vector" and (unknown := unknown_words(model, training.scored)):
+        log.tell(f"model.skip_list: no single tokens of this tokenizer, so not skipped: {' '.join(unknown)}")
     sampled = check_texts(training, model, parts, batches.tokenise, log)
     first_steps = None if log.step else FirstSteps(training, model, objective, log.tell)
     prefetched = Prefetched(batches, log.step)

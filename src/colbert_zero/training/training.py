@@ -6,6 +6,7 @@ from typing import Any
 from colbert_zero.data.order import Order
 from colbert_zero.models.alignment import Alignment
 from colbert_zero.models.heads import Head
+from colbert_zero.models.scored_tokens import ScoredTokens
 from colbert_zero.recipe.schema import Phase
 
 
@@ -26,6 +27,7 @@ class Training:
         steps: Optimiser steps.
         dim: Width of a token vector.
         head: What it has where its start has no head of its kind, or where a new one is asked for.
+        scored: Skip list and query expansion.
         options: `attn_implementation`; `revision` and `trust_remote_code` of a Hub start.
     """
 
@@ -41,4 +43,5 @@ class Training:
     steps: int
     dim: int
     head: Head = field(default_factory=Head)
+    scored: ScoredTokens = field(default_factory=ScoredTokens)
     options: dict[str, Any] = field(default_factory=dict)
