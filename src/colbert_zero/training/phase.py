@@ -133,7 +133,7 @@ def train_phase(
         batches.restore_streams(state["streams"])
         machine = going_on(model, state["machine"], machine, lambda text: say(f"phases.{training.name}: {text}"))
     sampled = check_texts(training, model, parts, batches.tokenise, log)
-    first_steps = None if log.step else FirstSteps(training, model, objective, log.tell)
+    first_steps = FirstSteps(training, model, objective, log.tell, log.step)
     prefetched = Prefetched(batches, log.step)
     log.start()
     with finishing_its_step(), scoring_with(machine["maxsim"]):
@@ -153,8 +153,7 @@ def train_phase(
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-            if first_steps:
-                first_steps.after(step, loss / world_size())
+            first_steps.after(step, loss / world_size())
             # 3. What was found and spent; then how good the model is, and what to go on from.
             last, stopping = step == steps, stops > 0
             save = not last and (step % spec.checkpoint_every == 0 or stopping)
