@@ -17,7 +17,7 @@ from transformers.trainer_pt_utils import get_parameter_names
 
 from colbert_zero.data.order import Order
 from colbert_zero.data.prepared import Part
-from colbert_zero.errors import ColbertZeroError, Diverged, Stopped
+from colbert_zero.errors import ColbertZeroError, Diverged, Stopped, reason
 from colbert_zero.files import atomic_folder, write_json
 from colbert_zero.maxsim.backends import scoring_with, tell_refused
 from colbert_zero.models.checkpoints import Encoder
@@ -71,7 +71,8 @@ def train_phase(
         takers: Called with every entry of the log.
         validate: Scores the model on small collections, nDCG@10 by name, every `evaluate_every` steps.
         say: Tells the user what happens to checkpoints, and of what may keep the phase from learning.
-        layers_add: Measures what the encoder's layers add to the model that the phase ends with.
+        layers_add: Measures what the encoder's layers add to the model that the phase ends with. With one process an
+            error of its is told, and ends nothing.
 
     Returns:
         phase.json's content (docs/records.md).
@@ -156,7 +157,8 @@ def train_phase(
             first_steps.after(step, loss / world_size())
             # 3. What was found and spent; then how good the model is, and what to go on from.
             last, stopping = step == steps, stops > 0
-            save = not last and (step % spec.checkpoint_every == 0 or stopping)
+            # The last step is saved where something is measured between it and the finished model.
+            save = layers_add is not None if last else step % spec.checkpoint_every == 0 or stopping
             measure = bool(validate and spec.evaluate_every and (last or step % spec.evaluate_every == 0))
             log.add(
                 loss / world_size(), Work(*map(int, counts)), (wall, cpu), prefetched.waited(), keep=save or measure,
@@ -170,7 +172,7 @@ def train_phase(
                 state["streams"] = batches.stream_states(step)
                 save_checkpoint(checkpoint_path(work, step), trained, optimizer, schedule, state)
                 _delete_old(work, spec.keep_checkpoints, log)
-            if stopping and not last:
+            if stopping and save:
                 raise Stopped(
                     f"phases.{training.name}: stopped by SIGTERM after step {step:,} of {steps:,}, which is saved in "
                     f"{work}. The same command goes on from there"
@@ -179,7 +181,7 @@ def train_phase(
         best = log.best()
         if spec.select == "best" and best and best["step"] < steps:
             _load_best(checkpoint_path(work, best["step"]), training, trained)
-        layers = layers_add(model) if layers_add else None
+        layers = _measured(layers_add, model, training, log) if layers_add else None
         record = phase_record(training, model, batches, log, machine, sampled, layers)
         if is_main():
             with atomic_folder(folder) as temporary:
@@ -269,6 +271,17 @@ def _load_best(checkpoint: Path, training: Training, trained: nn.Module) -> None
             f"{checkpoint.parent} to train the phase again, or set `select: last`"
         )
     load_weights(checkpoint, trained)
+
+
+def _measured(layers_add: LayersAdd, model: Encoder, training: Training, log: Log) -> dict[str, Any] | None:
+    """What the layers add; None, and told, where it cannot be measured: the training is finished all the same."""
+    try:
+        return layers_add(model)
+    except Exception as error:  # of an evaluation: memory, a disk, an encoder of any family
+        if world_size() > 1:  # the others wait for what this one was to tell them
+            raise
+        log.tell(f"phases.{training.name}: what its encoder's layers add cannot be measured ({reason(error)})")
+        return None
 
 
 def _diverged(training: Training, step: int, name: str, value: float, work: Path) -> Diverged:

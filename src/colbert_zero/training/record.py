@@ -163,9 +163,9 @@ class PhaseRecord(_Record):
     """Of `query` and `document` texts of a sample of rows, as this phase cuts them: how many `texts`, how many of them
     are `cut`, their `tokens` before that and how many are `lost`; how many are `different`, and `different_cut`."""
     told: list[str]
-    """Of what may keep the phase from learning."""
+    """Of what may keep the phase from learning, and of what could not be measured."""
     layers: LayersRecord | None
-    """Null where they cannot be taken out, or `validation.layers` is false."""
+    """Null where they cannot be taken out or measured, or `validation.layers` is false."""
     finished_at: str
     """UTC, ISO 8601."""
 
