@@ -39,7 +39,7 @@ from colbert_zero.training.checkpoint import (
 from colbert_zero.training.first_steps import FirstSteps
 from colbert_zero.training.gradcache import Precision, Work, grad_cache
 from colbert_zero.training.log import Entry, Log
-from colbert_zero.training.machine import going_on, machine_of
+from colbert_zero.training.machine import going_on, machine_of, tell_tf32
 from colbert_zero.training.objectives import objective_of
 from colbert_zero.training.record import phase_record
 from colbert_zero.training.texts import check_texts
@@ -124,6 +124,7 @@ def train_phase(
     optimizer, schedule = optimizer_of(trained, spec, steps)
     precision, machine = precision_of(spec, model.device), machine_of(model)
     tell_refused(machine["maxsim_refused"], say)
+    tell_tf32(machine, say)
     log = Log(steps, 1 if model.device.type == "cuda" else machine["threads"], takers, say)
     seed_process(training.seed)
     if model.device.type == "cuda":

@@ -37,6 +37,9 @@ class Machine(_Record):
     """What would have computed it, and what was wrong with it on a small case on this device."""
     attention: str
     """What computed attention: sdpa, eager, flash_attention_2, …"""
+    tf32: dict[str, str] = {}
+    """What asked for TF32 in place of float32 in CUDA's products, with its value: variables of the environment, torch's
+    own flag; 0 forbids it. Older records lack it."""
 
 
 class SourceRecord(_Record):
