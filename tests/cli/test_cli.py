@@ -8,6 +8,7 @@ import sys
 import pytest
 import yaml
 
+from colbert_zero.data.collection import Collection
 from colbert_zero.data.layouts import write_beir
 from colbert_zero.recipe.reading import RECIPES, load_recipe
 from helpers import ROOT, data, environment, launch, write_rows
@@ -71,6 +72,19 @@ def test_evaluate_takes_the_layers_out_where_asked_and_says_so(command, collecti
     assert scores[0]["per_query"] != scores[1]["per_query"]
     code, _, err = command("evaluate", "bm25", "--collection", tmp_path / "tiny", "--without-layers")
     assert (code, "--without-layers: bm25 has none" in err) == (2, True)
+
+
+def test_evaluate_records_which_model_it_was_and_what_it_did_unasked(command, tmp_path):
+    texts = {"a": "lift of a wing", "b": "drag of a wing", "c": ""} | {f"d{n}": f"heat {n}" for n in range(20)}
+    judged = {f"d{n}": 1 for n in range(20)}
+    qrels = {"a": {"b": 1, "gone": 1}, "q": judged}
+    folder, record = tmp_path / "mine", tmp_path / "s.json"
+    collection = Collection.from_memory("mine", texts, {"a": "lift of a wing", "q": "heat"}, qrels)
+    write_beir(collection, folder)
+    assert command("evaluate", "bm25", "--collection", folder, "--json", record)[0] == 0
+    found = json.loads(record.read_text())
+    kept = {key: found[key] for key in ("model", "commit", "own_left_out", "missing", "empty")}
+    assert kept == {"model": "bm25", "commit": None, "own_left_out": 1, "missing": 1, "empty": 1}
 
 
 def test_bm25_is_a_model_to_evaluate_too(command, collection, tmp_path):

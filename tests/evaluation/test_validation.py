@@ -15,7 +15,7 @@ from colbert_zero.errors import ColbertZeroError
 from colbert_zero.evaluation import validation
 from colbert_zero.evaluation.ranking import rank
 from colbert_zero.evaluation.runs import measure
-from colbert_zero.evaluation.validation import NANOBEIR_SETS, choose, chosen, sample, validate
+from colbert_zero.evaluation.validation import NANOBEIR_SETS, choose, chosen, own_sample, sample, validate
 from colbert_zero.files import read_json
 from colbert_zero.recipe.reading import check_recipe
 from helpers import data, study, write_rows
@@ -163,6 +163,30 @@ def test_nanobeir_is_fetched_once_and_used_without_a_network_afterwards(hub, tmp
     assert hub.asked == 1
     own = collections_of(recipe(tmp_path, nanobeir=False), {"tiny": collection}, tmp_path / "v", told.append)
     assert [c.name for c in own] == ["tiny"]
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+def test_the_sample_that_layers_are_measured_on_is_never_chosen(hub, tmp_path, collection, reachable):
+    what = recipe(tmp_path), {"tiny": collection}, tmp_path / "v"
+    own_sample(*what)
+    hub.reachable = reachable
+    first = collections_of(*what, lambda text: None)
+    assert hub.asked == 1
+    assert [c.name for c in first] == (list(NANOBEIR_SETS) if reachable else ["tiny"])
+    own_sample(*what)
+    assert contents(collections_of(*what, lambda text: None)) == contents(first)
+
+
+def test_a_finished_phase_that_ends_with_its_best_weights_is_found_again(hub, tmp_path):
+    write_rows(tmp_path / "pairs.jsonl")
+    hub.reachable, chain = True, ("dense",)
+    entry = data(tmp_path)
+    entry["phases"]["dense"] |= {"select": "best", "evaluate_every": 6}
+    for done in (False, True):
+        one = study(tmp_path, entry)
+        one.prepare([chain])
+        assert one.is_done(chain) == done
+        one.train(chain)
 
 
 def test_a_download_that_breaks_off_leaves_nothing_and_a_sample_is_taken(hub, tmp_path, collection, monkeypatch):

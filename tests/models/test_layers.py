@@ -80,6 +80,14 @@ def test_a_family_whose_layers_cannot_be_taken_out_is_said_plainly(backbone, tmp
     assert len(said) == 1
 
 
+def test_a_model_whose_trial_pass_fails_stays_as_it_was(backbone, tmp_path):
+    model = dense(backbone, tmp_path / "bert", "bert", SIZES)
+    model[0].register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ColbertZeroError, match="cannot be taken out"):
+        without_layers(model, "mine")
+    assert not any(module._forward_hooks for module in model.modules())
+
+
 def test_a_model_of_embeddings_alone_has_no_layers_to_take_out(backbone):
     tokenizer = AutoTokenizer.from_pretrained(backbone)
     model = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=8)], device="cpu")

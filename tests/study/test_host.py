@@ -85,8 +85,13 @@ def unseen_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(Path, "glob", lambda self, *a: [1] if str(self) == "/dev" else right(self, *a))
 
 
-def mixed_precision(monkeypatch, tmp_path):
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+def hidden_gpus(monkeypatch, tmp_path):
+    unseen_gpu(monkeypatch, tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
+def tf32(monkeypatch, tmp_path):
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
 
 
 def unknown_backend(monkeypatch, tmp_path):
@@ -152,9 +157,9 @@ def broken_driver(monkeypatch, tmp_path):
     monkeypatch.setattr(host.psutil, "virtual_memory", fails(errno.EIO))
 
 
-def fails(number):
+def fails(why):
     def call(*_, **__):
-        raise OSError(number, os.strerror(number))
+        raise OSError(why) if isinstance(why, str) else OSError(why, os.strerror(why))
 
     return call
 
@@ -165,7 +170,8 @@ def fails(number):
         (old_torch, "versions", "pip install 'torch>=", True),
         (no_scipy, "versions", "is missing; pip install 'scipy>=", True),
         (unseen_gpu, "devices", "install a CUDA build of torch", False),
-        (mixed_precision, "devices", "unset it", False),
+        (hidden_gpus, "devices", "CUDA_VISIBLE_DEVICES is empty", False),
+        (tf32, "devices", "products of float32", False),
         (unknown_backend, "MaxSim", "'cuda' is none of auto", True),
         (wrong_backend, "MaxSim", "it fails with TypeError", False),
         (few_cores, "processor", "OMP_NUM_THREADS=1", False),
@@ -209,11 +215,30 @@ def test_a_gpu_is_named_with_its_memory(monkeypatch, tmp_path):
 
 
 def test_secrets_are_not_shown(monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    monkeypatch.setenv("HTTPS_PROXY", "http://me:secret@proxy")
+    monkeypatch.setenv("HF_TOKEN", "hf_hunter2")
+    monkeypatch.setenv("HTTPS_PROXY", "http://me:hunter2@proxy")
+    monkeypatch.setenv("HUGGINGFACE_API_KEY", "hf_hunter2")
+    monkeypatch.setenv("HF_OF_TOMORROW", "hunter2")
+    monkeypatch.setenv("HF_ENDPOINT", "https://me:se@hunter2@mirror/hub")
     monkeypatch.setenv("HF_HOME", "/somewhere")
-    seen = {finding.name: finding.found for _, finding in found(tmp_path)}
-    assert (seen["HF_TOKEN"], seen["HTTPS_PROXY"], seen["HF_HOME"]) == ("set", "set", "/somewhere")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://me:hunter2@mirror")
+    for offline in (True, False):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+        monkeypatch.setattr(
+            "huggingface_hub.get_session", lambda: SimpleNamespace(head=fails("https://me:hunter2@mirror/ is gone"))
+        )
+        seen = {finding.name: finding for _, finding in found(tmp_path)}
+        assert "https://mirror" in seen
+        assert "hunter2" not in str(seen)
+    shown = {name: seen[name].found for name in ("HF_TOKEN", "HTTPS_PROXY", "HUGGINGFACE_API_KEY", "HF_OF_TOMORROW")}
+    assert set(shown.values()) == {"set"}
+    assert (seen["HF_ENDPOINT"].found, seen["HF_HOME"].found) == ("https://mirror/hub", "/somewhere")
+
+
+def test_mixed_precision_of_a_launcher_is_no_problem_since_nothing_reads_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    [finding] = [finding for _, finding in found(tmp_path) if finding.name == "ACCELERATE_MIXED_PRECISION"]
+    assert (finding.found, finding.problem) == ("bf16, not read: the recipe's `precision` decides", "")
 
 
 @pytest.mark.parametrize(("flags", "told"), [("avx2 avx512f amx_bf16", "in hardware"), ("avx2", "not in hardware")])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from colbert_zero import watch
-from colbert_zero.errors import ColbertZeroError
+from colbert_zero.errors import ColbertZeroError, Stopped
 from colbert_zero.evaluation import validation
 from colbert_zero.files import read_json, write_checksums, writing
 from colbert_zero.recipe.reading import load_recipe
@@ -44,7 +44,7 @@ class StoppingAt(Quiet):
         return nullcontext(advance)
 
 
-def unfinished(folder, crash=7, **phase):
+def unfinished(folder, crash=7, stop=Stop, **phase):
     """A study with a phase broken off after a step of 9; by default its last checkpoints are at 4 and 6."""
     write_rows(folder / "pairs.jsonl")
     recipe = data(folder)
@@ -52,7 +52,7 @@ def unfinished(folder, crash=7, **phase):
     broken = study(folder, recipe)
     broken.prepare([("unsupervised",)])
     broken.show = StoppingAt(crash)
-    with pytest.raises(Stop):
+    with pytest.raises(stop):
         broken.train(("unsupervised",))
     return broken, broken.phase_folder(("unsupervised",)).with_suffix(".unfinished")
 
@@ -293,6 +293,55 @@ def test_a_damaged_best_checkpoint_is_told_and_not_used(tmp_path, monkeypatch):
     with pytest.raises(ColbertZeroError, match=r"best checkpoint, .*step-3, is damaged \(weights"):
         best.train(("unsupervised",))
     assert not best.is_done(("unsupervised",))
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, Stopped])
+def test_a_training_broken_off_while_its_layers_are_measured_trains_no_step_again(
+    tmp_path, undisturbed, monkeypatch, stop
+):
+    def measure(*_):
+        raise stop
+
+    monkeypatch.setattr("colbert_zero.study.study.layers_add", measure)
+    broken, work = unfinished(tmp_path, None, stop)
+    monkeypatch.undo()
+    assert [path.name for path in checkpoints(work)] == ["step-9", "step-8"]
+    broken.show = StoppingAt(9)
+    record = broken.train(("unsupervised",))
+    assert [entry["step"] for entry in record["losses"]] == list(range(1, 10))
+    assert record["layers"]["queries"] == 20
+    assert (broken.phase_folder(("unsupervised",)) / "model" / "model.safetensors").read_bytes() == undisturbed
+    assert not work.exists()
+
+
+def test_sigterm_in_the_last_step_saves_it_where_there_is_still_something_to_measure(tmp_path, monkeypatch):
+    broken, work = unfinished(tmp_path)
+    broken.show = StoppingAt()
+    monkeypatch.setattr(phase, "stop_requested", lambda: newest_step(tmp_path) == 8)
+    with pytest.raises(Stopped, match="after step 9 of 9, which is saved"):
+        broken.train(("unsupervised",))
+    assert checkpoints(work)[0].name == "step-9"
+
+
+@pytest.mark.parametrize("error", [MemoryError(), ColbertZeroError("not finite")])
+def test_layers_that_cannot_be_measured_are_told_and_the_training_is_finished(
+    tmp_path, undisturbed, monkeypatch, error
+):
+    def fail(*_):
+        raise error
+
+    write_rows(tmp_path / "pairs.jsonl")
+    monkeypatch.setattr("colbert_zero.study.study.layers_add", fail)
+    recipe = data(tmp_path)
+    recipe["phases"]["unsupervised"] |= {"steps": 9}
+    one = study(tmp_path, recipe)
+    one.prepare([("unsupervised",)])
+    one.show = StoppingAt()
+    record = one.train(("unsupervised",))
+    [told] = [text for text in record["told"] if "what its encoder's layers add cannot be measured (" in text]
+    assert told in one.show.said
+    assert record["layers"] is None
+    assert (one.phase_folder(("unsupervised",)) / "model" / "model.safetensors").read_bytes() == undisturbed
 
 
 def test_sigterm_waits_until_the_finished_model_is_written(tmp_path, monkeypatch):

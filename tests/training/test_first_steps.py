@@ -1,6 +1,7 @@
 """The first steps tell when nothing is learned; a training that learns is not spoken of."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colbert_zero.files import read_json
+from colbert_zero.study.show import Quiet
 from colbert_zero.training.losses import normalised_entropy
 from helpers import data, study, write_rows
 
@@ -68,6 +70,27 @@ def test_a_training_that_learns_nothing_is_told_once_and_recorded(tmp_path, phas
     said, record = train(tmp_path, phase, **changes)
     assert any(text.startswith(f"phases.{phase}.{message}") for text in record["told"])
     assert all(said.count(text) == 1 for text in record["told"])
+
+
+@pytest.mark.parametrize(("broken_off", "looked_at"), [(6, True), (12, False)])
+def test_a_training_that_goes_on_is_told_of_weights_that_do_not_move_while_its_first_steps_last(
+    tmp_path, broken_off, looked_at, monkeypatch
+):
+    def advance(done, values):
+        if done == broken_off:
+            raise KeyboardInterrupt
+
+    changes = {"learning_rate": 1e-13, "weight_decay": 0.0, "steps": 13, "checkpoint_every": broken_off - 1}
+    monkeypatch.setattr(Quiet, "bar", lambda *_: nullcontext(advance))
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, "unsupervised", **changes)
+    monkeypatch.undo()
+    said, record = train(tmp_path, "unsupervised", **changes)
+    told = [text for text in record["told"] if "learning_rate: 1e-13 leaves" in text]
+    assert len(told) == 1
+    assert told[0].endswith(f"as they were after {6 if looked_at else 11} steps; raise it")
+    assert (told[0] in said) == looked_at
+    assert not any("softmax" in text for text in record["told"])
 
 
 @pytest.mark.parametrize("phase", ["dense", "unsupervised", "distillation"])

@@ -11,7 +11,7 @@ from colbert_zero.models.encoders import assemble, tokeniser
 from colbert_zero.models.encoding import forward, scored_type
 from colbert_zero.training import gradcache, phase
 from colbert_zero.training.batches import Batches
-from colbert_zero.training.machine import going_on, machine_of
+from colbert_zero.training.machine import going_on, machine_of, tell_tf32
 from colbert_zero.training.objectives import Contrastive, objective_of
 from helpers import data, study, write_rows
 from oracles import train
@@ -128,6 +128,47 @@ def test_a_resumed_training_keeps_what_it_began_with_and_says_what_this_host_can
     assert going_on(tiny_multi_vector, other, own, said.append) == own
     for text in ("device cuda → cpu", "maxsim triton → torch", f"attention flash_attention_2 → {own['attention']}"):
         assert text in said[-1]
+
+
+@pytest.mark.parametrize("name", ["NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"])
+def test_tf32_of_the_environment_is_recorded_and_told_on_cuda(tiny_multi_vector, monkeypatch, name):
+    assert machine_of(tiny_multi_vector)["tf32"] == {}
+    monkeypatch.setenv(name, "1")
+    machine, said = machine_of(tiny_multi_vector), []
+    assert machine["tf32"] == {name: "1"}
+    tell_tf32(machine, said.append)
+    assert not said
+    for device in ("cuda:0", "cuda:0"):
+        tell_tf32(machine | {"device": device}, said.append)
+    assert [f"{name}=1; unset it" in text for text in said] == [True]
+    tell_tf32(machine | {"device": "cuda:0", "tf32": {name: "0"}}, said.append)
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("new_interface", [True, False])
+def test_tf32_of_torchs_flags_is_recorded(tiny_multi_vector, new_interface):
+    products = torch.backends.cuda.matmul
+    before = products.fp32_precision
+    try:
+        if new_interface:
+            products.fp32_precision = "tf32"
+        else:
+            torch.set_float32_matmul_precision("high")
+        assert machine_of(tiny_multi_vector)["tf32"] == {"torch.backends.cuda.matmul.fp32_precision": "tf32"}
+    finally:
+        if not new_interface:
+            torch.set_float32_matmul_precision("highest")
+        products.fp32_precision = before
+    assert machine_of(tiny_multi_vector)["tf32"] == {}
+
+
+def test_a_resumed_training_says_that_tf32_changed_and_asks_nothing_of_an_older_checkpoint(tiny_multi_vector):
+    own, said = machine_of(tiny_multi_vector), []
+    older = {key: value for key, value in own.items() if key != "tf32"}
+    assert going_on(tiny_multi_vector, older, own, said.append) == own
+    assert not said
+    going_on(tiny_multi_vector, own | {"tf32": {"NVIDIA_TF32_OVERRIDE": "1"}}, own, said.append)
+    assert "tf32 NVIDIA_TF32_OVERRIDE=1 → unset" in said[0]
 
 
 def test_a_record_counts_what_was_computed_also_through_a_resume(tmp_path):

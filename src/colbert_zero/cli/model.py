@@ -83,11 +83,16 @@ def evaluate(
         with RichShow().bar(f"evaluating on {loaded.name}", loaded.documents_count) as advance:
             ranking = rank(encoder, loaded, progress=lambda done, total: advance(done, {}))
     scores, per_query = measure(ranking, loaded.qrels)
-    counts = {
+    record = {
+        "model": model,
+        "commit": commit,
         "without_layers": bare,
         "collection": loaded.name,
         "documents": loaded.documents_count,
         "queries": len(loaded.qrels),
+        "own_left_out": len(loaded.own),
+        "missing": loaded.missing,
+        "empty": loaded.empty,
     }
     console.print(f"{loaded.name}: {loaded.documents_count:,} documents, {len(loaded.qrels):,} queries", markup=False)
     if bare:
@@ -97,7 +102,7 @@ def evaluate(
     if run_file and is_main():
         write_run(run_file, ranking, Path(model).name or "run")
     if json_file and is_main():
-        write_json(json_file, {**counts, "scores": scores, "per_query": per_query})
+        write_json(json_file, {**record, "scores": scores, "per_query": per_query})
     leave()
 
 

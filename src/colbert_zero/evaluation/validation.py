@@ -47,7 +47,7 @@ def choose(recipe: Recipe, collections: dict[str, Collection], folder: Path, say
         folder: Where the choice is kept: a folder each, with validation.json, which says where it came from.
         say: Told what is used and why.
     """
-    sample, nanobeir = _sample_folder(recipe, collections, folder), folder / "nanobeir"
+    sample, nanobeir = folder / f"sample-{_sample_id(recipe, collections)}", folder / "nanobeir"
     kept = [sample, nanobeir] if recipe.validation.nanobeir else [sample]
     found = next((path for path in kept if (path / _RECORD).is_file()), None)
     if found is None:
@@ -63,16 +63,19 @@ def choose(recipe: Recipe, collections: dict[str, Collection], folder: Path, say
 
 
 def own_sample(recipe: Recipe, collections: dict[str, Collection], folder: Path) -> Path:
-    """The folder of a sample of the recipe's own collections, made at first use; the Hub is not asked."""
-    found = _sample_folder(recipe, collections, folder)
+    """The folder of a sample of the recipe's own collections, made at first use; the Hub is not asked.
+
+    It is never what `choose` finds: which collections were chosen is part of a phase's id.
+    """
+    found = folder / f"layers-{_sample_id(recipe, collections)}"
     if not (found / _RECORD).is_file():
         _write_sample(found, recipe, collections, "what layers add is measured on the recipe's own collections")
     return found
 
 
-def _sample_folder(recipe: Recipe, collections: dict[str, Collection], folder: Path) -> Path:
+def _sample_id(recipe: Recipe, collections: dict[str, Collection]) -> str:
     contents = {name: collection.fingerprint for name, collection in collections.items()}
-    return folder / f"sample-{fingerprint(_VERSION, recipe.validation.asked(exclude={'layers'}), contents)}"
+    return fingerprint(_VERSION, recipe.validation.asked(exclude={"layers"}), contents)
 
 
 def chosen(folder: Path) -> list[Collection]:

@@ -84,9 +84,11 @@ def _returned(transformer: nn.Module, layers: dict[str, nn.ModuleList]) -> dict[
         module[0].register_forward_hook(lambda _, args, output, name=name: note(name, output))
         for name, module in layers.items()
     ]
-    _vectors(transformer)
-    for hook in hooks:
-        hook.remove()
+    try:
+        _vectors(transformer)
+    finally:
+        for hook in hooks:
+            hook.remove()
     return returned
 
 

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -25,6 +26,7 @@ from colbert_zero.errors import ColbertZeroError, reason
 from colbert_zero.files import writing
 from colbert_zero.maxsim.backends import fault, wanted
 from colbert_zero.study.study import user_cache
+from colbert_zero.training.machine import tf32
 
 _HUB_SECONDS = 5
 
@@ -32,6 +34,13 @@ _LEAST_MEMORY = 2 << 30
 """Bytes; imports alone take half of it."""
 
 _CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+
+_SHOWN = (
+    "HF_DATASETS_CACHE", "HF_DATASETS_OFFLINE", "HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_DISABLE_XET",
+    "HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ENABLE_HF_TRANSFER", "HF_HUB_ETAG_TIMEOUT", "HF_HUB_OFFLINE", "HF_XET_CACHE",
+    "TRANSFORMERS_CACHE", "TRANSFORMERS_OFFLINE",
+)  # fmt: skip
+"""Variables of the Hub's client whose values are no secrets; of the others it is told that they are set."""
 
 _CGROUPS = Path("/sys/fs/cgroup")
 
@@ -110,22 +119,23 @@ def _devices() -> Iterator[Finding]:
         )
     gpus = torch.cuda.is_available()
     problem = ""
-    if not gpus and any(Path("/dev").glob("nvidia[0-9]*")):
+    if not gpus and os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        problem = "CUDA_VISIBLE_DEVICES is empty and hides every GPU; unset it"
+    elif not gpus and any(Path("/dev").glob("nvidia[0-9]*")):
         problem = (
             f"there is an NVIDIA device that torch {torch.__version__} does not use; install a CUDA build of torch for "
             "which the driver (nvidia-smi) is new enough"
         )
-    elif gpus and os.environ.get("CUDA_VISIBLE_DEVICES") == "":
-        problem = "CUDA_VISIBLE_DEVICES is empty and hides every GPU; unset it"
     device = get_device_name()
     half = torch.cuda.is_bf16_supported(including_emulation=False) if gpus else _cpu_has_bf16()
     yield Finding("a run uses", device, problem)
     told = "in hardware" if half else "not in hardware, so `precision: float32`, the default, is the faster one"
     yield Finding("bfloat16", told)
-    for name in ("ACCELERATE_MIXED_PRECISION", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"):
-        if value := os.environ.get(name):
-            problem = "changes the arithmetic, which the recipe's `precision` alone should say; unset it"
-            yield Finding(name, value, problem)
+    if value := os.environ.get("ACCELERATE_MIXED_PRECISION"):
+        yield Finding("ACCELERATE_MIXED_PRECISION", f"{value}, not read: the recipe's `precision` decides")
+    for name, value in tf32().items():
+        problem = "changes products of float32 on CUDA, which the recipe's `precision` alone should say; unset it"
+        yield Finding(name, value, "" if value == "0" else problem)
 
 
 def _maxsim() -> Iterator[Finding]:
@@ -246,19 +256,26 @@ def _free(path: Path) -> str:
 
 def _hub() -> Iterator[Finding]:
     offline = "models and data sets come from folders and the caches alone"
+    endpoint = _without_user(constants.ENDPOINT)
     if constants.HF_HUB_OFFLINE:
-        yield Finding(constants.ENDPOINT, f"not asked, since HF_HUB_OFFLINE is set: {offline}")
+        yield Finding(endpoint, f"not asked, since HF_HUB_OFFLINE is set: {offline}")
     else:
         try:
             huggingface_hub.get_session().head(constants.ENDPOINT, timeout=_HUB_SECONDS)
-            yield Finding(constants.ENDPOINT, "answers")
+            yield Finding(endpoint, "answers")
         except Exception as error:  # the Hub's client lets through the errors of its HTTP library, which changed
-            mend = f"{reason(error)}: {offline}; HTTPS_PROXY leads through a proxy, HF_ENDPOINT to a mirror"
-            yield Finding(constants.ENDPOINT, "does not answer", mend)
+            mend = (
+                f"{_without_user(reason(error))}: {offline}; HTTPS_PROXY leads through a proxy, HF_ENDPOINT to a mirror"
+            )
+            yield Finding(endpoint, "does not answer", mend)
     for name in sorted(os.environ):
         if name.startswith(("HF_", "HUGGING", "TRANSFORMERS_", "HTTP_PROXY", "HTTPS_PROXY")):
-            secret = "TOKEN" in name or "PROXY" in name
-            yield Finding(name, "set" if secret else os.environ[name])
+            yield Finding(name, _without_user(os.environ[name]) if name in _SHOWN else "set")
+
+
+def _without_user(text: str) -> str:
+    """The text, its addresses without a user's name and password."""
+    return re.sub(r"(?<=://)[^/\s]*@", "", text)
 
 
 def _launcher() -> Iterator[Finding]:

@@ -1,4 +1,7 @@
-"""The first steps of a training, looked at for signs that it learns nothing; later steps are not."""
+"""The first steps of a training, looked at for signs that it learns nothing; later steps are not.
+
+One that goes on from a checkpoint is looked at from there: whether its weights move, while these steps are not over.
+"""
 
 from collections.abc import Callable
 
@@ -30,10 +33,13 @@ class FirstSteps:
             since a token that did not come does not move.
         objective: Knows the entropy of the first softmax.
         tell: Tells the user, and keeps it for the record.
+        begun: Steps that were done before.
     """
 
-    def __init__(self, training: Training, model: nn.Module, objective: Objective, tell: Callable[[str], None]):
-        self.training, self.objective, self.tell = training, objective, tell
+    def __init__(
+        self, training: Training, model: nn.Module, objective: Objective, tell: Callable[[str], None], begun: int = 0
+    ):
+        self.training, self.objective, self.tell, self.begun = training, objective, tell, begun
         self.place = f"phases.{training.name}"
         tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
         self.weights: list[Tensor] = [p for p in model.parameters() if p.requires_grad and id(p) not in tables]
@@ -45,11 +51,12 @@ class FirstSteps:
 
     def after(self, step: int, loss: float) -> None:
         """A step is done, from 1; its loss is the mean over all queries, in nats."""
+        if step > self.weights_until:
+            return
+        self.no_loss &= loss < NO_LOSS
         if step == 1:
             self._tell_entropies()
-        if step <= self.losses_until:
-            self.no_loss &= loss < NO_LOSS
-        if step == self.losses_until and self.no_loss:
+        if step == self.losses_until and self.no_loss and not self.begun:
             self.tell(
                 f"{self.place}: the loss is 0 at each of the first {step} steps, so nothing is learned. Are the "
                 "documents left out as answers of equal queries? Is the temperature far below the scores' differences?"
@@ -85,7 +92,7 @@ class FirstSteps:
         if unchanged > 0.5:
             self.tell(
                 f"{self.place}.learning_rate: {rate:g} leaves {unchanged:.0%} of the weights as they were after "
-                f"{step} steps; raise it"
+                f"{step - self.begun} steps; raise it"
             )
 
 

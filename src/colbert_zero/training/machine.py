@@ -4,6 +4,7 @@ All of it is recorded. What computes MaxSim and attention is kept by who goes on
 a change of the rest is told.
 """
 
+import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,6 +15,10 @@ import torch
 from colbert_zero.maxsim.backends import can_score, refused, wanted
 from colbert_zero.models.checkpoints import Encoder
 from colbert_zero.processes import gather_objects
+
+_TF32_VARIABLES = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
+
+_told: set[str] = set()
 
 
 def machine_of(model: Encoder) -> dict[str, Any]:
@@ -30,7 +35,24 @@ def machine_of(model: Encoder) -> dict[str, Any]:
         "maxsim": next(name for name in wanted(model.device) if name not in faults),
         "maxsim_refused": faults,
         "attention": _transformer(model).config._attn_implementation,
+        "tf32": tf32(),
     }
+
+
+def tf32() -> dict[str, str]:
+    """What speaks of TF32 in place of float32 in CUDA's products, with its value: the environment, torch's own flag."""
+    asked = {name: value for name in _TF32_VARIABLES if (value := os.environ.get(name))}
+    if (flag := str(torch.backends.cuda.matmul.fp32_precision)) not in ("none", "ieee"):
+        asked["torch.backends.cuda.matmul.fp32_precision"] = flag
+    return asked
+
+
+def tell_tf32(machine: dict[str, Any], tell: Callable[[str], None]) -> None:
+    """Tell, once a process, where products of float32 are TF32's on this machine's device."""
+    asked = _in_words({name: value for name, value in machine["tf32"].items() if value != "0"})
+    if asked and machine["device"].startswith("cuda") and asked not in _told:
+        _told.add(asked)
+        tell(f"products of float32 may be computed as TF32, with 10 bits in place of 23: {asked}; unset it for float32")
 
 
 def going_on(
@@ -56,9 +78,16 @@ def going_on(
                 setattr(model[0], "data_collator", None)  # noqa: B010
     pairs = {key: (recorded[key], kept[key]) for key in ("maxsim", "attention", "torch", "threads")}
     pairs["device"] = torch.device(recorded["device"]).type, model.device.type
+    if "tf32" in recorded:  # older checkpoints have none
+        before, here = (_in_words(asked["tf32"]) or "unset" for asked in (recorded, kept))
+        pairs["tf32"] = before, here
     if changed := [f"{key} {before} → {here}" for key, (before, here) in pairs.items() if before != here]:
         tell(f"goes on otherwise than it began, since this host differs: {', '.join(changed)}; the numbers may too")
     return kept
+
+
+def _in_words(asked: dict[str, str]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in asked.items())
 
 
 def _transformer(model: Encoder) -> Any:

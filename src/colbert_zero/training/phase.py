@@ -14,7 +14,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from colbert_zero.data.order import Order
 from colbert_zero.data.prepared import Part
-from colbert_zero.errors import ColbertZeroError, Diverged, Stopped
+from colbert_zero.errors import ColbertZeroError, Diverged, Stopped, reason
 from colbert_zero.files import atomic_folder, write_json
 from colbert_zero.maxsim.backends import scoring_with, tell_refused
 from colbert_zero.models.checkpoints import Encoder
@@ -38,7 +38,7 @@ from colbert_zero.training.first_steps import FirstSteps
 from colbert_zero.training.gradcache import Precision, Work, grad_cache
 from colbert_zero.training.heads import fit_head
 from colbert_zero.training.log import Entry, Log
-from colbert_zero.training.machine import going_on, machine_of
+from colbert_zero.training.machine import going_on, machine_of, tell_tf32
 from colbert_zero.training.objectives import objective_of
 from colbert_zero.training.optimiser import optimiser_of
 from colbert_zero.training.record import phase_record
@@ -71,7 +71,8 @@ def train_phase(
         takers: Called with every entry of the log.
         validate: Scores the model on small collections, nDCG@10 by name, every `evaluate_every` steps.
         say: Tells the user what happens to checkpoints, and of what may keep the phase from learning.
-        layers_add: Measures what the encoder's layers add to the model that the phase ends with.
+        layers_add: Measures what the encoder's layers add to the model that the phase ends with. With one process an
+            error of its is told, and ends nothing.
 
     Returns:
         phase.json's content (docs/records.md).
@@ -125,6 +126,7 @@ def train_phase(
     optimizer, schedule = optimiser_of(trained, spec, steps)
     precision, machine = precision_of(spec, model.device), machine_of(model)
     tell_refused(machine["maxsim_refused"], say)
+    tell_tf32(machine, say)
     log = Log(steps, 1 if model.device.type == "cuda" else machine["threads"], takers, say)
     seed_process(training.seed)
     if model.device.type == "cuda":
@@ -137,7 +139,7 @@ def train_phase(
     if spec.representation == "multi-vector" and (unknown := unknown_words(model, training.scored)):
         log.tell(f"model.skip_list: no single tokens of this tokenizer, so not skipped: {' '.join(unknown)}")
     sampled = check_texts(training, model, parts, batches.tokenise, log)
-    first_steps = None if log.step else FirstSteps(training, model, objective, log.tell)
+    first_steps = FirstSteps(training, model, objective, log.tell, log.step)
     prefetched = Prefetched(batches, log.step)
     log.start()
     with finishing_its_step(), scoring_with(machine["maxsim"]):
@@ -157,11 +159,11 @@ def train_phase(
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-            if first_steps:
-                first_steps.after(step, loss / world_size())
+            first_steps.after(step, loss / world_size())
             # 3. What was found and spent; then how good the model is, and what to go on from.
             last, stopping = step == steps, stops > 0
-            save = not last and (step % spec.checkpoint_every == 0 or stopping)
+            # The last step is saved where something is measured between it and the finished model.
+            save = layers_add is not None if last else step % spec.checkpoint_every == 0 or stopping
             measure = bool(validate and spec.evaluate_every and (last or step % spec.evaluate_every == 0))
             log.add(
                 loss / world_size(), Work(*map(int, counts)), (wall, cpu), prefetched.waited(), keep=save or measure,
@@ -175,7 +177,7 @@ def train_phase(
                 state["streams"] = batches.stream_states(step)
                 save_checkpoint(checkpoint_path(work, step), trained, optimizer, schedule, state)
                 _delete_old(work, spec.keep_checkpoints, log)
-            if stopping and not last:
+            if stopping and save:
                 raise Stopped(
                     f"phases.{training.name}: stopped by SIGTERM after step {step:,} of {steps:,}, which is saved in "
                     f"{work}. The same command goes on from there"
@@ -184,7 +186,7 @@ def train_phase(
         best = log.best()
         if spec.select == "best" and best and best["step"] < steps:
             _load_best(checkpoint_path(work, best["step"]), training, trained)
-        layers = layers_add(model) if layers_add else None
+        layers = _measured(layers_add, model, training, log) if layers_add else None
         record = phase_record(training, model, batches, log, machine, sampled, layers)
         if is_main():
             with atomic_folder(folder) as temporary:
@@ -260,6 +262,17 @@ def _load_best(checkpoint: Path, training: Training, trained: nn.Module) -> None
             f"{checkpoint.parent} to train the phase again, or set `select: last`"
         )
     load_weights(checkpoint, trained)
+
+
+def _measured(layers_add: LayersAdd, model: Encoder, training: Training, log: Log) -> dict[str, Any] | None:
+    """What the layers add; None, and told, where it cannot be measured: the training is finished all the same."""
+    try:
+        return layers_add(model)
+    except Exception as error:  # of an evaluation: memory, a disk, an encoder of any family
+        if world_size() > 1:  # the others wait for what this one was to tell them
+            raise
+        log.tell(f"phases.{training.name}: what its encoder's layers add cannot be measured ({reason(error)})")
+        return None
 
 
 def _diverged(training: Training, step: int, name: str, value: float, work: Path) -> Diverged:

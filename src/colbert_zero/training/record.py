@@ -37,6 +37,9 @@ class Machine(_Record):
     """What would have computed it, and what was wrong with it on a small case on this device."""
     attention: str
     """What computed attention: sdpa, eager, flash_attention_2, …"""
+    tf32: dict[str, str] = {}
+    """What asked for TF32 in place of float32 in CUDA's products, with its value: variables of the environment, torch's
+    own flag; 0 forbids it. Older records lack it."""
 
 
 class SourceRecord(_Record):
@@ -171,9 +174,9 @@ class PhaseRecord(_Record):
     """Of `query` and `document` texts of a sample of rows, as this phase cuts them: how many `texts`, how many of them
     are `cut`, their `tokens` before that and how many are `lost`; how many are `different`, and `different_cut`."""
     told: list[str]
-    """Of what may keep the phase from learning."""
+    """Of what may keep the phase from learning, and of what could not be measured."""
     layers: LayersRecord | None
-    """Null where they cannot be taken out, or `validation.layers` is false."""
+    """Null where they cannot be taken out or measured, or `validation.layers` is false."""
     finished_at: str
     """UTC, ISO 8601."""
 

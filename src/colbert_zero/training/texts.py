@@ -17,6 +17,13 @@ SAMPLE = 512
 
 _PLURAL = {"query": "queries", "document": "documents"}
 
+_NOTHING = {
+    "query": "with equal queries nothing says which document answers which",
+    "document": "equal documents score alike, so there is nothing to learn",
+}
+
+_UNKNOWN = "sources", "the tokenizer", "take a base whose tokenizer knows their language"
+
 
 class Sampled(NamedTuple):
     """What is known of a sample of texts of one task.
@@ -48,6 +55,9 @@ def check_texts(
 ) -> dict[str, dict[str, int]]:
     """Refuse texts that the model cannot tell apart; say what is cut; returns what the record says of the sample.
 
+    Equal queries are refused where only other queries' documents teach; a teacher tells a query's own candidates apart
+    all the same.
+
     Raises:
         ColbertZeroError: All queries, or all documents, are equal in every part; names the mend.
     """
@@ -58,16 +68,16 @@ def check_texts(
     for task in tasks:
         sampled = {name: _sampled(model, tokenise, of_part[task], task) for name, of_part in texts.items()}
         equal = {name: sample for name, sample in sampled.items() if sample.equal}
-        if len(equal) == len(sampled):
+        if len(equal) == len(sampled) and (task == "document" or not training.spec.distils):
             raise ColbertZeroError(_equal(training, task, equal))
         if equal:
             log.tell(_equal(training, task, equal))
         found[task] = every = Sampled(*map(sum, zip(*sampled.values(), strict=True)))
         if not equal and 2 * every.different_cut <= every.different:
+            key, what, mend = (f"{task}_tokens", "cutting", "raise it") if every.cut else _UNKNOWN
             log.tell(
-                f"phases.{training.name}.{task}_tokens: of {every.different:,} different {_PLURAL[task]} looked at, "
-                f"cutting leaves {every.different_cut:,} that differ, and equal ones are not each other's negatives; "
-                "raise it"
+                f"phases.{training.name}.{key}: of {every.different:,} different {_PLURAL[task]} looked at, {what} "
+                f"leaves {every.different_cut:,} that differ, and the model cannot tell equal ones apart; {mend}"
             )
         if every.cut:
             cut.append(
@@ -90,7 +100,9 @@ def _texts(part: Part, rows: int) -> dict[str, list[str]]:
 
 def _sampled(model: Encoder, tokenise: Tokenise, texts: list[str], task: Task) -> Sampled:
     transformer: Any = model[0]
-    limit = getattr(transformer, f"{task}_length", None) or transformer.max_seq_length
+    expansion = transformer.query_expansion if task == "query" else None
+    fixed = expansion["length"] if expansion and expansion["strategy"] == "fixed" else None
+    limit = fixed or getattr(transformer, f"{task}_length", None) or transformer.max_seq_length
     prompt = model.prompts.get(task) or ""
     whole = transformer.tokenizer([prompt + text for text in texts], truncation=False, verbose=False)["input_ids"]
     lost = [max(0, len(ids) - limit) for ids in whole] if limit else [0] * len(texts)
@@ -107,18 +119,17 @@ def _sampled(model: Encoder, tokenise: Tokenise, texts: list[str], task: Task) -
 def _equal(training: Training, task: Task, sampled: dict[str, Sampled]) -> str:
     """The sentence on parts whose texts of a task are all equal."""
     count, names = sum(sample.texts for sample in sampled.values()), ", ".join(sampled)
-    nothing = "a document is no negative of an equal query, so there is nothing to learn"
-    if task == "document":
-        nothing = "equal documents are not each other's negatives, so there is nothing to learn"
+    nothing = _NOTHING[task]
     if all(sample.different == 1 for sample in sampled.values()):
         return (
             f"phases.{training.name}.sources: all {count:,} {_PLURAL[task]} looked at are the same text ({names}); "
             f"{nothing}. Check which column is the {task}"
         )
     if not any(sample.cut for sample in sampled.values()):
+        key, what, mend = _UNKNOWN
         return (
-            f"phases.{training.name}.sources: the tokenizer makes the same tokens of all {count:,} different "
-            f"{_PLURAL[task]} looked at ({names}); {nothing}. Take a base whose tokenizer knows their language"
+            f"phases.{training.name}.{key}: {what} makes the same tokens of all {count:,} different {_PLURAL[task]} "
+            f"looked at ({names}); {nothing}. {mend.capitalize()}"
         )
     tokens = getattr(training.alignment, f"{task}_tokens")
     return (
