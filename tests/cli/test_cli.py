@@ -87,6 +87,13 @@ def test_evaluate_records_which_model_it_was_and_what_it_did_unasked(command, tm
     assert kept == {"model": "bm25", "commit": None, "own_left_out": 1, "missing": 1, "empty": 1}
 
 
+def test_evaluate_says_how_it_scores_a_plain_encoder_that_says_nothing_of_it(command, collection, backbone, tmp_path):
+    write_beir(collection, tmp_path / "tiny")
+    code, out, _ = command("evaluate", backbone, "--collection", tmp_path / "tiny")
+    assert code == 0
+    assert "is a plain encoder, never trained to give embeddings: it is scored by the mean of its states" in out
+
+
 def test_bm25_is_a_model_to_evaluate_too(command, collection, tmp_path):
     write_beir(collection, tmp_path / "tiny")
     code, out, _ = command("evaluate", "bm25", "--collection", tmp_path / "tiny")

@@ -109,6 +109,7 @@ def evaluate(
 def _checked(model: str) -> str | None:
     """The commit of a Hub id, which is told; None of a folder. What cannot be evaluated is refused."""
     from colbert_zero.models.bases import check_base, find_commit, go_offline, is_hub_id
+    from colbert_zero.models.kinds import kind_of
 
     commit = None
     if is_hub_id(model):
@@ -117,4 +118,11 @@ def _checked(model: str) -> str | None:
         if silent:
             go_offline()
     check_base(model, commit, whose="MODEL", trained=False)
+    if kind_of(model, commit) == "encoder":
+        console.print(
+            f"MODEL: {model} is a plain encoder, never trained to give embeddings: it is scored by the mean of its "
+            "states and their cosine",
+            markup=False,
+            soft_wrap=True,
+        )
     return commit
