@@ -112,7 +112,7 @@ class Tsv(_Rows):
     """Texts with tabs between them, plain or gzipped (.gz), as MS MARCO's triples.
 
     The first line is a header if it names the columns of a query and its document. Otherwise the columns are called
-    1, 2, …: the query, its document, hard negatives if there are more. Quotes are part of the text.
+    1, 2, …: the query, its document, hard negatives if there are more after it. Quotes are part of the text.
     """
 
     kind: Literal["tsv"]
