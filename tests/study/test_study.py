@@ -26,7 +26,7 @@ from colbert_zero.study.comparison import families, run_study
 from colbert_zero.study.graph import chain_to, graph
 from colbert_zero.study.plan import plan
 from colbert_zero.study.show import Quiet
-from colbert_zero.study.study import Study, user_cache
+from colbert_zero.study.study import Study
 from helpers import data, study, write_rows
 
 
@@ -563,7 +563,9 @@ def test_docstrings_are_kept_in_the_study_where_the_users_cache_cannot_be_writte
 
 def test_docstrings_are_kept_in_the_users_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert user_cache() == tmp_path / "cache" / "colbert-zero"
+    one = study(tmp_path, data(tmp_path))
+    one.cache = None
+    assert one._docstring_cache({"pairs"}) == tmp_path / "cache" / "colbert-zero" / "docstrings"
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ import torch
 from rich.filesize import decimal
 from transformers import AutoConfig, AutoModel
 
-from colbert_zero.data.readers import hub_path, input_files
+from colbert_zero.data.readers import input_files
 from colbert_zero.data.streams import is_streamed
 from colbert_zero.errors import ColbertZeroError
+from colbert_zero.files import place_of
 from colbert_zero.recipe.data import Hub, Jsonl, Mined, Parquet, Scored
 from colbert_zero.recipe.schema import Model, Phase, Recipe
 from colbert_zero.study.graph import root_of
@@ -124,8 +125,8 @@ def _source_bytes(recipe: Recipe, name: str) -> int:
     if isinstance(spec, Jsonl | Parquet):
         keys = ("path", "train", "queries", "documents")
         files = [file for key in keys if getattr(spec, key) for file in input_files(name, key, getattr(spec, key))]
-    elif isinstance(spec, Hub) and Path(hub_path(spec)).is_dir():
-        files = [file for file in Path(hub_path(spec)).rglob("*") if file.is_file()]
+    elif isinstance(spec, Hub) and Path(place_of(spec.path)).is_dir():
+        files = [file for file in Path(place_of(spec.path)).rglob("*") if file.is_file()]
     else:
         return 0
     return sum(file.stat().st_size * _UNPACKED.get(file.suffix, 1) for file in files)

@@ -3,7 +3,6 @@
 import math
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from colbert_zero.evaluation import validation
 from colbert_zero.evaluation.layers import layers_add
 from colbert_zero.evaluation.ranking import rank
 from colbert_zero.evaluation.runs import PerQuery, Run
-from colbert_zero.files import fingerprint, read_json
+from colbert_zero.files import fingerprint, place_of, read_json, user_cache
 from colbert_zero.maxsim.backends import refused, tell_refused
 from colbert_zero.models.alignment import (
     DIM,
@@ -59,16 +58,6 @@ T = TypeVar("T")
 
 RECORD_VERSION = 1
 """Part of every fingerprint: raised when a change of the code makes older phases incomparable."""
-
-
-def user_cache() -> Path | None:
-    """The user's folder for what is kept between studies; None where there is no home, or nothing can be written."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "colbert-zero"
-    if not folder.is_absolute():
-        return None
-    with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-    return folder if os.access(folder, os.W_OK | os.X_OK) else None
 
 
 @dataclass
@@ -221,10 +210,7 @@ class Study:
         rules = Rules(spec.exclude_self, spec.on_missing)
         if isinstance(spec, Beir):
             return load_beir(Path(os.path.expanduser(spec.path)), spec.split, name, rules)
-        folder = Path(os.path.expanduser(spec.path))
-        return replace(
-            load_hub(str(folder) if folder.is_dir() else spec.path, spec.split, spec.revision, rules), name=name
-        )
+        return replace(load_hub(place_of(spec.path), spec.split, spec.revision, rules), name=name)
 
     def source_id(self, name: str) -> str:
         """Fingerprint of a source, whether it is made yet or not."""
@@ -246,7 +232,7 @@ class Study:
         model = self.recipe.model
         asked = model.asked() | {"dim": self.dim}
         if model.base is not None:
-            folder = Path(os.path.expanduser(model.base))
+            folder = Path(place_of(model.base))
             if not folder.is_dir():
                 commit = self.commit()
                 return fingerprint(RECORD_VERSION, asked | ({"revision": commit} if commit else {}))
@@ -341,7 +327,7 @@ class Study:
         """The model before any phase (folder or Hub id) and options for loading it; made now if it is from scratch."""
         model = self.recipe.model
         if model.base is not None:
-            return bases.place_of(model.base), bases.options_of(model, self.commit())
+            return place_of(model.base), bases.options_of(model, self.commit())
         folder = self.folder / "phases" / f"start-{self.start_id()}"
         made_by_main(lambda: folder if folder.is_dir() else self._write_start(folder), lambda _: None)
         return str(folder), {}
