@@ -133,7 +133,7 @@ class Study:
             share(phase.global_batch_size, f"phases.{name}.global_batch_size")
         if self.disk is None:
             roots = {root_of(self.recipe, name) for name in names}
-            self.disk = disk_for(self.recipe, self.folder, chains, used | roots)
+            self.disk = disk_for(self.recipe, self.folder, chains, used | roots, self.commit())
             check_disk(self.disk, self.folder, self.show.say)
         self.prepare_sources(names)
         for name, phase in phases.items():
