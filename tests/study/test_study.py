@@ -375,7 +375,7 @@ def test_a_collection_in_hub_layout_is_ranked_and_compared_under_its_own_name(tm
     rows = {
         "corpus": [{"_id": str(n), "title": "", "text": f"wing lift {n}"} for n in range(12)],
         "queries": [{"_id": f"q{n}", "text": f"lift {n}"} for n in range(6)],
-        "qrels": [{"query-id": f"q{n}", "corpus-id": str(n), "score": 1} for n in range(6)],
+        "qrels": [{"query-id": f"q{n}", "corpus-id": str(n), "score": 1} for n in range(7)],
     }
     lines = ["---", "configs:"]
     for name, table in rows.items():
@@ -385,12 +385,14 @@ def test_a_collection_in_hub_layout_is_ranked_and_compared_under_its_own_name(tm
         lines += [f"- config_name: {name}", "  data_files:", "  - split: train", f"    path: {name}/train.jsonl"]
     (tmp_path / "nano" / "README.md").write_text("\n".join([*lines, "---", ""]))
     recipe = data(tmp_path)
-    recipe["collections"]["nano"] = {"kind": "hub", "path": str(tmp_path / "nano")}
+    recipe["collections"]["nano"] = {"kind": "hub", "path": str(tmp_path / "nano"), "on_missing": "count"}
     recipe["pipelines"] = {"full": ["unsupervised"], "other": ["dense", "unsupervised"]}
     results = run_study(study(tmp_path, recipe), None, "test")
     assert set(results["systems"]["full"]["scores"]) == {"held-out", "nano"}
     assert any(test["collection"] == "nano" for test in results["comparisons"])
     assert (tmp_path / "out" / "runs" / "full.nano.trec").is_file()
+    counted = read_json(tmp_path / "out" / "data.json")["collections"]["nano"]
+    assert [counted[key] for key in ("queries", "judgements", "missing", "missing_queries")] == [6, 6, 0, 1]
 
 
 def test_a_plan_has_the_steps_that_are_trained(tmp_path):

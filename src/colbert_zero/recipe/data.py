@@ -208,7 +208,8 @@ class _Rules(Entry):
     no judgement names it and its text holds the query's, as in ArguAna, whose queries are documents."""
     on_missing: Annotated[Literal["error", "count"] | None, Neutral(None)] = None
     """Judgements of documents or queries that are not there: stop, or count them; such a document is never found, as
-    other tools have it. By default documents are counted if they are few, at most 5 % of the judgements."""
+    other tools have it, and such a query is left out. By default documents are counted if they are few, at most 5 % of
+    the judgements."""
 
 
 class Beir(_Rules):
