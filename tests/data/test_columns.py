@@ -272,6 +272,16 @@ def test_hard_negatives_that_the_recipe_names_and_no_row_has_are_refused(tmp_pat
     assert told.startswith("sources.s.columns.negative: no row has a column 'bad'")
 
 
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("kind", ["parquet", "hub"])
+def test_hard_negatives_that_the_recipe_names_and_no_streamed_row_has_are_refused(tmp_path: Path, kind: str) -> None:
+    rows = [{"query": "q", "document": "d", "wrong": "n"}]
+    path = parquet(tmp_path / "r.parquet", rows) if kind == "parquet" else hub_folder(tmp_path / "hub", {"c": rows})
+    spec = {"kind": kind, "path": path, "streaming": True, "limit": 1, "columns": {"negative": "wrnog"}}
+    told = refusal(tmp_path, spec)
+    assert told == "sources.s.columns.negative: no part's first row has a column 'wrnog'; is it wrong?"
+
+
 def test_keys_of_a_strangers_rows_fill_no_memory() -> None:
     reading = Reading()
     for n in range(3000):

@@ -26,9 +26,9 @@ class Rules:
     """What to do where collections differ in what they mean.
 
     Attributes:
-        exclude_self: Leave a query's own document, the one of the same id, out of its ranking, as BEIR and MTEB do;
-            None: where no judgement names it and its text holds the query's, as in ArguAna, whose queries are
-            documents.
+        exclude_self: Leave a query's own document, the one of the same id, out of its ranking, unless it is judged
+            (BEIR's evaluation leaves it out even then); None: where its text also holds the query's, as in ArguAna,
+            whose queries are documents.
         on_missing: Refuse judgements of queries and documents that are not there ("error"), or count them ("count");
             None: count judgements of documents if they are few, at most `FEW_MISSING` of all.
     """

@@ -142,8 +142,8 @@ class Reading:
             _add(self._used.setdefault(role, {}), columns, _MOST_USED)
         _add(self._unread, found.unread, _MOST_UNREAD)
 
-    def check(self, name: str, columns: Columns) -> None:
-        """Refuse hard negatives that the recipe names and no row has.
+    def check(self, name: str, columns: Columns, rows: str = "row") -> None:
+        """Refuse hard negatives that the recipe names and no row has, of the `rows` that were read.
 
         Raises:
             ColbertZeroError: Names the column, and the one that may be meant.
@@ -153,7 +153,7 @@ class Reading:
             if named != ("negative",) and "document" in self._used and short(key) not in self._used.get("negative", {}):
                 alike = almost(key, self._unread)
                 told = f"; is it {short(alike)}?" if alike else ""
-                raise ColbertZeroError(f"sources.{name}.columns.negative: no row has a column {short(key)!r}{told}")
+                raise ColbertZeroError(f"sources.{name}.columns.negative: no {rows} has a column {short(key)!r}{told}")
 
     def record(self) -> dict[str, Any]:
         """For source.json: the columns read, by what they hold, and those not read."""

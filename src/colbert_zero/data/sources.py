@@ -185,6 +185,7 @@ def _look_up(name: str, spec: Parquet | Hub, identity: str, data: Path) -> Path:
         spec = spec.model_copy(update={"revision": commit})  # a branch may move while training streams it
     reading = Reading()
     found = look_up(name, spec, reading)
+    reading.check(name, spec.columns, "part's first row")
     rows = {part: count for part, (count, _) in found.items()}
     streamed = {part: first for part, (_, first) in found.items()}
     with atomic_folder(folder) as temporary:

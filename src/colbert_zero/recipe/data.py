@@ -204,8 +204,8 @@ class HeldOut(Entry):
 
 class _Rules(Entry):
     exclude_self: Annotated[bool | None, Neutral(None)] = None
-    """Leave a query's own document, the one of the same id, out of its ranking, as BEIR and MTEB do. By default where
-    no judgement names it and its text holds the query's, as in ArguAna, whose queries are documents."""
+    """Leave a query's own document, the one of the same id, out of its ranking, unless it is judged. By default where
+    its text also holds the query's, as in ArguAna, whose queries are documents."""
     on_missing: Annotated[Literal["error", "count"] | None, Neutral(None)] = None
     """Judgements of documents or queries that are not there: stop, or count them; such a document is never found, as
     other tools have it, and such a query is left out. By default documents are counted if they are few, at most 5 % of
