@@ -16,6 +16,8 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from colbert_zero.data.collection import Collection
+from colbert_zero.data.layouts import write_beir
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.evaluation import ranking as evaluation
 from colbert_zero.files import read_json, write_json
@@ -27,7 +29,7 @@ from colbert_zero.study.graph import chain_to, graph
 from colbert_zero.study.plan import plan
 from colbert_zero.study.show import Quiet
 from colbert_zero.study.study import Study
-from helpers import data, study, write_rows
+from helpers import DOCUMENTS, QRELS, QUERIES, data, study, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -426,6 +428,29 @@ def test_data_that_cannot_serve_a_phase_is_named_before_training(tmp_path):
         wrong.train(("unsupervised",))
     with pytest.raises(ColbertZeroError, match=r"negatives: 1.*only 0"):
         study(tmp_path, few).prepare([("unsupervised",)])
+
+
+@pytest.mark.parametrize("kind", ["beir", "hub"])
+def test_a_collection_that_is_not_there_is_told_before_sources_are_prepared(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    write_rows(tmp_path / "pairs.jsonl")
+    recipe = data(tmp_path)
+    recipe["collections"]["mine"] = {"kind": kind, "path": str(tmp_path / "nowhere")}
+    one = study(tmp_path, recipe)
+    with pytest.raises(ColbertZeroError, match="nowhere"):
+        one.prepare([("unsupervised",)])
+    assert not one.data.exists()
+
+
+def test_collections_stay_in_the_recipes_order(tmp_path):
+    write_rows(tmp_path / "pairs.jsonl")
+    write_beir(Collection.from_memory("mine", DOCUMENTS, QUERIES, QRELS), tmp_path / "mine")
+    recipe = data(tmp_path)
+    recipe["collections"]["mine"] = {"kind": "beir", "path": str(tmp_path / "mine")}
+    recipe["collections"]["other"] = {**recipe["collections"]["held-out"], "documents": 20}
+    one = study(tmp_path, recipe)
+    one.prepare([("unsupervised",)])
+    assert list(one.collections) == ["held-out", "mine", "other"]
 
 
 LATER = {
