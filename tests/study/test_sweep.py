@@ -134,10 +134,16 @@ def test_points_whose_prompts_are_not_the_bases_are_refused_before_data_are_prep
     prompts = {"query": "q: ", "document": "d: "}
     multi_vector(projection, prompts=prompts)(tmp_path / "base", backbone)
     base = ("model.architecture=null", f"model.base={tmp_path / 'base'}", "query_tokens=null", "document_tokens=null")
+    later = tuple(f"phases.{phase}.allow_prompt_mismatch=true" for phase in ("supervised", "distillation"))
     others = [prompts, *(prompts | {"query": other} for other in ("x: ", "y: "))]
     with pytest.raises(ColbertZeroError, match=r"(?s)the grid's points: 2 mistakes.*'x: '.*'y: '"):
-        sweep(folder, "prompts", f"phases.unsupervised.prompts={','.join(map(json.dumps, others))}", overrides=base)
-    assert not (folder / "prompts" / "out" / "data").exists()
+        sweep(
+            folder,
+            "prompts",
+            f"phases.unsupervised.prompts={','.join(map(json.dumps, others))}",
+            overrides=base + later,
+        )
+    assert not list((folder / "prompts" / "out" / "data").glob("pairs-*"))
 
 
 # ---- Training
