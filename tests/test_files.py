@@ -8,7 +8,7 @@ import pytest
 
 from colbert_zero import files
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.files import atomic_file, atomic_folder, read_json, write_json, writing
+from colbert_zero.files import atomic_file, atomic_folder, is_commit, place_of, read_json, write_json, writing
 
 
 def failing(number, where=lambda *_: True, right=None):
@@ -75,3 +75,15 @@ def test_a_folder_that_cannot_be_written_is_one_message(number, tmp_path, monkey
         writing(tmp_path),
     ):
         pass
+
+
+def test_only_a_whole_hash_is_a_commit():
+    revisions = ("a" * 40, "A" * 40, "v" * 40, "main", "abc1234", None)
+    assert [is_commit(revision) for revision in revisions] == [True, *[False] * 5]
+
+
+def test_a_name_is_its_folder_where_there_is_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "here").mkdir()
+    places = {"~/here": str(tmp_path / "here"), "~/gone": "~/gone", "org/name": "org/name"}
+    assert {name: place_of(name) for name in places} == places

@@ -6,13 +6,14 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import uuid
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -136,6 +137,27 @@ def is_inside(file: Path, folder: Path) -> bool:
     real, root = Path(os.path.realpath(file)), Path(os.path.realpath(folder))
     store = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
     return real.is_relative_to(root) or real.is_relative_to(store)
+
+
+def place_of(name: str) -> str:
+    """The folder that a name means, if it is one; else the name as it is, for the Hub."""
+    folder = os.path.expanduser(name)
+    return folder if os.path.isdir(folder) else name
+
+
+def is_commit(revision: str | None) -> bool:
+    """Whether a revision on the Hub is a whole commit hash, which cannot move."""
+    return revision is not None and re.fullmatch("[0-9a-f]{40}", revision) is not None
+
+
+def user_cache() -> Path | None:
+    """The user's folder for what is kept between studies; None where there is no home, or nothing can be written."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "colbert-zero"
+    if not folder.is_absolute():
+        return None
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder if os.access(folder, os.W_OK | os.X_OK) else None
 
 
 def write_checksums(folder: Path) -> None:

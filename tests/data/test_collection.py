@@ -332,6 +332,22 @@ def test_judgements_of_missing_documents_are_counted_where_few_or_asked_for(tmp_
             load_beir(tmp_path / "c", rules=Rules(on_missing=rule))
 
 
+def test_judged_queries_that_are_not_there_are_counted_told_and_left_out(beir):
+    folder = beir(qrels=[HEADER, "q1\td1\t1", "q8\td1\t1", "q8\td2\t1", "q9\tgone\t1"])
+    loaded = load_beir(folder, rules=Rules(on_missing="count"))
+    assert set(loaded.qrels) == set(loaded.queries) == {"q1"}
+    assert (loaded.missing_queries, loaded.missing) == (2, 0)
+    assert loaded.peculiarities() == ["2 judged queries are not there, and left out (on_missing)"]
+
+
+@pytest.mark.parametrize("rule", [None, "error", "count"])
+def test_a_collection_of_which_no_judged_query_is_there_is_refused(beir, rule):
+    folder = beir(qrels=[HEADER, "q8\td1\t1", "q9\td1\t1"])
+    message = "none of the 2 judged queries is among the queries" if rule == "count" else "of a query that does not"
+    with pytest.raises(ColbertZeroError, match=message):
+        load_beir(folder, rules=Rules(on_missing=rule))
+
+
 # ---- Layouts
 
 TABLES = {

@@ -115,8 +115,9 @@ TSV = ["\t".join([q, d, *n]) for q, d, n in ROWS]
         (["\ufeffquery\tdocument\tneg_0\tneg_1", *TSV, ""], {}),
         (["q\td\tn\tm", *TSV], {"query": "q", "document": "d", "negative": ["n", "m"]}),
         ([f"{n}\t{line}" for n, line in enumerate(TSV)], {"query": "2", "document": "3", "negative": ["4", "5"]}),
+        ([f"{n}\t{line}" for n, line in enumerate(TSV)], {"query": "2", "document": "3"}),
     ],
-    ids=["no header", "header", "byte order mark", "columns named", "an id first"],
+    ids=["no header", "header", "byte order mark", "columns named", "an id first", "an id first, no negatives named"],
 )
 def test_triples_with_tabs_between_them_are_prepared_alike(
     tmp_path: Path, name: str, lines: list[str], columns: dict[str, Any]
@@ -132,6 +133,25 @@ def test_a_pair_of_texts_and_a_tab_is_a_pair_and_quotes_are_text(tmp_path: Path)
     source = prepare(tmp_path, {"kind": "tsv", "path": str(tmp_path / "r.tsv")})
     assert read(source)["s/r"] == [{"query": 'what is "it"?', "document": '"it" is', "negatives": []}]
     assert peculiarities(source.record) == ["columns: query from 1; document from 2"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "used"),
+    [
+        ({"query": "2", "document": "3"}, {"query": ("2",), "document": ("3",), "negative": ("4", "10")}),
+        ({"query": "1", "document": "3"}, {"query": ("1",), "document": ("3",), "negative": ("4", "10")}),
+        ({"query": "3", "document": "2"}, {"query": ("3",), "document": ("2",), "negative": ("4", "10")}),
+        ({"query": "4", "document": "10"}, {"query": ("4",), "document": ("10",)}),
+        ({}, {"query": ("1",), "document": ("2",), "negative": ("3", "4", "10")}),
+        ({"negative": "3"}, {"query": ("1",), "document": ("2",), "negative": ("3",)}),
+    ],
+)
+def test_only_numbered_columns_after_the_document_are_hard_negatives(columns: Any, used: Any) -> None:
+    assert find_columns(("10", "1", "2", "3", "4"), Columns(**columns)).used() == used
+
+
+def test_a_number_beside_named_columns_is_no_hard_negative() -> None:
+    assert find_columns(("query", "document", "7"), Columns()).unread == ("7",)
 
 
 @pytest.mark.parametrize(
@@ -250,6 +270,16 @@ def test_hard_negatives_that_the_recipe_names_and_no_row_has_are_refused(tmp_pat
     path = jsonl(tmp_path / "r.jsonl", [{"query": "q", "document": "d", "n": "n", "bed": "n"}])
     told = refusal(tmp_path, {"kind": "jsonl", "path": path, "columns": {"negative": named}})
     assert told.startswith("sources.s.columns.negative: no row has a column 'bad'")
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("kind", ["parquet", "hub"])
+def test_hard_negatives_that_the_recipe_names_and_no_streamed_row_has_are_refused(tmp_path: Path, kind: str) -> None:
+    rows = [{"query": "q", "document": "d", "wrong": "n"}]
+    path = parquet(tmp_path / "r.parquet", rows) if kind == "parquet" else hub_folder(tmp_path / "hub", {"c": rows})
+    spec = {"kind": kind, "path": path, "streaming": True, "limit": 1, "columns": {"negative": "wrnog"}}
+    told = refusal(tmp_path, spec)
+    assert told == "sources.s.columns.negative: no part's first row has a column 'wrnog'; is it wrong?"
 
 
 def test_keys_of_a_strangers_rows_fill_no_memory() -> None:

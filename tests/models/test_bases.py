@@ -7,7 +7,7 @@ import time
 import pytest
 
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.models.bases import TIMEOUT_SECONDS, cached_commit, check_base, find_commit, is_commit, is_hub_id
+from colbert_zero.models.bases import TIMEOUT_SECONDS, cached_commit, check_base, find_commit, is_hub_id
 
 COMMIT = "a" * 40
 
@@ -18,10 +18,6 @@ COMMIT = "a" * 40
 )
 def test_a_folder_that_is_not_there_is_told_from_a_name_on_the_hub(base, could_be):
     assert is_hub_id(base) == could_be
-
-
-def test_only_a_whole_hash_is_a_commit():
-    assert [is_commit(r) for r in (COMMIT, "main", "abc1234", None)] == [True, False, False, False]
 
 
 def test_a_base_on_the_hub_is_checked_without_its_weights(hub, backbone):

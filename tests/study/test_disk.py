@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 from collections import namedtuple
 
 import pytest
@@ -70,21 +71,48 @@ def test_a_base_counts_where_its_configuration_says_how_large_it_is(kind, tmp_pa
         assert "models of unknown size" in found.words()
 
 
-@pytest.mark.parametrize(("form", "times"), [("gz", 4), ("parquet", 3), ("hub folder", 3), ("streamed", 0)])
-def test_packed_data_count_as_what_they_become(form, times, tmp_path):
+def test_a_base_in_the_home_counts(tmp_path, parameters, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = needed(tmp_path, model={"base": "~/start", "dim": 16})
+    assert found.checkpoints == pytest.approx(parameters * 4, rel=0.02)
+
+
+def test_a_base_counts_as_the_commit_that_the_study_keeps(hub, tmp_path, parameters):
+    larger = tmp_path / "larger"
+    shutil.copytree(tmp_path / "start", larger)
+    config = json.loads((larger / "config.json").read_text())
+    (larger / "config.json").write_text(json.dumps(config | {"intermediate_size": 3200}))
+    hub.repos["org/base"] = {"1" * 40: tmp_path / "start", "2" * 40: larger}
+    recipe = study(tmp_path, data(tmp_path, model={"base": "org/base", "dim": 16})).recipe
+    found = disk_for(recipe, tmp_path / "out", [("unsupervised",)], [], "1" * 40)
+    assert found.checkpoints == pytest.approx(parameters * 4, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("form", "times"),
+    [("gz", 4), ("tsv", 1), ("tsv.gz", 4), ("parquet", 3), ("hub folder", 3)]
+    + [(form, 0) for form in ("streamed", "parquet, limit", "tsv, limit", "hub folder, limit", "hub folder, configs")],
+)
+def test_data_count_as_what_they_become_where_all_of_them_are_read(form, times, tmp_path):
     folder = tmp_path / "rows"
     folder.mkdir()
-    file = folder / ("rows.jsonl.gz" if form == "gz" else "rows.parquet")
-    if form == "gz":
-        file.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows(99)).encode()))
-    else:
+    kind, _, part = form.partition(", ")
+    file = folder / {"gz": "rows.jsonl.gz", "tsv": "rows.tsv", "tsv.gz": "rows.tsv.gz"}.get(kind, "rows.parquet")
+    if file.suffix == ".parquet":
         Dataset.from_list(list(rows(99))).to_parquet(file)
+    else:
+        write = gzip.compress if file.suffix == ".gz" else bytes
+        file.write_bytes(write("".join(json.dumps(row) + "\n" for row in rows(99)).encode()))
+    (folder / ".git").mkdir()
+    (folder / ".git" / "objects.parquet").write_bytes(bytes(10_000))
     spec = {
         "gz": {"kind": "jsonl", "path": str(file)},
+        "tsv": {"kind": "tsv", "path": str(file)},
+        "tsv.gz": {"kind": "tsv", "path": str(file)},
         "parquet": {"kind": "parquet", "path": str(file)},
         "hub folder": {"kind": "hub", "path": str(folder)},
         "streamed": {"kind": "parquet", "path": str(file), "streaming": True},
-    }[form]
+    }[kind] | {"": {}, "limit": {"limit": 9}, "configs": {"configs": ["default"]}}[part]
     sources = {**data(tmp_path)["sources"], "other": spec}
     recipe = study(tmp_path, data(tmp_path, sources=sources)).recipe
     assert disk_for(recipe, tmp_path / "out", [], ["other"]).data == times * file.stat().st_size
@@ -115,7 +143,7 @@ def test_what_is_made_needs_no_room_again_and_a_finished_study_asks_nobody_for_i
     one.prepare([("unsupervised",)])
     one.train(("unsupervised",))
     have(monkeypatch, 0)
-    monkeypatch.setattr("colbert_zero.study.disk._parameters", lambda model: pytest.fail("asked"))
+    monkeypatch.setattr("colbert_zero.study.disk._parameters", lambda *_: pytest.fail("asked"))
     again = study(tmp_path, data(tmp_path))
     again.prepare([("unsupervised",)])
     assert again.disk.needed == 0

@@ -16,6 +16,8 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from colbert_zero.data.collection import Collection
+from colbert_zero.data.layouts import write_beir
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.evaluation import ranking as evaluation
 from colbert_zero.files import read_json, write_json
@@ -26,8 +28,8 @@ from colbert_zero.study.comparison import families, run_study
 from colbert_zero.study.graph import chain_to, graph
 from colbert_zero.study.plan import plan
 from colbert_zero.study.show import Quiet
-from colbert_zero.study.study import Study, user_cache
-from helpers import data, study, write_rows
+from colbert_zero.study.study import Study
+from helpers import DOCUMENTS, QRELS, QUERIES, data, study, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -375,7 +377,7 @@ def test_a_collection_in_hub_layout_is_ranked_and_compared_under_its_own_name(tm
     rows = {
         "corpus": [{"_id": str(n), "title": "", "text": f"wing lift {n}"} for n in range(12)],
         "queries": [{"_id": f"q{n}", "text": f"lift {n}"} for n in range(6)],
-        "qrels": [{"query-id": f"q{n}", "corpus-id": str(n), "score": 1} for n in range(6)],
+        "qrels": [{"query-id": f"q{n}", "corpus-id": str(n), "score": 1} for n in range(7)],
     }
     lines = ["---", "configs:"]
     for name, table in rows.items():
@@ -385,12 +387,14 @@ def test_a_collection_in_hub_layout_is_ranked_and_compared_under_its_own_name(tm
         lines += [f"- config_name: {name}", "  data_files:", "  - split: train", f"    path: {name}/train.jsonl"]
     (tmp_path / "nano" / "README.md").write_text("\n".join([*lines, "---", ""]))
     recipe = data(tmp_path)
-    recipe["collections"]["nano"] = {"kind": "hub", "path": str(tmp_path / "nano")}
+    recipe["collections"]["nano"] = {"kind": "hub", "path": str(tmp_path / "nano"), "on_missing": "count"}
     recipe["pipelines"] = {"full": ["unsupervised"], "other": ["dense", "unsupervised"]}
     results = run_study(study(tmp_path, recipe), None, "test")
     assert set(results["systems"]["full"]["scores"]) == {"held-out", "nano"}
     assert any(test["collection"] == "nano" for test in results["comparisons"])
     assert (tmp_path / "out" / "runs" / "full.nano.trec").is_file()
+    counted = read_json(tmp_path / "out" / "data.json")["collections"]["nano"]
+    assert [counted[key] for key in ("queries", "judgements", "missing", "missing_queries")] == [6, 6, 0, 1]
 
 
 def test_a_plan_has_the_steps_that_are_trained(tmp_path):
@@ -424,6 +428,29 @@ def test_data_that_cannot_serve_a_phase_is_named_before_training(tmp_path):
         wrong.train(("unsupervised",))
     with pytest.raises(ColbertZeroError, match=r"negatives: 1.*only 0"):
         study(tmp_path, few).prepare([("unsupervised",)])
+
+
+@pytest.mark.parametrize("kind", ["beir", "hub"])
+def test_a_collection_that_is_not_there_is_told_before_sources_are_prepared(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    write_rows(tmp_path / "pairs.jsonl")
+    recipe = data(tmp_path)
+    recipe["collections"]["mine"] = {"kind": kind, "path": str(tmp_path / "nowhere")}
+    one = study(tmp_path, recipe)
+    with pytest.raises(ColbertZeroError, match="nowhere"):
+        one.prepare([("unsupervised",)])
+    assert not one.data.exists()
+
+
+def test_collections_stay_in_the_recipes_order(tmp_path):
+    write_rows(tmp_path / "pairs.jsonl")
+    write_beir(Collection.from_memory("mine", DOCUMENTS, QUERIES, QRELS), tmp_path / "mine")
+    recipe = data(tmp_path)
+    recipe["collections"]["mine"] = {"kind": "beir", "path": str(tmp_path / "mine")}
+    recipe["collections"]["other"] = {**recipe["collections"]["held-out"], "documents": 20}
+    one = study(tmp_path, recipe)
+    one.prepare([("unsupervised",)])
+    assert list(one.collections) == ["held-out", "mine", "other"]
 
 
 LATER = {
@@ -563,7 +590,9 @@ def test_docstrings_are_kept_in_the_study_where_the_users_cache_cannot_be_writte
 
 def test_docstrings_are_kept_in_the_users_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert user_cache() == tmp_path / "cache" / "colbert-zero"
+    one = study(tmp_path, data(tmp_path))
+    one.cache = None
+    assert one._docstring_cache({"pairs"}) == tmp_path / "cache" / "colbert-zero" / "docstrings"
 
 
 @pytest.mark.parametrize(

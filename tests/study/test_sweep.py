@@ -12,6 +12,7 @@ from colbert_zero.report.sweep import draw
 from colbert_zero.study import study as studies
 from colbert_zero.study.sweep import plan_sweep, run_sweep
 from colbert_zero.terminal import best_overrides, sweep_table
+from example_bases import multi_vector, projection
 from helpers import data, study, write_rows
 
 RATE, BATCH = "phases.unsupervised.learning_rate", "phases.unsupervised.global_batch_size"
@@ -115,6 +116,7 @@ def test_every_mistake_of_every_point_is_told_at_once(folder):
             {"phase": "unsupervised"},
             "supervised.learning_rate changes nothing",
         ),
+        (["phases.unsupervised.negatives=0,2"], {}, "the grid's points: one mistake.*negatives: 2, but.*only 0"),
         (["seed=1,2"], {"phase": "unsupervised"}, "scored on different collections"),
         (["phases.distillation.learning_rate=1,2"], {}, "say which: full@distillation, kd-only@distillation"),
         (["model.architecture.hidden_sise=8"], {"phase": "unsupervised"}, "did you mean hidden_size"),
@@ -126,6 +128,22 @@ def test_points_that_cannot_be_trained_or_compared_are_refused_before_training(
     with pytest.raises(ColbertZeroError, match=f"(?s){message}"):
         sweep(folder, "refused", *grids, **options)
     assert trained == []
+
+
+def test_points_whose_prompts_are_not_the_bases_are_refused_before_data_are_prepared(folder, backbone, tmp_path):
+    prompts = {"query": "q: ", "document": "d: "}
+    multi_vector(projection, prompts=prompts)(tmp_path / "base", backbone)
+    base = ("model.architecture=null", f"model.base={tmp_path / 'base'}", "query_tokens=null", "document_tokens=null")
+    later = tuple(f"phases.{phase}.allow_prompt_mismatch=true" for phase in ("supervised", "distillation"))
+    others = [prompts, *(prompts | {"query": other} for other in ("x: ", "y: "))]
+    with pytest.raises(ColbertZeroError, match=r"(?s)the grid's points: 2 mistakes.*'x: '.*'y: '"):
+        sweep(
+            folder,
+            "prompts",
+            f"phases.unsupervised.prompts={','.join(map(json.dumps, others))}",
+            overrides=base + later,
+        )
+    assert not list((folder / "prompts" / "out" / "data").glob("pairs-*"))
 
 
 # ---- Training

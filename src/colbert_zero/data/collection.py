@@ -26,9 +26,9 @@ class Rules:
     """What to do where collections differ in what they mean.
 
     Attributes:
-        exclude_self: Leave a query's own document, the one of the same id, out of its ranking, as BEIR and MTEB do;
-            None: where no judgement names it and its text holds the query's, as in ArguAna, whose queries are
-            documents.
+        exclude_self: Leave a query's own document, the one of the same id, out of its ranking, unless it is judged
+            (BEIR's evaluation leaves it out even then); None: where its text also holds the query's, as in ArguAna,
+            whose queries are documents.
         on_missing: Refuse judgements of queries and documents that are not there ("error"), or count them ("count");
             None: count judgements of documents if they are few, at most `FEW_MISSING` of all.
     """
@@ -54,6 +54,7 @@ class Collection:
         fingerprint: Changes whenever a document (or their order), a judged query or a grade does.
         own: Queries whose own document, the one of the same id, is left out of their rankings.
         missing: Judged documents that the corpus does not have: never found, so they lower recall and nDCG.
+        missing_queries: Judged queries that are not there, and are left out.
         empty: Documents and judged queries without a text.
         rules: What to do with queries' own documents and with missing ones.
     """
@@ -66,6 +67,7 @@ class Collection:
     fingerprint: str
     own: frozenset[str] = frozenset()
     missing: int = 0
+    missing_queries: int = 0
     empty: int = 0
     rules: Rules = DEFAULT_RULES
 
@@ -80,6 +82,8 @@ class Collection:
             told.append(
                 f"{self.missing:,} judgements of documents that are not there count as never found (on_missing)"
             )
+        if self.missing_queries:
+            told.append(f"{self.missing_queries:,} judged queries are not there, and left out (on_missing)")
         if self.empty:
             told.append(f"{self.empty:,} documents or queries have no text")
         return told
@@ -149,7 +153,7 @@ def collect(
     for where, query_id, document_id, grade in judgements:
         if query_id not in texts:
             unknown["query"].append(f"{short(repr(query_id))} ({where})")
-        if document_id not in document_ids:
+        elif document_id not in document_ids:
             unknown["document"].append(f"{short(repr(document_id))} ({where})")
         if qrels.setdefault(query_id, {}).setdefault(document_id, grade) != grade:
             raise ColbertZeroError(
@@ -170,6 +174,11 @@ def collect(
 
     # Unjudged queries can score nothing: leaving them out lets every query of the collection count.
     judged = {query_id: text for query_id, text in texts.items() if query_id in qrels}
+    if not judged:
+        raise ColbertZeroError(
+            f"{name}: none of the {len(qrels):,} judged queries is among the queries; are the judgements of this "
+            "collection, and of this split?"
+        )
     own = {
         query_id
         for query_id in (judged.keys() & document_ids if rules.exclude_self else judged.keys() & same_text)
@@ -184,6 +193,7 @@ def collect(
         fingerprint=fingerprint(digest.hexdigest(), judged, qrels, *([sorted(own)] if own else [])),
         own=frozenset(own),
         missing=len(unknown["document"]),
+        missing_queries=len(qrels) - len(judged),
         empty=empty + sum(not text.strip() for text in judged.values()),
         rules=rules,
     )

@@ -21,7 +21,7 @@ USUAL = {
 A TSV file without a header has the columns 1, 2 and so on.
 """
 
-_NUMBERED = re.compile(r"(?:negative|neg|hard_negative)_?(\d{1,9})")
+_NUMBERED, _NUMBER = re.compile(r"(?:negative|neg|hard_negative)_?(\d{1,9})"), re.compile(r"(\d{1,9})")
 
 _MOST_UNREAD, _MOST_USED = 20, 1000
 
@@ -66,7 +66,7 @@ def find_columns(keys: tuple[str, ...], columns: Columns) -> Found:
         documents, scores = columns.documents, (columns.scores,)
     else:
         documents = _one("document", columns.document, keys)
-        negatives = _negatives(columns.negative, tuple(key for key in keys if key not in (query, documents)))
+        negatives = _negatives(columns.negative, tuple(key for key in keys if key not in (query, documents)), documents)
         scores = () if isinstance(columns.scores, str) else columns.scores
     for key in scores:
         if key not in keys:
@@ -87,15 +87,17 @@ def _one(role: str, named: str, keys: tuple[str, ...]) -> str:
     return usual[0]
 
 
-def _negatives(named: str | tuple[str, ...], keys: tuple[str, ...]) -> tuple[str, ...]:
+def _negatives(named: str | tuple[str, ...], keys: tuple[str, ...], document: str) -> tuple[str, ...]:
     """Columns of hard negatives: those named, else numbered ones, else the only one of a usual name; maybe none."""
     chosen = (named,) if isinstance(named, str) else named
     present = tuple(key for key in chosen if key in keys)
     if present or named != "negative":
         return present
-    # Numbers alone are names only where there are no others.
-    number = _NUMBERED if not all(key.isdecimal() for key in keys) else re.compile(r"(\d{1,9})")
-    numbered = {key: int(match[1]) for key in keys if (match := number.fullmatch(key))}
+    # Numbers alone are names only where there are no others; a column before the document may be an id.
+    if (first := _NUMBER.fullmatch(document)) and all(key.isdecimal() for key in keys):
+        numbered = {key: int(key) for key in keys if _NUMBER.fullmatch(key) and int(key) > int(first[1])}
+    else:
+        numbered = {key: int(match[1]) for key in keys if (match := _NUMBERED.fullmatch(key))}
     usual = [key for key in USUAL["negative"] if key in keys]
     if len(usual) + bool(numbered) > 1:
         told = _listed([*usual, *numbered])
@@ -140,8 +142,8 @@ class Reading:
             _add(self._used.setdefault(role, {}), columns, _MOST_USED)
         _add(self._unread, found.unread, _MOST_UNREAD)
 
-    def check(self, name: str, columns: Columns) -> None:
-        """Refuse hard negatives that the recipe names and no row has.
+    def check(self, name: str, columns: Columns, rows: str = "row") -> None:
+        """Refuse hard negatives that the recipe names and no row has, of the `rows` that were read.
 
         Raises:
             ColbertZeroError: Names the column, and the one that may be meant.
@@ -151,7 +153,7 @@ class Reading:
             if named != ("negative",) and "document" in self._used and short(key) not in self._used.get("negative", {}):
                 alike = almost(key, self._unread)
                 told = f"; is it {short(alike)}?" if alike else ""
-                raise ColbertZeroError(f"sources.{name}.columns.negative: no row has a column {short(key)!r}{told}")
+                raise ColbertZeroError(f"sources.{name}.columns.negative: no {rows} has a column {short(key)!r}{told}")
 
     def record(self) -> dict[str, Any]:
         """For source.json: the columns read, by what they hold, and those not read."""

@@ -25,6 +25,7 @@ from colbert_zero.files import (
     atomic_folder,
     file_state,
     parse_json,
+    place_of,
     text_lines,
     to_json,
 )
@@ -108,9 +109,8 @@ def load_hub(
 
 def load_collection(place: str, split: str | None = None, rules: Rules = DEFAULT_RULES) -> Collection:
     """A collection by its folder in BEIR layout (split `test`), or by its Hub id (split `train`)."""
-    folder = Path(os.path.expanduser(place))
-    if folder.is_dir():
-        return load_beir(folder, split or "test", rules=rules)
+    if os.path.isdir(place := place_of(place)):
+        return load_beir(place, split or "test", rules=rules)
     return load_hub(place, split or "train", rules=rules)
 
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from colbert_zero.data import hub
 from colbert_zero.data.columns import find_columns
 from colbert_zero.errors import BadRow, ColbertZeroError, reason, short
-from colbert_zero.files import read_lines
+from colbert_zero.files import place_of, read_lines
 from colbert_zero.recipe.data import Columns, Hub, Jsonl, Parquet, Tsv
 
 _BATCH_ROWS, _BATCH_BYTES = 1000, 1 << 26
@@ -70,12 +70,6 @@ def _matches(entry: str, path: str, expanded: str) -> list[str]:
     return sorted(matches.values())
 
 
-def hub_path(spec: Hub) -> str:
-    """The folder, if it is one; else the id."""
-    folder = Path(os.path.expanduser(spec.path))
-    return str(folder) if folder.is_dir() else spec.path
-
-
 def tables(name: str, spec: Table, key: str) -> Iterator[tuple[str, str, Rows]]:
     """(part, its place for messages, its rows with theirs) of a file or Hub source, streamed.
 
@@ -100,7 +94,7 @@ def part_names(files: list[Path]) -> list[str]:
 
 
 def _hub_tables(name: str, spec: Hub, key: str) -> Iterator[tuple[str, str, Rows]]:
-    path, told = hub_path(spec), f"sources.{name}: cannot load {spec.path!r}"
+    path, told = place_of(spec.path), f"sources.{name}: cannot load {spec.path!r}"
     configs = [getattr(spec, key)] if key != "path" else spec.configs or hub.config_names(path, spec.revision, told)
     for config in dict.fromkeys(configs):
         where = f"{spec.path} ({config})"

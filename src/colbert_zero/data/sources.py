@@ -21,7 +21,7 @@ from colbert_zero.data.columns import Reading
 from colbert_zero.data.docstrings import docstring_pairs, packages_fingerprint
 from colbert_zero.data.held_out import hold_out
 from colbert_zero.data.prepared import DOCUMENTS, arrow_file, is_made, source_folder, write_record
-from colbert_zero.data.readers import Rows, Table, hub_path, input_files, tables
+from colbert_zero.data.readers import Rows, Table, input_files, tables
 from colbert_zero.data.rows import (
     PAIRS,
     as_identifier,
@@ -42,6 +42,8 @@ from colbert_zero.files import (
     file_fingerprint,
     file_state,
     fingerprint,
+    is_commit,
+    place_of,
     read_json,
     write_json,
 )
@@ -119,10 +121,10 @@ def _known(cache: Path) -> dict[str, Any]:
 
 
 def _hub_fingerprint(name: str, spec: Hub, data: Path) -> list[list[str]] | str | None:
-    folder = Path(hub_path(spec))
+    folder = Path(place_of(spec.path))
     if folder.is_dir():
         return folder_fingerprints(folder, data)
-    if spec.revision and len(spec.revision) == 40:
+    if is_commit(spec.revision):
         return spec.revision
     try:
         return HfApi().dataset_info(spec.path, revision=spec.revision, timeout=20).sha
@@ -183,6 +185,7 @@ def _look_up(name: str, spec: Parquet | Hub, identity: str, data: Path) -> Path:
         spec = spec.model_copy(update={"revision": commit})  # a branch may move while training streams it
     reading = Reading()
     found = look_up(name, spec, reading)
+    reading.check(name, spec.columns, "part's first row")
     rows = {part: count for part, (count, _) in found.items()}
     streamed = {part: first for part, (_, first) in found.items()}
     with atomic_folder(folder) as temporary:
@@ -193,7 +196,7 @@ def _look_up(name: str, spec: Parquet | Hub, identity: str, data: Path) -> Path:
 
 def _has_files(spec: SourceSpec) -> bool:
     """Whether a source is made of files of this machine."""
-    return isinstance(spec, Jsonl | Parquet | Tsv) or (isinstance(spec, Hub) and os.path.isdir(hub_path(spec)))
+    return isinstance(spec, Jsonl | Parquet | Tsv) or (isinstance(spec, Hub) and os.path.isdir(place_of(spec.path)))
 
 
 def _write_docstrings(

@@ -20,9 +20,10 @@ from datasets import DatasetBuilder, IterableDataset, get_dataset_config_names, 
 
 from colbert_zero.data.columns import Reading
 from colbert_zero.data.hub import check_inside
-from colbert_zero.data.readers import hub_path, input_files, part_names
+from colbert_zero.data.readers import input_files, part_names
 from colbert_zero.data.rows import SCORED_TEXTS, check_row, left_out, mixed, unusable
 from colbert_zero.errors import BadRow, ColbertZeroError, reason
+from colbert_zero.files import place_of
 from colbert_zero.recipe.data import Hub, Parquet, SourceSpec
 from colbert_zero.recipe.schema import Phase
 
@@ -271,7 +272,7 @@ def _builders(
 ) -> list[tuple[str, str, Callable[[], DatasetBuilder]]]:
     """(part, its place for messages, what makes its builder) of a source's files or configurations."""
     if isinstance(spec, Hub):
-        path, revision = hub_path(spec), spec.revision
+        path, revision = place_of(spec.path), spec.revision
         configs = (
             known
             or spec.configs

@@ -1,7 +1,6 @@
 """The model a study starts from, or one to evaluate: whether it is there, which commit the Hub has, what it holds."""
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,11 +30,6 @@ _FILES = ("config.json", "modules.json")
 def is_hub_id(base: str) -> bool:
     """Whether a base that is no folder here can be a name on the Hub."""
     return not Path(os.path.expanduser(base)).exists() and not base.startswith((".", "/", "~")) and base.count("/") < 2
-
-
-def is_commit(revision: str | None) -> bool:
-    """Whether a revision is a whole commit hash, which cannot move."""
-    return revision is not None and re.fullmatch("[0-9a-f]{40}", revision) is not None
 
 
 def commit_on_hub(base: str, revision: str | None, whose: str = "model.base") -> tuple[str | None, str]:

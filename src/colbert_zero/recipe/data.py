@@ -112,7 +112,7 @@ class Tsv(_Rows):
     """Texts with tabs between them, plain or gzipped (.gz), as MS MARCO's triples.
 
     The first line is a header if it names the columns of a query and its document. Otherwise the columns are called
-    1, 2, …: the query, its document, hard negatives if there are more. Quotes are part of the text.
+    1, 2, …: the query, its document, hard negatives if there are more after it. Quotes are part of the text.
     """
 
     kind: Literal["tsv"]
@@ -204,11 +204,12 @@ class HeldOut(Entry):
 
 class _Rules(Entry):
     exclude_self: Annotated[bool | None, Neutral(None)] = None
-    """Leave a query's own document, the one of the same id, out of its ranking, as BEIR and MTEB do. By default where
-    no judgement names it and its text holds the query's, as in ArguAna, whose queries are documents."""
+    """Leave a query's own document, the one of the same id, out of its ranking, unless it is judged. By default where
+    its text also holds the query's, as in ArguAna, whose queries are documents."""
     on_missing: Annotated[Literal["error", "count"] | None, Neutral(None)] = None
     """Judgements of documents or queries that are not there: stop, or count them; such a document is never found, as
-    other tools have it. By default documents are counted if they are few, at most 5 % of the judgements."""
+    other tools have it, and such a query is left out. By default documents are counted if they are few, at most 5 % of
+    the judgements."""
 
 
 class Beir(_Rules):

@@ -9,9 +9,9 @@ from typing import Any
 
 from colbert_zero.data.sources import folder_fingerprints
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.files import fingerprint, read_json, write_json
+from colbert_zero.files import fingerprint, is_commit, place_of, read_json, write_json
 from colbert_zero.models.alignment import FROM_SCRATCH, Asked, Own
-from colbert_zero.models.bases import check_base, commit_on_hub, find_commit, is_commit, is_hub_id
+from colbert_zero.models.bases import check_base, commit_on_hub, find_commit, is_hub_id
 from colbert_zero.models.encoders import read_own
 from colbert_zero.recipe.schema import Model
 
@@ -109,12 +109,6 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 # ---- What it has of its own
-
-
-def place_of(base: str) -> str:
-    """A base's folder, or its Hub id."""
-    folder = os.path.expanduser(base)
-    return folder if os.path.isdir(folder) else base
 
 
 def options_of(model: Model, commit: str | None) -> dict[str, Any]:

@@ -254,6 +254,7 @@ def _data(study: Study, nodes: list[tuple[str, ...]]) -> dict[str, Any]:
                 "own_left_out": len(collection.own),
                 "empty": collection.empty,
                 "missing": collection.missing,
+                "missing_queries": collection.missing_queries,
                 "from": study.recipe.collections[name].model_dump(),
             }
             for name, collection in study.collections.items()

@@ -9,11 +9,13 @@ import torch
 from rich.filesize import decimal
 from transformers import AutoConfig, AutoModel
 
-from colbert_zero.data.readers import hub_path, input_files
+from colbert_zero.data.readers import input_files
 from colbert_zero.data.streams import is_streamed
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.recipe.data import Hub, Jsonl, Mined, Parquet, Scored
+from colbert_zero.files import place_of
+from colbert_zero.recipe.data import Hub, Jsonl, Mined, Parquet, Scored, Tsv
 from colbert_zero.recipe.schema import Model, Phase, Recipe
+from colbert_zero.study.bases import options_of
 from colbert_zero.study.graph import root_of
 
 MODEL_BYTES, CHECKPOINT_BYTES = 4, 12
@@ -29,7 +31,8 @@ class Disk:
 
     Attributes:
         checkpoints: Of the phases that are not finished: their models, and the checkpoints of one while it is trained.
-        data: Of sources that are not prepared yet, Hub data sets aside.
+        data: Of sources that are not prepared yet; of those that may be read in part (`limit`, configurations), and of
+            data sets on the Hub, nothing.
         free: On the disk of the study's folder.
     """
 
@@ -50,13 +53,22 @@ class Disk:
         return f"about {models} and {decimal(self.data)} for data to come; {decimal(self.free)} free"
 
 
-def disk_for(recipe: Recipe, folder: Path, chains: Iterable[tuple[str, ...]], sources: Iterable[str]) -> Disk:
+def disk_for(
+    recipe: Recipe, folder: Path, chains: Iterable[tuple[str, ...]], sources: Iterable[str], commit: str | None = None
+) -> Disk:
     """What the last phases of these chains, and these sources, will need in a study's folder.
 
     Rough, and rather too little than too much: a phase or source of which the folder has any version counts as made.
+
+    Args:
+        recipe: Of the study.
+        folder: Its place.
+        chains: Of phases.
+        sources: Names.
+        commit: Of a Hub base.
     """
     names = [chain[-1] for chain in chains if not any(folder.glob(f"phases/{chain[-1]}-*/phase.json"))]
-    parameters = _parameters(recipe.model) if names else 0
+    parameters = _parameters(recipe.model, commit) if names else 0
     checkpoints = None
     if parameters is not None:
         models = len(names) + (recipe.model.base is None)
@@ -92,13 +104,14 @@ def _kept(phase: Phase) -> int:
     return min(kept, ever + phase.steps // phase.evaluate_every if phase.evaluate_every else ever)
 
 
-def _parameters(model: Model) -> int | None:
+def _parameters(model: Model, commit: str | None) -> int | None:
     """Parameters of the encoder; None where only its own code or its weights say how many."""
     try:
         if model.architecture is not None:
             config = AutoConfig.for_model(**{"vocab_size": model.vocabulary, **model.architecture})
         else:
-            config = AutoConfig.from_pretrained(model.base or "", revision=model.revision, trust_remote_code=False)
+            revision = options_of(model, commit).get("revision")
+            config = AutoConfig.from_pretrained(place_of(str(model.base)), revision=revision, trust_remote_code=False)
         with torch.device("meta"):
             encoder: torch.nn.Module = AutoModel.from_config(config)
         return sum(parameter.numel() for parameter in encoder.parameters())
@@ -119,13 +132,14 @@ def _source_bytes(recipe: Recipe, name: str) -> int:
     spec = recipe.sources[name]
     if isinstance(spec, Mined | Scored):
         return _source_bytes(recipe, root_of(recipe, name))
-    if is_streamed(spec):
+    if spec.limit or is_streamed(spec):
         return 0
-    if isinstance(spec, Jsonl | Parquet):
-        keys = ("path", "train", "queries", "documents")
-        files = [file for key in keys if getattr(spec, key) for file in input_files(name, key, getattr(spec, key))]
-    elif isinstance(spec, Hub) and Path(hub_path(spec)).is_dir():
-        files = [file for file in Path(hub_path(spec)).rglob("*") if file.is_file()]
+    if isinstance(spec, Jsonl | Parquet | Tsv):
+        given = {key: getattr(spec, key, None) for key in ("path", "train", "queries", "documents")}
+        files = [file for key, paths in given.items() if paths for file in input_files(name, key, paths)]
+    elif isinstance(spec, Hub) and not (spec.configs or spec.train) and (folder := Path(place_of(spec.path))).is_dir():
+        inside = (file for file in folder.rglob("*") if file.is_file())
+        files = [file for file in inside if not any(p.startswith(".") for p in file.relative_to(folder).parts)]
     else:
         return 0
     return sum(file.stat().st_size * _UNPACKED.get(file.suffix, 1) for file in files)

@@ -23,9 +23,8 @@ from sentence_transformers.util import get_device_name
 
 from colbert_zero import launcher
 from colbert_zero.errors import ColbertZeroError, reason
-from colbert_zero.files import writing
+from colbert_zero.files import user_cache, writing
 from colbert_zero.maxsim.backends import fault, wanted
-from colbert_zero.study.study import user_cache
 from colbert_zero.training.machine import tf32
 
 _HUB_SECONDS = 5

@@ -4,7 +4,6 @@ import math
 import os
 import string
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,7 +21,7 @@ from colbert_zero.evaluation import validation
 from colbert_zero.evaluation.layers import layers_add
 from colbert_zero.evaluation.ranking import rank
 from colbert_zero.evaluation.runs import PerQuery, Run
-from colbert_zero.files import fingerprint, read_json
+from colbert_zero.files import fingerprint, place_of, read_json, user_cache
 from colbert_zero.maxsim.backends import refused, tell_refused
 from colbert_zero.models.alignment import (
     DIM,
@@ -67,16 +66,6 @@ RECORD_VERSION = 1
 """Part of every fingerprint: raised when a change of the code makes older phases incomparable."""
 
 
-def user_cache() -> Path | None:
-    """The user's folder for what is kept between studies; None where there is no home, or nothing can be written."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "colbert-zero"
-    if not folder.is_absolute():
-        return None
-    with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-    return folder if os.access(folder, os.W_OK | os.X_OK) else None
-
-
 @dataclass
 class Study:
     """A recipe in a folder.
@@ -111,6 +100,7 @@ class Study:
     validation: list[Collection] = field(default_factory=list)
     rankings: Rankings = field(init=False)
     disk: Disk | None = None
+    told: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.folder = Path(self.folder)
@@ -124,58 +114,76 @@ class Study:
     # ---- What there is to do: fingerprints, before anything is trained
 
     def prepare(self, chains: list[tuple[str, ...]]) -> None:
-        """Check the architecture, read the sources these chains need, and load the collections.
+        """Check what needs no data, load the collections, and read the sources these chains need.
 
         A tokenizer trained from scratch reads all texts of the recipe, whatever phases are trained now.
         """
-        check_reporters(self.recipe.reporters)
-        tell_refused(refused(torch.device(get_device_name())), self.show.say)
-        phases = {name: self.recipe.phases[name] for chain in chains for name in chain}
-        names = {source for phase in phases.values() for source in phase.sources}
-        used = frozenset(names)
         base, seen = self.recipe.model.base, agree((self.folder / "base.json").is_file())
-        self._settle_base()
-        if base is not None:
-            self.show.say(f"base {base} is {self.own.words}")
-            said = [d for p in phases.values() for d in differences(self.own, self.alignment(p), p.representation)]
-            if any(phase.representation == "multi-vector" for phase in phases.values()):
-                said += scored_differences(self.own, self._scored())
-                check_expansion(self.own, self._scored())
-            for difference in dict.fromkeys(said):
-                self.show.say(f"base {base}: {difference}")
-            self._check_alignments(chains)
+        self.find_base()
+        self.check(chains)
+        names = {source for phase in self._phases(chains).values() for source in phase.sources}
+        used = frozenset(names)
         if self.recipe.model.architecture:
-            check_architecture(self.recipe.model.architecture)
             names |= {name for phase in self.recipe.phases.values() for name in phase.sources}
         names |= {spec.source for spec in self.recipe.collections.values() if isinstance(spec, HeldOut)}
-        for name, phase in phases.items():
-            share(phase.global_batch_size, f"phases.{name}.global_batch_size")
         if self.disk is None:
             roots = {root_of(self.recipe, name) for name in names}
-            self.disk = disk_for(self.recipe, self.folder, chains, used | roots)
+            self.disk = disk_for(self.recipe, self.folder, chains, used | roots, self.commit())
             check_disk(self.disk, self.folder, self.show.say)
+        self._load_collections(held_out=False)  # sources may take hours
         self.prepare_sources(names)
-        for name, phase in phases.items():
-            known = [self.sources[source].parts for source in phase.sources if source in self.sources]
-            check_columns(name, phase, {n: p for parts in known for n, p in parts.items()})
-        for name, spec in self.recipe.collections.items():
-            self.collections[name] = self._collection(name, spec)
-            for told in self.collections[name].peculiarities():
-                self.show.say(f"collection {name}: {told}")
+        self.check_data(chains)
+        self._load_collections(held_out=True)
+        self.collections = {name: self.collections[name] for name in self.recipe.collections}  # in its order again
         if any(self.recipe.phases[phase].evaluate_every for chain in chains for phase in chain):
             self.prepare_validation()
         # A base that was seen before is looked for only by who starts from it: a finished study needs no network.
         if base is not None and seen and any(len(chain) == 1 and not self.is_done(chain) for chain in chains):
             check_base(base, self.commit(), self.recipe.model.trust_remote_code)
 
-    def _settle_base(self) -> None:
-        """Find the commit of a Hub base; `train` keeps it."""
+    def find_base(self) -> None:
+        """Find the commit of a Hub base, which `train` keeps, and what a base has of its own; told."""
         name, model = bases.name_of(self.recipe.model), self.recipe.model
         if name not in self.commits:
             settle = partial(bases.settle, model, self.folder, self.refresh_base, self.show.say)
             self.commits[name], silent = from_main(settle() if is_main() else None)
             if silent:
                 go_offline()
+        if model.base is not None:
+            self._say_once(f"base {model.base} is {self.own.words}")
+
+    def check(self, chains: list[tuple[str, ...]]) -> None:
+        """Refuse what cannot be trained, as far as that is known without data; tell what differs from the base."""
+        check_reporters(self.recipe.reporters)
+        tell_refused(refused(torch.device(get_device_name())), self._say_once)
+        phases, model = self._phases(chains), self.recipe.model
+        if model.base is not None:
+            for phase in phases.values():
+                said = list(differences(self.own, self.alignment(phase), phase.representation))
+                if phase.representation == "multi-vector":
+                    check_expansion(self.own, self._scored())
+                    said += scored_differences(self.own, self._scored())
+                for told in said:
+                    self._say_once(f"base {model.base}: {told}")
+            self._check_alignments(chains)
+        if model.architecture:
+            check_architecture(model.architecture)
+        for name, phase in phases.items():
+            share(phase.global_batch_size, f"phases.{name}.global_batch_size")
+
+    def check_data(self, chains: list[tuple[str, ...]]) -> None:
+        """Refuse phases that their sources cannot serve, as far as these are prepared."""
+        for name, phase in self._phases(chains).items():
+            known = [self.sources[source].parts for source in phase.sources if source in self.sources]
+            check_columns(name, phase, {n: p for parts in known for n, p in parts.items()})
+
+    def _phases(self, chains: list[tuple[str, ...]]) -> dict[str, Phase]:
+        return {name: self.recipe.phases[name] for chain in chains for name in chain}
+
+    def _say_once(self, text: str) -> None:
+        if text not in self.told:
+            self.told.add(text)
+            self.show.say(text)
 
     def commit(self) -> str | None:
         """The commit of a Hub base that this study trains from."""
@@ -223,16 +231,21 @@ class Study:
 
             return made_by_main(lambda: make(report), partial(open_source, name, spec=self.recipe.sources[name]))
 
+    def _load_collections(self, held_out: bool) -> None:
+        """Load those that are held out of sources, or the others; tell what is to be known of them."""
+        for name, spec in self.recipe.collections.items():
+            if isinstance(spec, HeldOut) == held_out:
+                self.collections[name] = self._collection(name, spec)
+                for told in self.collections[name].peculiarities():
+                    self.show.say(f"collection {name}: {told}")
+
     def _collection(self, name: str, spec: CollectionSpec) -> Collection:
         if isinstance(spec, HeldOut):
             return load_beir(self.sources[spec.source].folder / f"held-out-{name}", name=name)
         rules = Rules(spec.exclude_self, spec.on_missing)
         if isinstance(spec, Beir):
             return load_beir(Path(os.path.expanduser(spec.path)), spec.split, name, rules)
-        folder = Path(os.path.expanduser(spec.path))
-        return replace(
-            load_hub(str(folder) if folder.is_dir() else spec.path, spec.split, spec.revision, rules), name=name
-        )
+        return replace(load_hub(place_of(spec.path), spec.split, spec.revision, rules), name=name)
 
     def source_id(self, name: str) -> str:
         """Fingerprint of a source, whether it is made yet or not."""
@@ -254,7 +267,7 @@ class Study:
         model = self.recipe.model
         asked = model.asked() | {"dim": self.dim}
         if model.base is not None:
-            folder = Path(os.path.expanduser(model.base))
+            folder = Path(place_of(model.base))
             if not folder.is_dir():
                 commit = self.commit()
                 return fingerprint(RECORD_VERSION, asked | ({"revision": commit} if commit else {}))
@@ -356,7 +369,7 @@ class Study:
         """The model before any phase (folder or Hub id) and options for loading it; made now if it is from scratch."""
         model = self.recipe.model
         if model.base is not None:
-            return bases.place_of(model.base), bases.options_of(model, self.commit())
+            return place_of(model.base), bases.options_of(model, self.commit())
         folder = self.folder / "phases" / f"start-{self.start_id()}"
         made_by_main(lambda: folder if folder.is_dir() else self._write_start(folder), lambda _: None)
         return str(folder), {}

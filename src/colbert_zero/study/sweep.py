@@ -164,22 +164,22 @@ def run_sweep(sweep: Sweep, study: "Study", command: str) -> dict[str, Any]:
 
 def _prepare(sweep: Sweep, chains: list[tuple[str, ...]], base: "Study") -> list["Study"]:
     """Each point's study with its data; points with the same data share them, and each phase's data must suffice."""
-    from colbert_zero.models.scratch import check_architecture
     from colbert_zero.study.graph import graph
     from colbert_zero.study.plan import plan
 
-    studies: list[Study] = []
+    graphs = [graph(recipe, {sweep.phase: chain}) for (_, recipe), chain in zip(sweep.points, chains, strict=True)]
+    studies = [replace(base, recipe=recipe, sources={}, collections={}, validation=[]) for _, recipe in sweep.points]
     shared: dict[str, Study] = {}
     mistakes: dict[str, None] = {}
-    for _, recipe in sweep.points:
+    for study, nodes in zip(studies, graphs, strict=True):
+        study.find_base()
         try:
-            check_architecture(recipe.model.architecture or {"model_type": "bert"})
+            study.check(nodes)
         except ColbertZeroError as error:
             mistakes[str(error)] = None
     _refuse(mistakes)
-    for (_, recipe), chain in zip(sweep.points, chains, strict=True):
-        study = replace(base, recipe=recipe, sources={}, collections={}, validation=[])
-        nodes = graph(recipe, {sweep.phase: chain})
+    for study, nodes in zip(studies, graphs, strict=True):
+        recipe = study.recipe
         data = fingerprint(
             recipe.model_dump(include={"seed", "model", "sources", "collections", "validation", "teachers"}),
             [recipe.phases[phase].sources for node in nodes for phase in node],
@@ -188,15 +188,16 @@ def _prepare(sweep: Sweep, chains: list[tuple[str, ...]], base: "Study") -> list
             study.sources, study.collections = dict(shared[data].sources), shared[data].collections
             study.validation = shared[data].validation
         else:
+            study.disk = base.disk  # looked at once, not at every point
             study.prepare(nodes)
-            base.disk = study.disk  # looked at once, not at every point
+            base.disk = study.disk
             study.prepare_validation()
             shared[data] = study
         try:
+            study.check_data(nodes)
             plan(study, nodes)
         except ColbertZeroError as error:
             mistakes[str(error)] = None
-        studies.append(study)
     _refuse(mistakes)
     return studies
 
