@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from colbert_zero.errors import STOPPED, Stopped
+from colbert_zero.report.records import MEASURE
 from colbert_zero.report.sweep import short_key, short_value
 from colbert_zero.report.words import duration, operations
 
@@ -213,7 +214,7 @@ def _results_table(
     columns: dict[str, Column],
 ) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("nDCG@10" if "device time" not in columns else "", overflow="fold")
+    table.add_column(MEASURE if "device time" not in columns else "", overflow="fold")
     for title in columns:
         table.add_column(Text(title), justify="right", overflow="fold")
     for heading, names in groups:
@@ -238,12 +239,12 @@ def _was_counted(system: dict[str, Any]) -> bool:
 
 def _mean(scores: dict[str, Any], collections: list[str]) -> float | None:
     """None where a collection has no score."""
-    values = [scores.get(name, {}).get("nDCG@10") for name in collections]
+    values = [scores.get(name, {}).get(MEASURE) for name in collections]
     return None if None in values else sum(values) / len(values)
 
 
 def _score_on(collection: str, system: dict[str, Any]) -> str:
-    return _score(system["scores"].get(collection, {}).get("nDCG@10"))
+    return _score(system["scores"].get(collection, {}).get(MEASURE))
 
 
 def _score(score: float | None) -> str:

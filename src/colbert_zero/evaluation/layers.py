@@ -13,8 +13,7 @@ from colbert_zero.evaluation.runs import measure
 from colbert_zero.evaluation.significance import bootstrap_means, percentile_interval
 from colbert_zero.models.checkpoints import Encoder
 from colbert_zero.models.layers import without_layers
-
-MEASURE = "nDCG@10"
+from colbert_zero.report.records import MEASURE
 
 
 def layers_add(

@@ -84,19 +84,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return in_order
 
 
-def bootstrap_interval(
-    a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, rounds: int = 10_000, seed: int = 0
-) -> tuple[float, float]:
-    """95% percentile interval of the mean difference a - b, resampling the queries with replacement.
-
-    Raises:
-        ValueError: The shapes differ, or a score is not finite.
-
-    Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13.
-    """
-    return percentile_interval(bootstrap_means([_differences(a, b)], rounds, seed)[0])
-
-
 def bootstrap_means(strata: Sequence[np.ndarray], rounds: int = 10_000, seed: int = 0) -> np.ndarray:
     """Each collection's mean difference in every round, (collections, rounds), float64.
 

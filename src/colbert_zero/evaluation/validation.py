@@ -19,8 +19,7 @@ from colbert_zero.files import atomic_folder, fingerprint, read_json, write_json
 from colbert_zero.models.checkpoints import Encoder
 from colbert_zero.models.encoders import with_own_tokenizer
 from colbert_zero.recipe.schema import Recipe
-
-MEASURE = "nDCG@10"
+from colbert_zero.report.records import MEASURE
 
 NANOBEIR = "sentence-transformers/NanoBEIR-en"
 """The data set of sentence-transformers' evaluators; each set is a split of its corpus, queries and qrels."""

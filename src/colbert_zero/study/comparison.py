@@ -20,6 +20,7 @@ from colbert_zero.files import fingerprint, read_json, write_json
 from colbert_zero.processes import agree, is_main, world_size
 from colbert_zero.recipe.data import Mined, Scored
 from colbert_zero.recipe.schema import Recipe
+from colbert_zero.report.records import MEASURE
 from colbert_zero.study.graph import chains_of, graph
 from colbert_zero.study.rankings import Ranker
 from colbert_zero.study.study import Study
@@ -143,7 +144,7 @@ def families(systems: dict[str, Any], pipelines: list[str]) -> dict[str, list[tu
 
 def mean_score(system: dict[str, Any]) -> float:
     """A system's mean nDCG@10 over collections, each with the same weight."""
-    scores: list[float] = [scores["nDCG@10"] for scores in system["scores"].values()]
+    scores: list[float] = [scores[MEASURE] for scores in system["scores"].values()]
     return sum(scores) / len(scores)
 
 
@@ -158,7 +159,7 @@ def _comparisons(study: Study, systems: dict[str, Any], pipelines: list[str]) ->
             }
             for collection in study.collections
         }
-        tested = compare(per_query, pairs, "nDCG@10", seed=study.recipe.seed)
+        tested = compare(per_query, pairs, MEASURE, seed=study.recipe.seed)
         rows += [{"family": family, **row} for row in tested]
     return rows
 
