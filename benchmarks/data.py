@@ -111,11 +111,12 @@ def our_batches(model: Any, rows: int, batch: int) -> Any:
     from colbert_zero.data.order import Order
     from colbert_zero.data.prepared import open_source
     from colbert_zero.models.encoders import tokeniser
+    from colbert_zero.recipe.schema import Negatives
     from colbert_zero.training.batches import Batches
 
     parts = open_source("rows", source_of(rows)).parts
     order = Order({name: len(part) for name, part in parts.items()}, batch, seed=1)
-    return Batches(parts, order, tokeniser(model), order.batches_per_epoch, negatives=0)
+    return Batches(parts, order, tokeniser(model), order.batches_per_epoch, negatives=Negatives(0, None))
 
 
 def their_trainer(

@@ -25,7 +25,7 @@ from colbert_zero.errors import ColbertZeroError
 from colbert_zero.files import read_json
 from colbert_zero.models.encoders import tokeniser
 from colbert_zero.recipe.reading import check_recipe
-from colbert_zero.recipe.schema import Recipe
+from colbert_zero.recipe.schema import Negatives, Recipe
 from colbert_zero.study.plan import plan
 from colbert_zero.study.show import Quiet
 from colbert_zero.study.study import Study
@@ -333,7 +333,9 @@ def test_a_checkpoint_serves_its_step_though_batches_were_read_ahead(
 
     def batches() -> Batches:
         parts = parts_of(tmp_path, made)
-        return Batches(parts, order_of_parts(made.phases["p"], parts, 1, "p"), tokeniser(tiny_multi_vector), 40, 0)
+        return Batches(
+            parts, order_of_parts(made.phases["p"], parts, 1, "p"), tokeniser(tiny_multi_vector), 40, Negatives(0, None)
+        )
 
     first = batches()
     expected = [batch.queries.inputs["input_ids"].tolist() for batch in Prefetched(first, 0)]

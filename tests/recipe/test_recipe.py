@@ -202,6 +202,14 @@ BROKEN: list[tuple[str, Any, str]] = [
     ("model.head", [{"width": 8, "activations": "gelu"}], "model.head[0].activations: unknown key, did you mean act"),
     ("model.head", [{"width": 8, "activation": "gelo"}], 'found "gelo", did you mean gelu?'),
     ("model.architecture", {"layers": 2}, "model.architecture: needs `model_type`"),
+    (
+        "phases.dense.negatives",
+        "some",
+        "phases.dense.negatives: should be a number, all, or a draw such as 7 of 50, found",
+    ),
+    ("phases.dense.negatives", "9 of 7", "phases.dense.negatives: 9 cannot be drawn of 7"),
+    ("phases.dense", phase(sources=["hard"], negatives="9 of 20"), "phases.dense.negatives: 9 of 20, but 'hard' has 7"),
+    ("phases.distillation.negatives", "all", "phases.distillation.negatives: distillation uses all candidates"),
     ("phases.distillation.negatives", 2, "phases.distillation.negatives: distillation uses all candidates"),
     (
         "phases.dense.student_scores",

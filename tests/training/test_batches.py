@@ -8,7 +8,8 @@ from colbert_zero.data.order import Order
 from colbert_zero.data.prepared import ArrowPart
 from colbert_zero.models.alignment import Alignment
 from colbert_zero.models.encoders import assemble, tokeniser
-from colbert_zero.training.batches import Batches
+from colbert_zero.recipe.schema import Negatives, Phase
+from colbert_zero.training.batches import Batches, take_negatives
 
 
 @pytest.mark.parametrize("expansion", [None, {"strategy": "fixed", "attend": True, "length": 20}])
@@ -18,7 +19,7 @@ def test_a_batch_has_the_token_ids_that_the_model_makes_of_its_rows(backbone, ex
     model[0].query_expansion = expansion
     rows = [{"query": f"lift of wing {n}", "document": "drag " * n, "negatives": [f"heat {n}", "x"]} for n in range(9)]
     parts = {"s/p": ArrowPart("s/p", Dataset.from_list(rows), None)}
-    batches = Batches(parts, Order({"s/p": 9}, 4, seed=0), tokeniser(model), steps=2, negatives=1)
+    batches = Batches(parts, Order({"s/p": 9}, 4, seed=0), tokeniser(model), steps=2, negatives=Negatives(1, None))
     batch, drawn = batches[1], [rows[n] for n in batches.order.batch(1)[1]]
     documents = [row["document"] for row in drawn] + [row["negatives"][0] for row in drawn]
     for texts, found in (([row["query"] for row in drawn], batch.queries), (documents, batch.documents)):
@@ -27,3 +28,42 @@ def test_a_batch_has_the_token_ids_that_the_model_makes_of_its_rows(backbone, ex
             assert found.inputs[key].dtype == torch.int64
             assert torch.equal(found.inputs[key], expected[key])
     assert batch.teacher_scores is None
+
+
+def hard_negatives(asked):
+    return Phase(
+        representation="multi-vector", objective="contrastive", sources=["s"], global_batch_size=4, learning_rate=1e-3,
+        negatives=asked,
+    ).hard_negatives  # fmt: skip
+
+
+ORDER = Order({"s/p": 40}, 8, seed=3)
+ROWS = [[f"{row}-{n}" for n in range(5 + row % 3)] for row in range(8)]
+
+
+def test_the_first_negatives_are_taken_or_as_many_as_every_row_has():
+    for asked, least, count in ((2, 0, 2), (0, 0, 0), ("all", 5, 5)):
+        found = take_negatives(ROWS, hard_negatives(asked), least, ORDER, 0, slice(0, 8))
+        assert found == [row[:count] for row in ROWS]
+
+
+def test_drawn_negatives_are_anew_at_each_step_the_same_at_each_attempt_and_for_any_number_of_processes():
+    asked = hard_negatives("3 of 6")
+    steps = [take_negatives(ROWS, asked, 0, ORDER, step, slice(0, 8)) for step in range(300)]
+    for found in steps:
+        for row, negatives in zip(ROWS, found, strict=True):
+            assert len(set(negatives)) == 3
+            assert set(negatives) <= set(row[:6])
+    assert steps[0] != steps[1]
+    assert steps[0] == take_negatives(ROWS, asked, 0, ORDER, 0, slice(0, 8))
+    halves = [take_negatives(ROWS[own], asked, 0, ORDER, 0, own) for own in (slice(0, 4), slice(4, 8))]
+    assert halves[0] + halves[1] == steps[0]
+    # Each of a row's first six is drawn as often as another: 150 times of 300, give or take four deviations of 8.7.
+    for place in range(6):
+        assert abs(sum(f"1-{place}" in found[1] for found in steps) - 150) < 35
+
+
+def test_other_draws_come_with_another_seed():
+    other = Order({"s/p": 40}, 8, seed=4)
+    asked, own = hard_negatives("3 of 6"), slice(0, 8)
+    assert take_negatives(ROWS, asked, 0, ORDER, 0, own) != take_negatives(ROWS, asked, 0, other, 0, own)

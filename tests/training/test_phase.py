@@ -47,7 +47,7 @@ def test_a_phase_is_trained_as_the_plain_loop_trains_it_to_the_bit(tmp_path, nam
     record = one.train((name,))
     training, spec = seen["training"], seen["training"].spec
     model = assemble(training.start, spec.representation, training.alignment, training.dim, training.seed, name)
-    batches = Batches(seen["parts"], training.order, tokeniser(model), training.steps, spec.negatives)
+    batches = Batches(seen["parts"], training.order, tokeniser(model), training.steps, spec.hard_negatives)
     losses = train(model, objective_of(spec), batches, spec, training.seed)
     assert [entry["loss"] for entry in record["losses"]] == losses
     written = load_file(one.phase_folder((name,)) / "model" / "model.safetensors")

@@ -139,7 +139,7 @@ class StreamedPart:
         """A fresh one with blocks of whole batches, whose rows have the hard negatives that the phase takes."""
         size = spec.global_batch_size
         block = -(-(self.spec.shuffle_buffer or SHUFFLE_BUFFER) // size) * size
-        return replace(self, block=block, negatives=spec.negatives)
+        return replace(self, block=block, negatives=spec.hard_negatives.of_part(self.texts))
 
     def sample(self, most: int) -> Iterator[dict[str, list[Any]]]:
         """Columns of the first `most` rows, a thousand at a time."""

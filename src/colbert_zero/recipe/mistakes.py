@@ -56,7 +56,7 @@ def explain(error: Any, keys: Callable[[list[Any], str | None], Iterable[str]]) 
         return f"{_dotted(path[:-1]) or 'top level'}: the name {show(path[-1])} cannot be used; {mend}"
     # A discriminated union adds the branch it took, which the user did not write.
     branch = path.pop(2) if path[0] in ("sources", "collections") and len(path) > 2 else None
-    if path[0] == "phases" and path[2:3] == ["temperature"] and len(path) > 3:
+    if path[0] == "phases" and path[2:3] in (["temperature"], ["negatives"]) and len(path) > 3:
         del path[3]
     if path[0] == "model" and path[1:2] in (["head"], ["skip_list"], ["query_expansion"]) and len(path) > 2:
         del path[2]
@@ -69,6 +69,8 @@ def explain(error: Any, keys: Callable[[list[Any], str | None], Iterable[str]]) 
     if kind == "union_tag_invalid":
         kinds = context["expected_tags"].replace("'", "").split(", ")
         return f"{where}.kind: {show(value['kind'])} is unknown{near(value['kind'], kinds)}"
+    if kind == "string_pattern_mismatch" and path[-1] == "negatives":
+        return f"{where}: should be a number, all, or a draw such as 7 of 50, found {show(value)}"
     if kind in ("string_pattern_mismatch", "string_too_long"):
         return f"{where}: {show(value)} cannot be a name; {_NAME_MEND}"
     mend = "; put it in quotes" if kind == "string_type" and isinstance(value, int | float | list) else ""
@@ -181,6 +183,9 @@ def _wrong_objective(phase: dict[str, Any]) -> list[str]:
                 "length_normalised: scales each query's scores, and so does `student_scores: min-max`; leave it out, "
                 "or set `student_scores: raw`"
             )
+    taken, _, of = str(phase.get("negatives")).partition(" of ")
+    if taken.isdecimal() and of.isdecimal() and int(taken) > int(of):
+        wrong.append(f"negatives: {taken} cannot be drawn of {of}")
     temperature = phase.get("temperature")
     if phase.get("distillation_loss") == "margin-mse":
         temperatures = {"teacher_temperature": None} | ({"temperature": 1} if objective == "distillation" else {})
@@ -342,7 +347,7 @@ def _wrong_phases(recipe: "Recipe", names: dict[str, Any]) -> list[str]:
                 wrong.append(f"{place}: {source_name!r} has scored candidates, for distillation, and no pairs")
             elif phase.negatives and source.kind == "docstrings":
                 wrong.append(f"phases.{name}.negatives: {source_name!r} has no hard negatives; mine them (kind: mined)")
-            elif source.kind == "mined" and phase.negatives > source.negatives:
+            elif source.kind == "mined" and phase.hard_negatives.of_part(0) > source.negatives:
                 wrong.append(f"phases.{name}.negatives: {phase.negatives}, but {source_name!r} has {source.negatives}")
         wrong += [
             f"phases.{name}.sources: {s!r} stands twice"

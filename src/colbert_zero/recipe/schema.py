@@ -1,6 +1,6 @@
 """A recipe's entries and keys, with their defaults and what they mean."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
     Discriminator,
@@ -21,6 +21,10 @@ def _form(value: Any) -> str:
 
 def _head_form(value: Any) -> str:
     return "layers" if isinstance(value, list) else "new"
+
+
+def _negatives_form(value: Any) -> str:
+    return "text" if isinstance(value, str) else "number"
 
 
 def _skip_list_form(value: Any) -> str:
@@ -120,6 +124,22 @@ class Temperature(Entry):
     """Whether it is trained."""
 
 
+class Negatives(NamedTuple):
+    """How many hard negatives a query gets.
+
+    Attributes:
+        taken: None takes as many as every row has.
+        of: Of how many they are drawn; None takes the first.
+    """
+
+    taken: int | None
+    of: int | None
+
+    def of_part(self, least: int) -> int:
+        """How many a query of a part gets, whose rows have at least so many."""
+        return least if self.taken is None else self.taken
+
+
 class Phase(Entry):
     """One training phase."""
 
@@ -184,8 +204,14 @@ class Phase(Entry):
     length_normalised: bool = False
     """Divide MaxSim by the query's number of tokens: one scale of scores whatever the query's length (LateOn). In
     distillation with `student_scores: raw` only."""
-    negatives: Int = Field(0, ge=0)
-    """Hard negatives per query, taken from the source's; 0 uses in-batch negatives alone."""
+    negatives: Annotated[
+        Annotated[Int, Field(ge=0), Tag("number")]
+        | Annotated[str, Field(pattern=r"^(all|[1-9]\d* of [1-9]\d*)$"), Tag("text")],
+        Discriminator(_negatives_form),
+    ] = 0
+    """Hard negatives per query: the row's first so many; 0 uses in-batch negatives alone; `all` takes as many as every
+    row of a part has (the paper's rule), of a streamed one as many as its first row has; `7 of 50` draws seven anew at
+    each reading, of the row's first fifty or however many it has."""
     steps: Int | None = Field(None, ge=1)
     """Length of the phase in optimiser steps; or give `epochs`."""
     epochs: Float | None = Field(None, gt=0)
@@ -217,6 +243,14 @@ class Phase(Entry):
     def _student_scores(cls, data: Any) -> Any:
         unset = isinstance(data, dict) and data.get("student_scores") is None
         return data | {"student_scores": "min-max"} if unset and "distillation" in str(data.get("objective")) else data
+
+    @property
+    def hard_negatives(self) -> Negatives:
+        """How many hard negatives a query gets, and of how many."""
+        if isinstance(self.negatives, int):
+            return Negatives(self.negatives, None)
+        taken, _, of = self.negatives.partition(" of ")
+        return Negatives(int(taken), int(of)) if of else Negatives(None, None)
 
     @property
     def contrasts(self) -> bool:

@@ -7,7 +7,7 @@ from colbert_zero.files import writing
 from colbert_zero.recipe.schema import Phase, Recipe
 from colbert_zero.study.graph import chain_to
 from colbert_zero.study.study import Study
-from colbert_zero.training.batches import check_columns
+from colbert_zero.training.batches import check_columns, take_negatives
 from colbert_zero.training.phase import order_of_parts, steps_of
 
 
@@ -39,7 +39,11 @@ def step_rows(study: Study, phase: str, step: int) -> dict[str, Any]:
     batches = order.rows[full_name] // order.global_batch_size
     columns = parts[full_name].read(numbers)
     if "negatives" in columns:
-        columns["negatives"] = [negatives[: spec.negatives] for negatives in columns["negatives"]]
+        least = min(parts[full_name].lengths(), default=0)
+        all_rows = slice(0, len(numbers))
+        columns["negatives"] = take_negatives(
+            columns["negatives"], spec.hard_negatives, least, order, step - 1, all_rows
+        )
     source, part = full_name.split("/", 1)
     return {
         "phase": name,

@@ -63,17 +63,20 @@ def _planned(study: Study, chain: tuple[str, ...]) -> Planned:
 def _rows(study: Study, spec: Phase) -> tuple[dict[str, int], int]:
     """Rows that each part of a phase's sources has or will have, and documents a row."""
     rows: dict[str, int] = {}
-    ways = spec.negatives + 1
+    ways = spec.hard_negatives.of_part(0) + 1
     for source in spec.sources:
         count, entry = None, study.recipe.sources[source]
         while isinstance(entry, Mined | Scored):
             count = min(filter(None, (count, entry.queries)), default=None)
-            ways = entry.negatives + 1 if isinstance(entry, Mined) and spec.distils else ways
+            all_of_them = spec.distils or spec.hard_negatives.taken is None
+            ways = entry.negatives + 1 if isinstance(entry, Mined) and all_of_them else ways
             entry = study.recipe.sources[entry.of]
         parts = study.sources[root_of(study.recipe, source)].parts
         shares = share_out({name: len(part) for name, part in parts.items()}, count)
         for name, part in parts.items():
             if spec.distils and part.scored:
                 ways = max(ways, *part.lengths())
+            elif spec.hard_negatives.taken is None and not part.scored:
+                ways = max(ways, min(part.lengths(), default=0) + 1)
             rows[f"{source}/{name.split('/', 1)[1]}"] = shares[name]
     return rows, ways

@@ -2,11 +2,12 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from colbert_zero.data.order import Order
@@ -15,7 +16,7 @@ from colbert_zero.data.streams import StreamedPart
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.models.encoders import Tokenise
 from colbert_zero.processes import process_rank, share
-from colbert_zero.recipe.schema import Phase
+from colbert_zero.recipe.schema import Negatives, Phase
 from colbert_zero.training.gradcache import TokenisedTexts
 
 
@@ -49,11 +50,13 @@ class Batches:
         order: Which rows a batch has.
         tokenise: Texts of a task as the model wants them.
         steps: Length.
-        negatives: Hard negatives a query, the row's first ones.
+        negatives: Which hard negatives a query gets.
     """
 
-    def __init__(self, parts: Mapping[str, Part], order: Order, tokenise: Tokenise, steps: int, negatives: int):
+    def __init__(self, parts: Mapping[str, Part], order: Order, tokenise: Tokenise, steps: int, negatives: Negatives):
         self.parts, self.order, self.steps, self.negatives = parts, order, steps, negatives
+        as_many = {name: part for name, part in parts.items() if negatives.taken is None and not part.scored}
+        self.least = {name: min(part.lengths(), default=0) for name, part in as_many.items()}
         self.tokenise = tokenise
         self.share = share(order.global_batch_size, "global_batch_size")
         self.streams = {name: part for name, part in parts.items() if isinstance(part, StreamedPart)}
@@ -63,9 +66,13 @@ class Batches:
 
     def __getitem__(self, step: int) -> Batch:
         name, indices = self.order.batch(step)
-        rows = self.parts[name].read(indices[process_rank() * self.share : (process_rank() + 1) * self.share])
+        own = slice(process_rank() * self.share, (process_rank() + 1) * self.share)
+        rows = self.parts[name].read(indices[own])
+        if "negatives" in rows:
+            taken = take_negatives(rows["negatives"], self.negatives, self.least.get(name, 0), self.order, step, own)
+            rows = {**rows, "negatives": taken}
         queries = TokenisedTexts("query", **self.tokenise(rows["query"], "query"))
-        documents = TokenisedTexts("document", **self.tokenise(document_texts(rows, self.negatives), "document"))
+        documents = TokenisedTexts("document", **self.tokenise(document_texts(rows), "document"))
         return Batch(queries, documents, torch.tensor(rows["scores"]) if "scores" in rows else None)
 
     def stream_states(self, step: int) -> dict[str, Any]:
@@ -119,11 +126,31 @@ class Prefetched:
                 yield batch
 
 
-def document_texts(rows: Mapping[str, list[Any]], negatives: int) -> list[str]:
+def take_negatives(
+    negatives: Sequence[Sequence[str]], asked: Negatives, least: int, order: Order, step: int, own: slice
+) -> list[list[str]]:
+    """The hard negatives that queries of a batch get: the first of each row, or some that are drawn anew at each step.
+
+    Args:
+        negatives: Of some rows of the batch.
+        asked: How many, and of how many.
+        least: As many as every row of the part has, for all that every row has.
+        order: Of the data; its seed is the draw's.
+        step: The batch, from 0.
+        own: Which rows of the global batch these are.
+    """
+    if asked.of is None:
+        return [list(row[: asked.of_part(least)]) for row in negatives]
+    keys = np.random.default_rng((order.seed, step)).random((order.global_batch_size, asked.of))[own]
+    drawn = (np.argsort(key[: len(row)])[: asked.taken] for key, row in zip(keys, negatives, strict=True))
+    return [[row[i] for i in places] for places, row in zip(drawn, negatives, strict=True)]
+
+
+def document_texts(rows: Mapping[str, list[Any]]) -> list[str]:
     """Documents of a batch's rows as the objectives want them, column by column."""
     if "documents" in rows:
         return [text for column in zip(*rows["documents"], strict=True) for text in column]
-    columns = [rows["document"], *([row[k] for row in rows["negatives"]] for k in range(negatives))]
+    columns = [rows["document"], *zip(*rows.get("negatives", ()), strict=True)]
     return [text for column in columns for text in column]
 
 
@@ -144,7 +171,8 @@ def check_columns(name: str, spec: Phase, parts: dict[str, Part]) -> None:
                 f"phases.{name}.sources: {part.name} has rows of {min(lengths)} to {max(lengths)} candidates; "
                 "distillation needs the same number in every row of a source"
             )
-        if not scored and min(lengths, default=spec.negatives) < spec.negatives:
+        wanted = spec.hard_negatives.of_part(0)
+        if not scored and min(lengths, default=wanted) < wanted:
             raise ColbertZeroError(
                 f"phases.{name}.negatives: {spec.negatives}, but {part.name} has rows with only {min(lengths)}; "
                 "lower it to that, or mine more"

@@ -32,4 +32,5 @@ def _documents(parts: Mapping[str, Part], order: Order) -> Iterator[list[str]]:
     for step in range(order.batches_per_epoch):
         name, rows = order.batch(step)
         for first in range(0, len(rows), _TEXTS_AT_ONCE):
-            yield document_texts(parts[name].read(rows[first : first + _TEXTS_AT_ONCE]), 0)
+            read = parts[name].read(rows[first : first + _TEXTS_AT_ONCE])
+            yield document_texts({key: value for key, value in read.items() if key != "negatives"})

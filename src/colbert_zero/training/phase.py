@@ -120,7 +120,7 @@ def train_phase(
         training.scored,
         **training.options,
     )
-    batches = Batches(parts, training.order, tokeniser(model), steps, spec.negatives)
+    batches = Batches(parts, training.order, tokeniser(model), steps, spec.hard_negatives)
     objective = objective_of(spec).to(model.device)
     trained = nn.ModuleDict({"model": model, "objective": objective}).train()
     optimizer, schedule = optimiser_of(trained, spec, steps)

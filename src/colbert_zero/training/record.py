@@ -99,7 +99,7 @@ class PhaseRecord(_Record):
     mask_duplicates: bool
     length_normalised: bool
     teacher_temperature: float | None
-    negatives: int
+    negatives: int | str
     alpha: float
     precision: str
     global_batch_size: int
