@@ -117,6 +117,29 @@ def test_each_configuration_of_a_hub_data_set_is_a_part(tmp_path: Path, write: C
 
 
 @pytest.mark.usefixtures("offline")
+def test_splits_of_a_hub_data_set_are_parts_as_nomic_lays_its_sources_out(tmp_path: Path) -> None:
+    (tmp_path / "hub" / "data").mkdir(parents=True)
+    for split, rows in {"paq": PAIRS[:4], "gooaq": PAIRS[4:9], "squad": PAIRS[:2]}.items():
+        parquet(tmp_path / "hub" / "data" / f"{split}-00000-of-00001.parquet", rows)
+    spec = {"kind": "hub", "path": str(tmp_path / "hub"), "splits": ["paq", "gooaq"]}
+    assert read(prepare(tmp_path, spec)) == {"s/paq": as_pairs(PAIRS[:4]), "s/gooaq": as_pairs(PAIRS[4:9])}
+    assert "squads" in refusal(tmp_path / "no", spec | {"splits": ["squads"]})
+
+
+@pytest.mark.usefixtures("offline")
+def test_of_scored_candidates_the_first_ones_are_kept(tmp_path: Path) -> None:
+    rows = [
+        {"query": f"q{n}", "documents": ["a", "b", "c"][: 3 - n % 2], "scores": [3, 2, 1][: 3 - n % 2]}
+        for n in range(4)
+    ]
+    spec = {"kind": "jsonl", "path": jsonl(tmp_path / "rows.jsonl", rows), "candidates": 2}
+    found = read(prepare(tmp_path, spec))["s/rows"]
+    assert found == [{"query": f"q{n}", "documents": ["a", "b"], "scores": [3, 2]} for n in range(4)]
+    three = {"kind": "hub", "path": hub_folder(tmp_path / "hub", THREE), "candidates": 2}
+    assert all(len(row["documents"]) == 2 for row in read(prepare(tmp_path, three | {t: t for t in THREE}))["s/train"])
+
+
+@pytest.mark.usefixtures("offline")
 def test_a_hub_data_set_may_have_three_tables(tmp_path: Path) -> None:
     spec = {"kind": "hub", "path": hub_folder(tmp_path / "hub", THREE)} | {table: table for table in THREE}
     rows = read(prepare(tmp_path, spec))["s/train"]

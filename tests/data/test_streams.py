@@ -70,6 +70,19 @@ def parts_of(tmp_path: Path, made: Recipe) -> dict[str, Part]:
     return {name: part.for_phase(made.phases["p"]) for name, part in prepare(tmp_path, made).parts.items()}
 
 
+@pytest.mark.usefixtures("offline")
+def test_splits_of_a_hub_data_set_are_streamed_as_parts_also_once_they_are_known(tmp_path: Path) -> None:
+    (tmp_path / "hub" / "data").mkdir(parents=True)
+    rows = [{"query": f"q{n}", "document": f"d{n}"} for n in range(9)]
+    for split, of_split in {"paq": rows[:4], "gooaq": rows[4:], "squad": rows}.items():
+        parquet(tmp_path / "hub" / "data" / f"{split}-00000-of-00001.parquet", of_split)
+    made = recipe({"kind": "hub", "path": str(tmp_path / "hub"), "splits": ["paq", "gooaq"], "limit": 4})
+    for _ in ("looked up", "known"):
+        parts = prepare(tmp_path, made).parts
+        assert {name: len(part) for name, part in parts.items()} == {"s/paq": 4, "s/gooaq": 4}
+        assert next(parts["s/gooaq"].sample(4))["query"] == ["q4", "q5", "q6", "q7"]
+
+
 def refusal(act: Callable[[], Any], tmp_path: Path) -> str:
     with pytest.raises(ColbertZeroError) as caught:
         act()

@@ -248,6 +248,16 @@ BROKEN: list[tuple[str, Any, str]] = [
         {"kind": "hub", "path": "a/b", "train": "t"},
         "sources.new: give either `configs`, or all",
     ),
+    (
+        "sources.new",
+        {"kind": "hub", "path": "a/b", "splits": ["s"], "configs": ["c", "d"]},
+        "sources.new.splits: are parts of one configuration; name one in `configs`, or none",
+    ),
+    (
+        "sources.new",
+        {"kind": "hub", "path": "a/b", "splits": ["s"], "split": "dev"},
+        "sources.new: give `split` or `splits`, not both",
+    ),
     ("teachers.blend", {}, "teachers.blend: needs a `pipeline`, a `bm25_weight` above 0, or both"),
     # Names that point nowhere.
     ("phases.dense.sources", ["pair"], "phases.dense.sources: no source 'pair', did you mean pairs?"),

@@ -2,13 +2,14 @@
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from colbert_zero.errors import ColbertZeroError, reason
 from colbert_zero.files import is_inside
+from colbert_zero.recipe.data import Hub
 
 
 @contextmanager
@@ -24,6 +25,19 @@ def _said(told: str, mend: str = "") -> Iterator[None]:
         if isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             mend = f"{mend}; where that is the cache, let HF_HOME name a folder that can be written"
         raise ColbertZeroError(f"{told}: {reason(cause)}{mend}") from error
+
+
+def parts_of(spec: Hub, all_configs: Callable[[], Iterable[str]]) -> dict[str, tuple[str, str]]:
+    """Configuration and split of each part of a source.
+
+    Args:
+        spec: The source's entry.
+        all_configs: Asked where it names none.
+    """
+    if spec.splits:
+        config = spec.configs[0] if spec.configs else "default"
+        return {split: (config, split) for split in spec.splits}
+    return {config: (config, spec.split) for config in spec.configs or all_configs()}
 
 
 def config_names(path: str, revision: str | None, told: str, mend: str = "") -> list[str]:

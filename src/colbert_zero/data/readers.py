@@ -95,11 +95,14 @@ def part_names(files: list[Path]) -> list[str]:
 
 def _hub_tables(name: str, spec: Hub, key: str) -> Iterator[tuple[str, str, Rows]]:
     path, told = place_of(spec.path), f"sources.{name}: cannot load {spec.path!r}"
-    configs = [getattr(spec, key)] if key != "path" else spec.configs or hub.config_names(path, spec.revision, told)
-    for config in dict.fromkeys(configs):
-        where = f"{spec.path} ({config})"
-        table = hub.load(path, config, spec.split, spec.revision, told)
-        yield config, where, ((f"{where}, row {n}", _or_bad(row)) for n, row in enumerate(hub.rows(table), 1))
+    if key == "path":
+        parts = hub.parts_of(spec, partial(hub.config_names, path, spec.revision, told))
+    else:
+        parts = {getattr(spec, key): (getattr(spec, key), spec.split)}
+    for part, (config, split) in parts.items():
+        where = f"{spec.path} ({part})"
+        table = hub.load(path, config, split, spec.revision, told)
+        yield part, where, ((f"{where}, row {n}", _or_bad(row)) for n, row in enumerate(hub.rows(table), 1))
 
 
 def _jsonl_rows(path: Path) -> Rows:

@@ -162,10 +162,12 @@ def titled(passage: dict[str, Any]) -> Any:
     return " ".join(part for part in (title, text) if part)
 
 
-def check_row(row: Any, columns: Columns, reading: Reading) -> tuple[pa.Schema, dict[str, Any]]:
+def check_row(
+    row: Any, columns: Columns, reading: Reading, candidates: int | None = None
+) -> tuple[pa.Schema, dict[str, Any]]:
     """A row of pairs, or of candidates with scores, under our column names; `reading` takes note of what it had.
 
-    Of several positives the first is the row's document.
+    Of several positives the first is the row's document; of scored candidates the first `candidates` are kept.
     """
     row = as_object(row)
     found = find_columns(tuple(row), columns)
@@ -174,7 +176,7 @@ def check_row(row: Any, columns: Columns, reading: Reading) -> tuple[pa.Schema, 
         texts = as_texts(_two_or_more(row[found.documents], found.documents), found.documents)
         scores = _scores(row[found.scores[0]], found.scores[0], len(texts))
         reading.note(found, 1)
-        return SCORED_TEXTS, {"query": query, "documents": texts, "scores": scores}
+        return SCORED_TEXTS, {"query": query, "documents": texts[:candidates], "scores": scores[:candidates]}
     positives = _entries(row[found.documents])
     if row[found.documents] == []:
         raise BadRow(f"`{found.documents}` is an empty list")
@@ -187,13 +189,17 @@ def check_row(row: Any, columns: Columns, reading: Reading) -> tuple[pa.Schema, 
         scores += _scores(row[of_negatives], of_negatives, len(negatives))
         texts = _two_or_more([document, *negatives], "document and negatives")
         reading.note(found, len(positives))
-        return SCORED_TEXTS, {"query": query, "documents": texts, "scores": scores}
+        return SCORED_TEXTS, {"query": query, "documents": texts[:candidates], "scores": scores[:candidates]}
     reading.note(found, len(positives))
     return PAIRS, {"query": query, "document": document, "negatives": negatives}
 
 
 def check_ids(
-    row: Any, query_numbers: dict[str, int], document_numbers: dict[str, int], queries: pa.ChunkedArray
+    row: Any,
+    query_numbers: dict[str, int],
+    document_numbers: dict[str, int],
+    queries: pa.ChunkedArray,
+    candidates: int | None = None,
 ) -> tuple[pa.Schema, dict[str, Any]]:
     """A row of ids and scores, resolved."""
     row = as_object(row)
@@ -205,5 +211,6 @@ def check_ids(
     if missing := [document for document in documents if document not in document_numbers]:
         raise BadRow(f"`document_ids` are not all among the documents: {short(', '.join(missing))}")
     scores = _scores(value_of(row, "scores"), "scores", len(documents))
-    numbers = [document_numbers[document] for document in documents]
-    return CANDIDATES, {"query": queries[query_numbers[query]].as_py(), "documents": numbers, "scores": scores}
+    numbers = [document_numbers[document] for document in documents[:candidates]]
+    kept = {"documents": numbers, "scores": scores[:candidates]}
+    return CANDIDATES, {"query": queries[query_numbers[query]].as_py(), **kept}

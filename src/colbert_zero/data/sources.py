@@ -229,12 +229,18 @@ def _write_tables(name: str, spec: Table, folder: Path, dropped: Counter[str], r
     """Rows of files or of a Hub data set; the three-table form resolves its ids to texts and row numbers."""
     check: Callable[[Any], tuple[pa.Schema, dict[str, Any]]]
     if spec.train is None:
-        check = partial(check_row, columns=spec.columns, reading=reading)
+        check = partial(check_row, columns=spec.columns, reading=reading, candidates=spec.candidates)
     else:
         queries = _write_texts(name, spec, "queries", folder / "queries.arrow", dropped)
         documents = _write_texts(name, spec, "documents", folder / "documents.arrow", dropped)
         texts = pa.ipc.open_stream(pa.memory_map(str(folder / "queries.arrow"))).read_all()["text"]
-        check = partial(check_ids, query_numbers=queries, document_numbers=documents, queries=texts)
+        check = partial(
+            check_ids,
+            query_numbers=queries,
+            document_numbers=documents,
+            queries=texts,
+            candidates=spec.candidates,
+        )
         (folder / "queries.arrow").unlink()
     parts: dict[str, int] = {}
     schema = None

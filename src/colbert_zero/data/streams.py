@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from datasets import DatasetBuilder, IterableDataset, get_dataset_config_names, load_dataset_builder
 
 from colbert_zero.data.columns import Reading
-from colbert_zero.data.hub import check_inside
+from colbert_zero.data.hub import check_inside, parts_of
 from colbert_zero.data.readers import input_files, part_names
 from colbert_zero.data.rows import SCORED_TEXTS, check_row, left_out, mixed, unusable
 from colbert_zero.errors import BadRow, ColbertZeroError, reason
@@ -198,7 +198,7 @@ class StreamedPart:
             position = _START | {"again": True}
 
     def _checked(self, row: Any, number: int) -> dict[str, Any]:
-        schema, checked = check_row(row, self.spec.columns, self._reading)
+        schema, checked = check_row(row, self.spec.columns, self._reading, self.spec.candidates)
         if (schema is SCORED_TEXTS) != self.scored:
             raise mixed(f"{self._stream.where}, row {number}")
         found = len(checked["documents"] if self.scored else checked["negatives"])
@@ -245,10 +245,10 @@ def look_up(name: str, spec: Parquet | Hub, reading: Reading) -> dict[str, tuple
         ColbertZeroError: A part cannot be read or has no usable row, or the number of its rows cannot be known.
     """
     found: dict[str, tuple[int, dict[str, Any]]] = {}
-    for part, where, make_builder in _builders(name, spec):
+    for part, where, split, make_builder in _builders(name, spec):
         builder = _told(name, spec, where, make_builder)
-        rows = _told(name, spec, where, partial(_count, name, spec, where, builder))
-        stream = Stream(name, spec, where, partial(_dataset, spec, builder))
+        rows = _told(name, spec, where, partial(_count, name, spec, where, split, builder))
+        stream = Stream(name, spec, where, partial(_dataset, split, builder))
         found[part] = rows, _first(stream, reading)
         if found[part][1]["scored"] != next(iter(found.values()))[1]["scored"]:
             raise mixed(where)
@@ -260,8 +260,8 @@ def streamed_parts(name: str, spec: Parquet | Hub, record: dict[str, Any]) -> di
     if isinstance(spec, Hub):
         spec = spec.model_copy(update={"revision": record["revision"]})
     parts = {}
-    for part, where, make_builder in _builders(name, spec, record["parts"]):
-        stream = partial(Stream, name, spec, where, partial(_open, spec, make_builder))
+    for part, where, split, make_builder in _builders(name, spec, record["parts"]):
+        stream = partial(Stream, name, spec, where, partial(_open, split, make_builder))
         full, rows, first = f"{name}/{part}", record["parts"][part], record["streamed"][part]
         parts[full] = StreamedPart(full, rows, spec, **first, make_stream=stream)
     return parts
@@ -269,23 +269,19 @@ def streamed_parts(name: str, spec: Parquet | Hub, record: dict[str, Any]) -> di
 
 def _builders(
     name: str, spec: Parquet | Hub, known: Iterable[str] | None = None
-) -> list[tuple[str, str, Callable[[], DatasetBuilder]]]:
-    """(part, its place for messages, what makes its builder) of a source's files or configurations."""
+) -> list[tuple[str, str, str, Callable[[], DatasetBuilder]]]:
+    """(part, its place for messages, its split, what makes its builder) of a source's files or configurations."""
     if isinstance(spec, Hub):
         path, revision = place_of(spec.path), spec.revision
-        configs = (
-            known
-            or spec.configs
-            or _told(name, spec, spec.path, partial(get_dataset_config_names, path, revision=revision))
-        )
+        ask = partial(_told, name, spec, spec.path, partial(get_dataset_config_names, path, revision=revision))
         return [
-            (config, f"{spec.path} ({config})", partial(_hub_builder, path, config, revision))
-            for config in dict.fromkeys(configs)
+            (part, f"{spec.path} ({part})", split, partial(_hub_builder, path, config, revision))
+            for part, (config, split) in parts_of(spec, lambda: known or ask()).items()
         ]
     assert spec.path is not None
     files = input_files(name, "path", spec.path)
     return [
-        (part, str(file), partial(load_dataset_builder, "parquet", data_files=[glob.escape(str(file))]))
+        (part, str(file), "train", partial(load_dataset_builder, "parquet", data_files=[glob.escape(str(file))]))
         for part, file in zip(known or part_names(files), files, strict=True)
     ]
 
@@ -296,23 +292,23 @@ def _hub_builder(path: str, config: str, revision: str | None) -> DatasetBuilder
     return load_dataset_builder(path, config, revision=revision)
 
 
-def _open(spec: Parquet | Hub, make_builder: Callable[[], DatasetBuilder]) -> IterableDataset:
-    return _dataset(spec, make_builder())
+def _open(split: str, make_builder: Callable[[], DatasetBuilder]) -> IterableDataset:
+    return _dataset(split, make_builder())
 
 
-def _dataset(spec: Parquet | Hub, builder: DatasetBuilder) -> IterableDataset:
+def _dataset(split: str, builder: DatasetBuilder) -> IterableDataset:
     if hasattr(builder.config, "batch_size"):
         builder.config.batch_size = _CHUNK  # Parquet's default is a whole row group
-    dataset = builder.as_streaming_dataset(split=spec.split if isinstance(spec, Hub) else "train")
+    dataset = builder.as_streaming_dataset(split=split)
     # A saved position is reached through its shard: of one file, by row groups. Of many, each would have to be asked.
     return dataset.reshard() if dataset.num_shards == 1 else dataset
 
 
-def _count(name: str, spec: Parquet | Hub, where: str, builder: DatasetBuilder) -> int:
+def _count(name: str, spec: Parquet | Hub, where: str, split: str, builder: DatasetBuilder) -> int:
     """Rows of a part, at most `limit`."""
     if isinstance(spec, Hub):
         splits = builder.info.splits or {}
-        rows = splits[spec.split].num_examples if spec.split in splits else 0
+        rows = splits[split].num_examples if split in splits else 0
     else:
         rows = pq.read_metadata(where).num_rows
         if not rows:
@@ -330,7 +326,7 @@ def _first(stream: Stream, reading: Reading) -> dict[str, Any]:
     """What the first usable row is like."""
     for number, row in stream.rows(_START):
         try:
-            schema, checked = check_row(row, stream.spec.columns, reading)
+            schema, checked = check_row(row, stream.spec.columns, reading, stream.spec.candidates)
         except BadRow as error:
             left_out(error, f"{stream.where}, row {number}", stream.name, stream.spec)
         else:

@@ -66,6 +66,8 @@ class _Source(Entry):
 class _Rows(_Source):
     columns: Columns = Columns()
     """Names of the columns, where they differ from the usual."""
+    candidates: Annotated[Int | None, Field(ge=2), Neutral(None)] = None
+    """Of scored candidates, use a row's first so many; all by default."""
 
 
 class _Table(_Rows):
@@ -135,6 +137,8 @@ class Hub(_Rows, Streamable):
     """Configurations to read, each a part of its own; all of them by default."""
     split: str = "train"
     """Split of each configuration."""
+    splits: Annotated[list[str] | None, Field(min_length=1), Neutral(None)] = None
+    """Splits of one configuration, each a part of its own, in place of `split`."""
     train: str | None = None
     """Three-table form: the configuration with `query_id`, `document_ids` and `scores`."""
     queries: str | None = None

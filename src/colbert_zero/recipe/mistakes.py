@@ -124,6 +124,12 @@ def contradictions(data: dict[str, Any]) -> list[str]:
             wrong.append(f"sources.{name}: give either `path`, or all three of `train`, `queries` and `documents`")
         if source.get("kind") == "hub" and (len(tables) not in (0, 3) or (tables and _given(source, "configs"))):
             wrong.append(f"sources.{name}: give either `configs`, or all three of `train`, `queries` and `documents`")
+        if source.get("kind") == "hub" and _given(source, "splits"):
+            configs = source.get("configs")
+            if tables or (isinstance(configs, list) and len(configs) > 1):
+                wrong.append(f"sources.{name}.splits: are parts of one configuration; name one in `configs`, or none")
+            if source.get("split") not in (None, "train"):
+                wrong.append(f"sources.{name}: give `split` or `splits`, not both")
         if source.get("kind") in ("parquet", "hub"):
             if source.get("streaming") is True and tables:
                 wrong.append(
