@@ -10,7 +10,7 @@ import yaml
 
 from colbert_zero.data.collection import Collection
 from colbert_zero.data.layouts import write_beir
-from colbert_zero.recipe.reading import RECIPES, load_recipe
+from colbert_zero.recipe.reading import RECIPES, load_recipe, shipped_recipes
 from helpers import ROOT, data, environment, launch, write_rows
 
 
@@ -25,7 +25,9 @@ def test_every_command_is_in_the_help_and_teaches_by_example(command):
 
 def test_recipes_are_listed_a_line_each_and_shown_as_they_are(command):
     lines = command("recipes")[1].splitlines()
-    assert [line.split()[0] for line in lines] == ["quickstart", "small", "smoke"]
+    assert [line.split()[0] for line in lines] == list(shipped_recipes())
+    assert {"paper/full", "quickstart", "small", "smoke"} < set(shipped_recipes())
+    assert command("recipes", "show", "paper/kd-only")[1].startswith("extends: paper/full")
     assert command("recipes", "show", "smoke")[1] == (RECIPES / "smoke.yaml").read_text()
     code, _, error = command("recipes", "show", "../pyproject")
     assert code == 2

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.recipe.reading import RECIPES, check_recipe, load_recipe
+from colbert_zero.recipe.reading import check_recipe, load_recipe, shipped_recipes
 from colbert_zero.recipe.schema import Recipe, Temperature
 from helpers import ROOT
 
@@ -501,14 +501,52 @@ def test_a_wrong_override_is_refused(tmp_path: Path, override: str, message: str
     assert message in refusal(tmp_path, yaml.safe_dump(valid()), override)
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_shipped_recipe_loads_and_its_resolved_form_loads_again_equal(path: Path) -> None:
-    recipe = load_recipe(path.stem)
-    assert recipe == load_recipe(path)
-    assert recipe.name == path.stem
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_a_shipped_recipe_loads_and_its_resolved_form_loads_again_equal(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe == load_recipe(shipped_recipes()[name])
+    assert recipe.name == name.removeprefix("others/").replace("/", "-")
     assert recipe.description
     assert check_recipe(json.loads(recipe.model_dump_json())) == recipe
     assert check_recipe(json.loads(json.dumps(recipe.model_dump()))) == recipe
+
+
+def test_a_recipe_extends_another_by_file_or_name_key_by_key_and_null_takes_away(tmp_path: Path) -> None:
+    (tmp_path / "under.yaml").write_text(yaml.safe_dump(valid()))
+    changes = {
+        "extends": "under.yaml",
+        "name": "over",
+        "prompts": {"document": "d: "},
+        "phases": {"dense": {"learning_rate": 0.5}, "distillation": None},
+        "sources": {"scored": None, "hard": {"negatives": 3}},
+        "pipelines": {"full": ["dense", "contrastive"]},
+    }
+    (tmp_path / "over.yaml").write_text(yaml.safe_dump(changes))
+    recipe = load_recipe(tmp_path / "over.yaml", ["phases.dense.steps=9"])
+    assert (recipe.name, recipe.prompts.query, recipe.prompts.document) == ("over", "q: ", "d: ")  # type: ignore[union-attr]
+    assert (recipe.phases["dense"].learning_rate, recipe.phases["dense"].steps) == (0.5, 9)
+    assert set(recipe.phases) == {"dense", "contrastive"}
+    assert recipe.sources["hard"].negatives == 3  # type: ignore[union-attr]
+    (tmp_path / "third.yaml").write_text("extends: smoke\nname: third\n")
+    assert load_recipe(tmp_path / "third.yaml").phases == load_recipe("smoke").phases
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"a": "nowhere"}, "a.yaml: extends: nowhere: no such file, no shipped recipe of that name"),
+        ({"a": "smok"}, "a.yaml: extends: smok: no such file, no shipped recipe of that name, did you mean smoke?"),
+        ({"a": ["smoke"]}, "a.yaml: extends: should be a file or the name of a recipe, found"),
+        ({"a": "b.yaml", "b": "a.yaml"}, "b.yaml: extends: a.yaml extends this very recipe; leave one of them out"),
+        ({"a": "a.yaml"}, "a.yaml: extends: a.yaml extends this very recipe"),
+    ],
+)
+def test_a_recipe_that_cannot_be_extended_is_refused(tmp_path: Path, files: dict[str, Any], message: str) -> None:
+    for name, extended in files.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({"extends": extended, "name": name}))
+    with pytest.raises(ColbertZeroError) as caught:
+        load_recipe(tmp_path / "a.yaml")
+    assert message in str(caught.value)
 
 
 def test_the_schema_describes_every_key() -> None:

@@ -42,7 +42,7 @@ ROWS = [[f"{row}-{n}" for n in range(5 + row % 3)] for row in range(8)]
 
 
 def test_the_first_negatives_are_taken_or_as_many_as_every_row_has():
-    for asked, least, count in ((2, 0, 2), (0, 0, 0), ("all", 5, 5)):
+    for asked, least, count in ((2, 0, 2), (0, 0, 0), ("all", 5, 5), ("all of 3", 5, 3), ("all of 9", 5, 5)):
         found = take_negatives(ROWS, hard_negatives(asked), least, ORDER, 0, slice(0, 8))
         assert found == [row[:count] for row in ROWS]
 

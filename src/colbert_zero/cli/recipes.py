@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.recipe.reading import RECIPES, load_recipe
+from colbert_zero.recipe.reading import load_recipe, shipped_recipes
 from colbert_zero.recipe.schema import Recipe
 from colbert_zero.terminal import console, put
 
@@ -19,20 +19,24 @@ recipes_app = typer.Typer(
 def list_recipes(context: typer.Context) -> None:
     """The shipped recipes, one line each."""
     if context.invoked_subcommand is None:
-        for path in sorted(RECIPES.glob("*.yaml")):
-            console.print(f"{path.stem:14} {load_recipe(path).description}", markup=False, soft_wrap=True)
+        shipped = shipped_recipes()
+        width = max(map(len, shipped))
+        for name, path in shipped.items():
+            console.print(f"{name:{width}}  {load_recipe(path).description}", markup=False, soft_wrap=True)
 
 
 @recipes_app.command("show")
 def show_recipe(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
     """Print a shipped recipe, to start one's own from: colbert-zero recipes show quickstart > my.yaml"""
-    path = RECIPES / f"{name}.yaml"
-    if name not in {p.stem for p in RECIPES.glob("*.yaml")}:
-        names = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
-        raise ColbertZeroError(f"no shipped recipe {name!r} (there are: {names})")
-    put(path.read_text(encoding="utf-8"))
+    shipped = shipped_recipes()
+    if name not in shipped:
+        raise ColbertZeroError(f"no shipped recipe {name!r} (there are: {', '.join(shipped)})")
+    put(shipped[name].read_text(encoding="utf-8"))
 
 
 def schema() -> None:
     """The recipe's JSON schema, for editors that complete and check YAML."""
-    put(json.dumps(Recipe.model_json_schema(), indent=1) + "\n")
+    made = Recipe.model_json_schema()
+    extends = "A recipe, by file or name, whose keys hold where this one says nothing; null takes a key away."
+    made["properties"]["extends"] = {"type": "string", "title": "Extends", "description": extends}
+    put(json.dumps(made, indent=1) + "\n")

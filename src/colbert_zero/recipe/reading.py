@@ -39,20 +39,16 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
         >>> recipe.phases["unsupervised"].steps
         5
     """
-    path = Path(path_or_name)
-    if path.is_dir():
-        raise ColbertZeroError(f"{path} is a folder; name the YAML file in it")
-    if not path.is_file():
-        shipped = {p.stem: p for p in sorted(RECIPES.glob("*.yaml"))}
-        if str(path_or_name) not in shipped:
-            raise ColbertZeroError(
-                f"{path_or_name}: no such file, no shipped recipe of that name{near(path_or_name, shipped)}"
-            )
-        path = shipped[str(path_or_name)]
-    data = _read(path)
+    path = _find(path_or_name)
+    data = _whole(path)
     for override in overrides:
         _override(data, override)
     return check_recipe(data, str(path))
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The shipped recipes' files by name, as `smoke` and `paper/full`."""
+    return {path.relative_to(RECIPES).with_suffix("").as_posix(): path for path in sorted(RECIPES.rglob("*.yaml"))}
 
 
 def read_values(text: str) -> list[Any]:
@@ -86,6 +82,47 @@ def check_recipe(data: dict[str, Any], where: str = "recipe") -> Recipe:
 
 
 # ---- Reading
+
+
+def _find(path_or_name: str | Path) -> Path:
+    path, shipped = Path(path_or_name), shipped_recipes()
+    if path.is_dir():
+        raise ColbertZeroError(f"{path} is a folder; name the YAML file in it")
+    if not path.is_file() and str(path_or_name) not in shipped:
+        raise ColbertZeroError(
+            f"{path_or_name}: no such file, no shipped recipe of that name{near(path_or_name, shipped)}"
+        )
+    return path if path.is_file() else shipped[str(path_or_name)]
+
+
+def _whole(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A recipe file's data, put over those of the recipe that it extends."""
+    data, chain = _read(path), (*below, path.resolve())
+    extended = data.pop("extends", None)
+    if extended is None:
+        return data
+    if not isinstance(extended, str):
+        raise ColbertZeroError(f"{path}: extends: should be a file or the name of a recipe, found {show(extended)}")
+    beside = path.parent / extended
+    try:
+        found = _find(beside if beside.is_file() else extended)
+    except ColbertZeroError as error:
+        raise ColbertZeroError(f"{path}: extends: {error}") from None
+    if found.resolve() in chain:
+        raise ColbertZeroError(f"{path}: extends: {extended} extends this very recipe; leave one of them out")
+    return _merged(_whole(found, chain), data)
+
+
+def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Mappings put together key by key, other values replaced; null takes a key away."""
+    merged = dict(under)
+    for key, value in over.items():
+        if value is None:
+            merged.pop(key, None)
+        else:
+            both = isinstance(value, dict) and isinstance(under.get(key), dict)
+            merged[key] = _merged(under[key], value) if both else value
+    return merged
 
 
 class _Loader(yaml.SafeLoader):

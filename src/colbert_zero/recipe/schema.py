@@ -128,8 +128,8 @@ class Negatives(NamedTuple):
     """How many hard negatives a query gets.
 
     Attributes:
-        taken: None takes as many as every row has.
-        of: Of how many they are drawn; None takes the first.
+        taken: None takes as many as every row has, the first ones.
+        of: Of how many they are drawn, or at most so many of all; None takes the first.
     """
 
     taken: int | None
@@ -137,7 +137,7 @@ class Negatives(NamedTuple):
 
     def of_part(self, least: int) -> int:
         """How many a query of a part gets, whose rows have at least so many."""
-        return least if self.taken is None else self.taken
+        return min(least, self.of or least) if self.taken is None else self.taken
 
 
 class Phase(Entry):
@@ -206,12 +206,12 @@ class Phase(Entry):
     distillation with `student_scores: raw` only."""
     negatives: Annotated[
         Annotated[Int, Field(ge=0), Tag("number")]
-        | Annotated[str, Field(pattern=r"^(all|[1-9]\d* of [1-9]\d*)$"), Tag("text")],
+        | Annotated[str, Field(pattern=r"^(all|(all|[1-9]\d*) of [1-9]\d*)$"), Tag("text")],
         Discriminator(_negatives_form),
     ] = 0
     """Hard negatives per query: the row's first so many; 0 uses in-batch negatives alone; `all` takes as many as every
-    row of a part has (the paper's rule), of a streamed one as many as its first row has; `7 of 50` draws seven anew at
-    each reading, of the row's first fifty or however many it has."""
+    row of a part has (the paper's rule), of a streamed one as many as its first row has, `all of 10` at most ten; `7 of
+    50` draws seven anew at each reading, of the row's first fifty or however many it has."""
     steps: Int | None = Field(None, ge=1)
     """Length of the phase in optimiser steps; or give `epochs`."""
     epochs: Float | None = Field(None, gt=0)
@@ -250,7 +250,7 @@ class Phase(Entry):
         if isinstance(self.negatives, int):
             return Negatives(self.negatives, None)
         taken, _, of = self.negatives.partition(" of ")
-        return Negatives(int(taken), int(of)) if of else Negatives(None, None)
+        return Negatives(None if taken == "all" else int(taken), int(of) if of else None)
 
     @property
     def contrasts(self) -> bool:

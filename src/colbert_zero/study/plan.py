@@ -69,7 +69,8 @@ def _rows(study: Study, spec: Phase) -> tuple[dict[str, int], int]:
         while isinstance(entry, Mined | Scored):
             count = min(filter(None, (count, entry.queries)), default=None)
             all_of_them = spec.distils or spec.hard_negatives.taken is None
-            ways = entry.negatives + 1 if isinstance(entry, Mined) and all_of_them else ways
+            if isinstance(entry, Mined) and all_of_them:
+                ways = (entry.negatives if spec.distils else spec.hard_negatives.of_part(entry.negatives)) + 1
             entry = study.recipe.sources[entry.of]
         parts = study.sources[root_of(study.recipe, source)].parts
         shares = share_out({name: len(part) for name, part in parts.items()}, count)
@@ -77,6 +78,6 @@ def _rows(study: Study, spec: Phase) -> tuple[dict[str, int], int]:
             if spec.distils and part.scored:
                 ways = max(ways, *part.lengths())
             elif spec.hard_negatives.taken is None and not part.scored:
-                ways = max(ways, min(part.lengths(), default=0) + 1)
+                ways = max(ways, spec.hard_negatives.of_part(min(part.lengths(), default=0)) + 1)
             rows[f"{source}/{name.split('/', 1)[1]}"] = shares[name]
     return rows, ways

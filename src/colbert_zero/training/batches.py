@@ -139,7 +139,7 @@ def take_negatives(
         step: The batch, from 0.
         own: Which rows of the global batch these are.
     """
-    if asked.of is None:
+    if asked.of is None or asked.taken is None:
         return [list(row[: asked.of_part(least)]) for row in negatives]
     keys = np.random.default_rng((order.seed, step)).random((order.global_batch_size, asked.of))[own]
     drawn = (np.argsort(key[: len(row)])[: asked.taken] for key, row in zip(keys, negatives, strict=True))

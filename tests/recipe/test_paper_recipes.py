@@ -1,0 +1,158 @@
+"""The recipes of the paper and of others: each is planned, and each of its phases trained, on small data in the layouts
+that theirs have on the Hub."""
+
+import json
+
+import pytest
+import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Normalize, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+
+from colbert_zero.models.scratch import train_tokenizer, write_scratch
+from colbert_zero.recipe.reading import load_recipe, shipped_recipes
+from colbert_zero.study.show import Quiet
+from colbert_zero.study.study import Study
+
+NAMES = [name for name in shipped_recipes() if "/" in name]
+PROMPTS = {"query": "search_query: ", "document": "search_document: "}
+TEXTS = [f"the lift of wing {n} in a flow of heat" for n in range(12)]
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory):
+    """Folders in the layouts of the Hub's data sets and bases, by Hub id."""
+    root = tmp_path_factory.mktemp("hub")
+    recipe = load_recipe("paper/full")
+    folders = {source.path: root / source.path for source in recipe.sources.values()}
+    folders |= {collection.path: root / collection.path for collection in recipe.collections.values()}
+    pairs, hard, scored = (folders[recipe.sources[name].path] for name in ("pairs", "hard", "scored"))
+    for split in recipe.sources["pairs"].splits:
+        rows = [
+            {"query": f"{split} {n}", "document": text, "dataset": split, "shard": 0} for n, text in enumerate(TEXTS)
+        ]
+        _parquet(pairs / "data" / f"{split}-00000-of-00001.parquet", rows)
+    for number, split in enumerate(recipe.sources["hard"].splits):
+        negatives = [[f"{split} {k}" for k in range(n % 3 + [1, 5, 7, 15][number % 4])] for n in range(12)]
+        rows = [
+            {"query": f"{split} {n}", "document": text, "negative": negatives[n], "dataset": split}
+            for n, text in enumerate(TEXTS)
+        ]
+        _parquet(hard / "data" / f"{split}-00000-of-00001.parquet", rows)
+    ids = list(range(40))
+    tables = {
+        "train": [
+            {"query_id": n, "document_ids": ids[: 33 + n % 2], "scores": [1 - k / 40 for k in range(33 + n % 2)]}
+            for n in range(4)
+        ],
+        "queries": [{"query_id": n, "text": TEXTS[n]} for n in range(4)],
+        "documents": [{"document_id": n, "text": f"heat {n}"} for n in ids],
+    }
+    _configurations(scored, {(name, "train"): rows for name, rows in tables.items()})
+    splits = [collection.split for collection in recipe.collections.values()]
+    tables = {
+        "corpus": [{"_id": f"d{n}", "text": text} for n, text in enumerate(TEXTS)],
+        "queries": [{"_id": f"q{n}", "text": text[:20]} for n, text in enumerate(TEXTS[:3])],
+        "qrels": [{"query-id": f"q{n}", "corpus-id": f"d{n}"} for n in range(3)],
+    }
+    nano = folders["sentence-transformers/NanoBEIR-en"]
+    _configurations(nano, {(name, split): rows for name, rows in tables.items() for split in splits})
+    plain, dense = root / "plain", root / "dense"
+    architecture = {
+        "model_type": "modernbert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "intermediate_size": 16, "max_position_embeddings": 640,
+    }  # fmt: skip
+    write_scratch(plain, architecture, train_tokenizer([*TEXTS, *PROMPTS.values()] * 4, 400, [], 640), 3)
+    modules = [Transformer(str(plain)), Pooling(16, pooling_mode="mean"), Normalize()]
+    SentenceTransformer(modules=modules, prompts=PROMPTS, device="cpu").save_pretrained(str(dense))
+    folders["answerdotai/ModernBERT-base"] = plain
+    for name in ("modernbert-embed-base", "modernbert-embed-base-unsupervised"):
+        folders[f"nomic-ai/{name}"] = dense
+    folders["Alibaba-NLP/gte-modernbert-base"] = plain
+    return folders
+
+
+def _parquet(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Dataset.from_list(rows).to_parquet(path)
+
+
+def _configurations(folder, tables):
+    lines = ["---", "configs:"]
+    for config in dict.fromkeys(config for config, _ in tables):
+        lines += [f"- config_name: {config}", "  data_files:"]
+        lines += [f"  - split: {split}\n    path: {config}/{split}.parquet" for c, split in tables if c == config]
+    for (config, split), rows in tables.items():
+        _parquet(folder / config / f"{split}.parquet", rows)
+    (folder / "README.md").write_text("\n".join([*lines, "---"]))
+
+
+def small(name, theirs, tmp_path, monkeypatch):
+    """A recipe's study with each of the Hub's names replaced by a folder, and small batches."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    whole = load_recipe(name)
+    changes = [f"model.base={theirs[whole.model.base]}"]
+    changes += [f"sources.{key}.path={theirs[source.path]}" for key, source in whole.sources.items()]
+    changes += [f"collections.{key}.path={theirs[entry.path]}" for key, entry in whole.collections.items()]
+    for phase in whole.phases:
+        changes += [f"phases.{phase}.global_batch_size=4", f"phases.{phase}.steps=1", f"phases.{phase}.epochs=null"]
+        changes += [f"phases.{phase}.evaluate_every=null"]
+    changes.append("validation.layers=false")
+    return Study(load_recipe(name, changes), tmp_path / "out", Quiet(), tmp_path / "docstrings")
+
+
+def chains(study):
+    return [tuple(chain) for chain in study.recipe.pipelines.values()]
+
+
+@pytest.mark.parametrize(
+    "name", [name if name.startswith("others/") else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+)
+def test_a_recipe_reads_data_and_base_as_they_lie_on_the_hub(name, theirs, tmp_path, monkeypatch):
+    study = small(name, theirs, tmp_path, monkeypatch)
+    study.prepare(chains(study))
+    if "pairs" in study.recipe.sources:
+        assert len(study.sources["pairs"].parts) == 29
+    if "hard" in study.recipe.sources:
+        assert len(study.sources["hard"].parts) == 10
+    lengths = {name: part.lengths() for name, part in study.sources["scored"].parts.items()}
+    assert lengths == {"scored/train": [32]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_every_phase_of_a_recipe_trains(name, theirs, tmp_path, monkeypatch):
+    study = small(name, theirs, tmp_path, monkeypatch)
+    study.prepare(chains(study))
+    for chain in chains(study):
+        record = study.train(chain)
+        assert torch.isfinite(torch.tensor(record["final_loss"]))
+        for length in range(1, len(chain) + 1):
+            told = json.loads((study.phase_folder(chain[:length]) / "phase.json").read_text())
+            asked = study.recipe.phases[chain[length - 1]]
+            assert (told["weight_decay"], told["warmup"], told["seed"]) == (0, 0, 42)
+            assert told["query_tokens"] == (39 if any(told["prompts"].values()) or "length" in name else 32)
+            assert told["objective"] == asked.objective
+
+
+def test_the_papers_prompts_fit_in_the_seven_tokens_that_they_are_given(theirs, tmp_path, monkeypatch):
+    study = small("paper/full", theirs, tmp_path, monkeypatch)
+    whole = {name: study.recipe.longest(phase) for name, phase in study.recipe.phases.items()}
+    assert whole == {
+        "unsupervised": {"query": 39, "document": 187},
+        "supervised": {"query": 39, "document": 519},
+        "distillation": {"query": 39, "document": 519},
+    }
+    assert study.recipe.lengths == "all"
+
+
+def test_a_variant_differs_from_what_it_extends_in_what_it_says_alone():
+    full, bare = load_recipe("paper/full"), load_recipe("paper/full-no-prompts")
+    changed = {key for key in type(full).model_fields if getattr(full, key) != getattr(bare, key)}
+    assert changed == {"name", "description", "prompts", "query_tokens", "phases"}
+    for name, phase in full.phases.items():
+        other = bare.phases[name]
+        assert {k for k in type(phase).model_fields if getattr(phase, k) != getattr(other, k)} == {"document_tokens"}
+    assert list(load_recipe("paper/kd-only").phases) == ["distillation"]
+    assert list(load_recipe("paper/equal").pipelines) == ["full", "kd-only", "supervised-kd"]
