@@ -59,6 +59,8 @@ def default_of(field: FieldInfo) -> str:
     value: Any = field.get_default(call_default_factory=True)
     if value is None or value == {} or value == "" or isinstance(value, BaseModel):
         return ""
+    if isinstance(value, tuple):
+        value = list(value)
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 

@@ -48,13 +48,21 @@ def normalised_entropy(of: Tensor) -> float | None:
     Returns:
         None where no query has two.
     """
-    of = of[:_ENTROPY_QUERIES].float()
+    found = entropies(of[:_ENTROPY_QUERIES])
+    return float(found.mean()) if len(found) else None
+
+
+def entropies(of: Tensor) -> Tensor:
+    """Entropy of each query's softmax, as a share of the most it can be: (queries with two documents that count,).
+
+    Args:
+        of: As for `normalised_entropy`.
+    """
+    of = of.float()
     counted = of.isfinite().sum(1)
     of, counted = of[counted > 1], counted[counted > 1]
-    if not len(of):
-        return None
-    p = of.softmax(1)
-    return float((torch.special.entr(p).sum(1) / counted.log()).mean())
+    found: Tensor = torch.special.entr(of.softmax(1)).sum(1) / counted.log()
+    return found
 
 
 def distillation_loss(

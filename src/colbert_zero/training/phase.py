@@ -42,6 +42,7 @@ from colbert_zero.training.machine import going_on, machine_of, tell_tf32
 from colbert_zero.training.objectives import objective_of
 from colbert_zero.training.optimiser import optimiser_of
 from colbert_zero.training.record import phase_record
+from colbert_zero.training.saturation import tell_saturated
 from colbert_zero.training.texts import check_texts
 from colbert_zero.training.training import Training
 from colbert_zero.watch import finishing_its_step, stop_requested
@@ -139,6 +140,7 @@ def train_phase(
     if spec.representation == "multi-vector" and (unknown := unknown_words(model, training.scored)):
         log.tell(f"model.skip_list: no single tokens of this tokenizer, so not skipped: {' '.join(unknown)}")
     sampled = check_texts(training, model, parts, batches.tokenise, log)
+    tell_saturated(training.name, spec, parts, log.tell)
     first_steps = FirstSteps(training, model, objective, log.tell, log.step)
     prefetched = Prefetched(batches, log.step)
     log.start()

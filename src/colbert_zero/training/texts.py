@@ -89,11 +89,15 @@ def check_texts(
     return {task: sample._asdict() for task, sample in found.items()}
 
 
+def some_rows(part: Part, most: int) -> dict[str, list[Any]]:
+    """Columns of rows spread over a part, or of its first ones where it is streamed."""
+    count = min(most, len(part))
+    return part.read(evenly_spaced(len(part), count)) if part.block is None else next(part.sample(count))
+
+
 def _texts(part: Part, rows: int) -> dict[str, list[str]]:
-    """Queries and documents of rows spread over a part, or of its first ones where it is streamed."""
-    count = min(rows, len(part))
-    rows_of = evenly_spaced(len(part), count)
-    read: dict[str, list[Any]] = part.read(rows_of) if part.block is None else next(part.sample(count))
+    """Queries and documents of some rows of a part."""
+    read = some_rows(part, rows)
     documents = read["document"] if "document" in read else [text for row in read["documents"] for text in row]
     return {"query": read["query"], "document": documents}
 
