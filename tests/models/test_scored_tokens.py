@@ -4,14 +4,15 @@ import string
 
 import pytest
 from sentence_transformers import MultiVectorEncoder
-from sentence_transformers.base.modules import Transformer
+from sentence_transformers.base.modules import Normalize, Transformer
+from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 from test_layouts import assert_same_vectors, one_phase, their_vectors, told, train, vectors
 
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.files import read_json
 from colbert_zero.models.checkpoints import load_model
 from colbert_zero.models.encoding import encode
-from example_bases import MULTI_VECTOR, plain
+from example_bases import MULTI_VECTOR, plain, projection
 
 SENTENCES = {"query": "lift of a wing", "document": "lift , of a wing . in a flow ."}
 
@@ -105,3 +106,51 @@ def test_lengths_that_marker_and_prompt_fill_are_refused_before_data_is_prepared
     made = one_phase(tmp_path, tmp_path / "base", "multi-vector", **changes)
     with pytest.raises(ColbertZeroError, match=r"query_tokens: 5, of which marker and prompt take 3; raise it to 6"):
         made.prepare([("one",)])
+
+
+def changed(backbone, tmp_path, expansion, **model):
+    """A model whose base fills queries up in its own way, after a phase that asks for something else."""
+    transformer = Transformer(str(backbone), query_expansion=expansion)
+    modules = [transformer, projection(32, 8), MultiVectorMask(), Normalize(module_input_name="token_embeddings")]
+    MultiVectorEncoder(modules=modules, device="cpu").save_pretrained(str(tmp_path / "base"), create_model_card=False)
+    return load_model(train(one_phase(tmp_path, tmp_path / "base", "multi-vector", model=model)))
+
+
+def test_a_base_without_a_length_of_its_own_fills_queries_up_to_its_longest(backbone, tmp_path):
+    model = changed(backbone, tmp_path, None, query_expansion="attend")
+    assert model[0].query_expansion | {"strategy": "fixed", "attend": True, "length": 64} == model[0].query_expansion
+
+
+def test_what_a_base_fills_queries_up_with_and_how_stays_where_only_attention_is_asked_for(backbone, tmp_path):
+    own = {"strategy": "min", "attend": False, "length": 12, "token": "wing"}
+    model = changed(backbone, tmp_path, own, query_expansion="attend")
+    assert {key: model[0].query_expansion[key] for key in own} == own | {"attend": True}
+
+
+def test_queries_may_be_shorter_than_their_base_fills_them_up_to_where_filling_is_switched_off(backbone, tmp_path):
+    MULTI_VECTOR["sentence-transformers, queries filled up at least, pooled tokens"](tmp_path / "base", backbone)
+    off = {"query_expansion": False}
+    model = load_model(train(one_phase(tmp_path, tmp_path / "base", "multi-vector", query_tokens=6, model=off)))
+    assert tokens(model, "query") == 6
+
+
+def test_a_skip_list_for_a_base_without_a_place_for_one_is_refused(backbone, tmp_path):
+    modules = [Transformer(str(backbone)), projection(32, 8)]
+    MultiVectorEncoder(modules=modules, device="cpu").save_pretrained(str(tmp_path / "base"), create_model_card=False)
+    made = one_phase(tmp_path, tmp_path / "base", "multi-vector", model={"skip_list": ["wing"]})
+    with pytest.raises(ColbertZeroError, match=r"model.skip_list: the base has no module that leaves tokens out"):
+        train(made)
+
+
+def test_keys_without_effect_are_told(backbone, tmp_path):
+    MULTI_VECTOR["PyLate"](tmp_path / "base", backbone)
+    said = told(one_phase(tmp_path, tmp_path / "base", "multi-vector", model={"start": "pca"}))
+    assert "model.start: has no effect, since the base's projection is kept" in said
+    plain(tmp_path / "plain", backbone)
+    model = {"skip_list": ["wing"], "head": [{"width": 8}]}
+    prompts = {"query": "ask:", "document": "text: "}
+    said = told(one_phase(tmp_path, tmp_path / "plain", "dense", model=model, prompts=prompts))
+    assert "model.skip_list: has no effect, since no phase is multi-vector" in said
+    assert "model.head: has no effect, since no phase is multi-vector" in said
+    assert "prompts.query: 'ask:' has no blank at its end, so texts follow it at once" in said
+    assert "prompts.document" not in said

@@ -136,7 +136,7 @@ def test_every_phase_of_a_recipe_trains(name, theirs, tmp_path, monkeypatch):
             assert told["objective"] == asked.objective
 
 
-def test_the_papers_prompts_fit_in_the_seven_tokens_that_they_are_given(theirs, tmp_path, monkeypatch):
+def test_the_lengths_are_the_scripts_with_their_seven_tokens_for_prompts(theirs, tmp_path, monkeypatch):
     study = small("paper/full", theirs, tmp_path, monkeypatch)
     whole = {name: study.recipe.longest(phase) for name, phase in study.recipe.phases.items()}
     assert whole == {

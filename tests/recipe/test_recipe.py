@@ -170,6 +170,12 @@ BROKEN: list[tuple[str, Any, str]] = [
     ("phases.dense.warmup", 1.5, "phases.dense.warmup: should be a share of the steps below 1, or their whole number"),
     ("phases.dense.decay", 0.5, "phases.dense.decay: only `schedule: wsd` has a share of the steps to fall in"),
     ("phases.dense.horizon", 2, "phases.dense.horizon: 2 steps, but the phase has 3; a schedule is at least as long"),
+    ("phases.dense.warmup", 9, "phases.dense.warmup: 9 steps of a schedule of 3; lower it, or give a `horizon`"),
+    (
+        "phases.contrastive",
+        phase(schedule="wsd", decay=0.9, warmup=0.2),
+        "phases.contrastive.decay: 0.9 of the steps, but 0.2 are the warm-up; together they are at most 1",
+    ),
     ("phases.dense.betas", [0.9], "phases.dense.betas[1]: missing; this entry is required"),
     ("phases.dense.betas", 0.9, "phases.dense.betas: should be a list, found 0.9"),
     ("phases.dense.betas", [0.9, 0.9, 0.9], "phases.dense.betas: should be at most 2 entries, found"),
@@ -527,6 +533,10 @@ def test_a_recipe_extends_another_by_file_or_name_key_by_key_and_null_takes_away
     assert (recipe.phases["dense"].learning_rate, recipe.phases["dense"].steps) == (0.5, 9)
     assert set(recipe.phases) == {"dense", "contrastive"}
     assert recipe.sources["hard"].negatives == 3  # type: ignore[union-attr]
+    (tmp_path / "smoke").mkdir()
+    other = {"extends": "under.yaml", "sources": {"pairs": {"kind": "tsv", "path": "pairs.tsv"}}}
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(other))
+    assert load_recipe(tmp_path / "other.yaml").sources["pairs"].columns.query == "query"  # type: ignore[union-attr]
     (tmp_path / "third.yaml").write_text("extends: smoke\nname: third\n")
     assert load_recipe(tmp_path / "third.yaml").phases == load_recipe("smoke").phases
 
@@ -534,8 +544,8 @@ def test_a_recipe_extends_another_by_file_or_name_key_by_key_and_null_takes_away
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"a": "nowhere"}, "a.yaml: extends: nowhere: no such file, no shipped recipe of that name"),
-        ({"a": "smok"}, "a.yaml: extends: smok: no such file, no shipped recipe of that name, did you mean smoke?"),
+        ({"a": "nowhere"}, "a.yaml: extends: nowhere: no such file beside it, no shipped recipe of that name"),
+        ({"a": "smok"}, "no such file beside it, no shipped recipe of that name, did you mean smoke?"),
         ({"a": ["smoke"]}, "a.yaml: extends: should be a file or the name of a recipe, found"),
         ({"a": "b.yaml", "b": "a.yaml"}, "b.yaml: extends: a.yaml extends this very recipe; leave one of them out"),
         ({"a": "a.yaml"}, "a.yaml: extends: a.yaml extends this very recipe"),

@@ -6,10 +6,11 @@ from datasets import Dataset
 
 from colbert_zero.data.order import Order
 from colbert_zero.data.prepared import ArrowPart
+from colbert_zero.errors import ColbertZeroError
 from colbert_zero.models.alignment import Alignment
 from colbert_zero.models.encoders import assemble, tokeniser
 from colbert_zero.recipe.schema import Negatives, Phase
-from colbert_zero.training.batches import Batches, take_negatives
+from colbert_zero.training.batches import Batches, check_columns, take_negatives
 
 
 @pytest.mark.parametrize("expansion", [None, {"strategy": "fixed", "attend": True, "length": 20}])
@@ -45,6 +46,18 @@ def test_the_first_negatives_are_taken_or_as_many_as_every_row_has():
     for asked, least, count in ((2, 0, 2), (0, 0, 0), ("all", 5, 5), ("all of 3", 5, 3), ("all of 9", 5, 5)):
         found = take_negatives(ROWS, hard_negatives(asked), least, ORDER, 0, slice(0, 8))
         assert found == [row[:count] for row in ROWS]
+
+
+def test_as_many_negatives_as_every_row_has_are_refused_where_a_row_of_each_part_has_none():
+    def part(name, *counts):
+        rows = [{"query": f"q{n}", "document": f"d{n}", "negatives": ["n"] * count} for n, count in enumerate(counts)]
+        return ArrowPart(f"s/{name}", Dataset.from_list(rows), None)
+
+    spec = Phase(representation="dense", objective="contrastive", sources=["s"], global_batch_size=2, learning_rate=0.1,
+                 negatives="all of 10")  # fmt: skip
+    check_columns("p", spec, {"s/a": part("a", 3, 4), "s/b": part("b", 1, 0)})
+    with pytest.raises(ColbertZeroError, match=r"phases.p.negatives: all of 10, but every part has a row without any"):
+        check_columns("p", spec, {"s/b": part("b", 1, 0)})
 
 
 def test_drawn_negatives_are_anew_at_each_step_the_same_at_each_attempt_and_for_any_number_of_processes():

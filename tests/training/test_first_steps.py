@@ -58,7 +58,7 @@ NOTHING = {
     "a flat teacher": (
         "distillation",
         {"teacher_temperature": 1000.0},
-        "teacher_temperature: this makes every softmax",
+        "teacher_temperature: at 1000 the teacher's softmax is nearly flat in 100%",
     ),
     "a flat student": ("distillation", {"temperature": 1000.0, "teacher_temperature": 0.5}, "temperature: this makes"),
     "a rate too small": ("unsupervised", {"learning_rate": 1e-13, "weight_decay": 0.0}, "learning_rate: 1e-13 leaves"),

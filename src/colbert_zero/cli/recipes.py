@@ -39,4 +39,5 @@ def schema() -> None:
     made = Recipe.model_json_schema()
     extends = "A recipe, by file or name, whose keys hold where this one says nothing; null takes a key away."
     made["properties"]["extends"] = {"type": "string", "title": "Extends", "description": extends}
+    made["anyOf"] = [{"required": ["extends"]}, {"required": made.pop("required")}]
     put(json.dumps(made, indent=1) + "\n")

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from colbert_zero.data import hub
 from colbert_zero.data.columns import find_columns
-from colbert_zero.errors import BadRow, ColbertZeroError, reason, short
+from colbert_zero.errors import BadRow, ColbertZeroError, near, reason, short
 from colbert_zero.files import place_of, read_lines
 from colbert_zero.recipe.data import Columns, Hub, Jsonl, Parquet, Tsv
 
@@ -99,9 +99,13 @@ def _hub_tables(name: str, spec: Hub, key: str) -> Iterator[tuple[str, str, Rows
         parts = hub.parts_of(spec, partial(hub.config_names, path, spec.revision, told))
     else:
         parts = {getattr(spec, key): (getattr(spec, key), spec.split)}
+    # All splits of a configuration are made at once, whichever is asked for.
+    splits = hub.load(path, next(iter(parts.values()))[0], None, spec.revision, told) if spec.splits else None
     for part, (config, split) in parts.items():
         where = f"{spec.path} ({part})"
-        table = hub.load(path, config, split, spec.revision, told)
+        if splits is not None and split not in splits:
+            raise ColbertZeroError(f"{told}: no split {split!r}{near(split, splits)}")
+        table = hub.load(path, config, split, spec.revision, told) if splits is None else splits[split]
         yield part, where, ((f"{where}, row {n}", _or_bad(row)) for n, row in enumerate(hub.rows(table), 1))
 
 

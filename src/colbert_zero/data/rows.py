@@ -183,6 +183,8 @@ def check_row(
     document = as_text(positives[0] if positives else None, found.documents)
     lists = {key: _entries(row[key]) for key in found.negatives}
     negatives = [text for key, values in lists.items() for text in as_texts(values, key)]
+    if candidates and not found.scores:
+        raise BadRow("no scores: `candidates` is of rows that have some; leave it out")
     if found.scores:
         of_positives, of_negatives = found.scores
         scores = _scores(row[of_positives], of_positives, len(positives))[:1]

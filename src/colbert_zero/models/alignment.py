@@ -23,8 +23,10 @@ META = "colbert_zero.json"
 
 MARKERS = {"query": "[Q]", "document": "[D]"}
 TOKENS = {"query": 32, "document": 180}
-DIM = 128
 LEAST_TOKENS = 3
+"""Of a text beside what is put before it."""
+
+DIM = 128
 """What the paper trains with: where neither the recipe nor its base says otherwise."""
 
 

@@ -72,7 +72,8 @@ def read_own(base: str, asked: Iterable[Asked] = (), **options: Any) -> Own:
     if not torch.isfinite(states).all():
         raise ColbertZeroError(f"model.base: {base!r} gives states that are not finite; fetch it again")
     prefixes = _prefixes(own, transformer.tokenizer, asked)
-    return replace(own, prefixes=prefixes, can_expand=transformer.tokenizer.mask_token is not None)
+    has_token = transformer.tokenizer.mask_token is not None or own.query_expansion != "false"
+    return replace(own, prefixes=prefixes, can_expand=has_token)
 
 
 def _prefixes(own: Own, tokenizer: Any, asked: Iterable[Asked]) -> dict[str, int]:
@@ -224,7 +225,7 @@ def assemble(
         representation: What the phase trains. A start of that kind keeps all its modules. A dense one becomes
             multi-vector by a new linear projection, without bias, in place of its pooling and what follows; a
             multi-vector one becomes dense, and a plain encoder too, by mean pooling and normalisation.
-        alignment: Prompts, markers and lengths; markers and prompts come on top of the lengths.
+        alignment: Prompts, markers and lengths.
         dim: Width of a token vector.
         seed: Of the projection's random weights.
         phase: Named in errors.
@@ -244,7 +245,8 @@ def assemble(
     if representation == "multi-vector" and own.markers != {t: getattr(alignment, f"{t}_marker") for t in TASKS}:
         _add_markers(transformer, alignment, seed)
     prefixes = {prefix: _tokens_before(transformer.tokenizer, prefix) for prefix in alignment.prefixes(representation)}
-    check_lengths(replace(own, prefixes=prefixes), alignment, representation, phase)
+    filled_to = None if scored.query_expansion is False else own.filled_to
+    check_lengths(replace(own, prefixes=prefixes, filled_to=filled_to), alignment, representation, phase)
     prompts = _set_prompts_and_lengths(start, alignment, representation)
     kept = loaded if own.representation == representation and not head.new else None
     modules = list(kept) if kept else [transformer]
@@ -264,7 +266,8 @@ def assemble(
         modules += new_layers(transformer.get_embedding_dimension(), dim, seed, head)
         modules += [MultiVectorMask(), Normalize(module_input_name=TOKENS)]
     model = _padded(MultiVectorEncoder(modules=modules, prompts=prompts, similarity_fn_name=similarity))
-    set_scored(model, scored)
+    before = prefixes[alignment.prefix("query", representation)]
+    set_scored(model, scored, alignment.text_tokens("query", before) + before)
     if fit and not kept and head.start == "pca":
         fit(model)
     return model
@@ -288,7 +291,7 @@ def _add_markers(transformer: Transformer, alignment: Alignment, seed: int) -> N
 
 
 def _set_prompts_and_lengths(start: _Start, alignment: Alignment, representation: Representation) -> dict[str, str]:
-    """Set the longest texts, in tokens, on top of which comes what is put before them; returns the prompts.
+    """Set the longest texts with what is put before them, in tokens; returns the prompts.
 
     A start's own are left as they are.
     """

@@ -112,4 +112,6 @@ def _features(model: Encoder, texts: list[str]) -> dict[str, Tensor]:
 
 
 def _real(features: dict[str, Tensor]) -> Tensor:
-    return features[TOKENS][features["attention_mask"].bool()]
+    """States of real tokens; without padding all are."""
+    states, mask = features[TOKENS], features.get("attention_mask")
+    return states.flatten(0, -2) if mask is None else states[mask.bool()]

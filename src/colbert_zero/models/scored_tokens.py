@@ -24,22 +24,38 @@ class ScoredTokens:
     query_expansion: Literal[False, "attend", "ignore"] | None = None
 
 
-def set_scored(model: Encoder, asked: ScoredTokens) -> None:
-    """Give a model the skip list and the query expansion that are asked for."""
+def set_scored(model: Encoder, asked: ScoredTokens, query_tokens: int) -> None:
+    """Give a model the skip list and the query expansion that are asked for.
+
+    A base's own expansion keeps its token and its strategy.
+
+    Args:
+        model: Multi-vector.
+        asked: See there.
+        query_tokens: Longest query with marker and prompt, which others are filled up to.
+
+    Raises:
+        ColbertZeroError: The model has no module that leaves tokens out.
+    """
     transformer: Any = model[0]
     if asked.skip_list is not None:
-        mask = next(module for module in model if isinstance(module, MultiVectorMask))
+        mask = next((module for module in model if isinstance(module, MultiVectorMask)), None)
+        if mask is None:
+            raise ColbertZeroError(
+                "model.skip_list: the base has no module that leaves tokens out (MultiVectorMask); leave the key out, "
+                "or take a new head by `model.head: new`"
+            )
         mask.skiplist_words = list(asked.skip_list)
         mask.resolve_with_tokenizer(model.tokenizer)
     if asked.query_expansion is not None:
-        had = transformer.query_expansion
-        length = (had["length"] if had and had["strategy"] == "fixed" else None) or transformer.query_length
-        if asked.query_expansion:
-            attend = asked.query_expansion == "attend"
-            transformer.query_length = None
-            transformer.query_expansion = {"strategy": "fixed", "attend": attend, "length": length}
+        had, attend = transformer.query_expansion, asked.query_expansion == "attend"
+        if not asked.query_expansion:
+            transformer.query_expansion, transformer.query_length = None, query_tokens
+        elif had:
+            transformer.query_expansion = {**had, "attend": attend}
         else:
-            transformer.query_expansion, transformer.query_length = None, length
+            transformer.query_length = None
+            transformer.query_expansion = {"strategy": "fixed", "attend": attend, "length": query_tokens}
 
 
 def scored_differences(own: Own, asked: ScoredTokens) -> Iterator[str]:

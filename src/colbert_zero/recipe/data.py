@@ -122,6 +122,7 @@ class Tsv(_Rows):
     path: Paths
     """File or files of rows (globs allowed). Each file is a part of its own."""
     train: ClassVar[None] = None
+    candidates: ClassVar[None] = None  # type: ignore[misc]
 
 
 class Hub(_Rows, Streamable):

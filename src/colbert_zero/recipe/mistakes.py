@@ -196,6 +196,9 @@ def _wrong_objective(phase: dict[str, Any]) -> list[str]:
     if phase.get("distillation_loss") == "margin-mse":
         temperatures = {"teacher_temperature": None} | ({"temperature": 1} if objective == "distillation" else {})
         wrong += [f"{key}: margin-mse has no temperature; leave it out" for key in _used(phase, temperatures)]
+        if _given(phase, "contrastive_temperature") and _used(phase, {"temperature": 1}):
+            wrong.append("temperature: used for nothing beside `contrastive_temperature` and margin-mse; leave it out")
+        return wrong
     learned = isinstance(temperature, dict) and temperature.get("learnable", True)
     if "distillation" in objective and learned and not wrong and not _given(phase, "teacher_temperature"):
         wrong.append(
@@ -211,6 +214,13 @@ def _wrong_schedule(phase: dict[str, Any]) -> list[str]:
     if phase.get("schedule") != "wsd" and _used(phase, {"decay": 0.2}):
         wrong.append("decay: only `schedule: wsd` has a share of the steps to fall in; leave it out")
     warmup, steps, horizon = (phase.get(key) for key in ("warmup", "steps", "horizon"))
+    share, decay = warmup if isinstance(warmup, float) and warmup < 1 else 0, phase.get("decay", 0.2)
+    if phase.get("schedule") == "wsd" and isinstance(decay, int | float) and decay + share > 1:
+        wrong.append(f"decay: {decay:g} of the steps, but {share:g} are the warm-up; together they are at most 1")
+    if isinstance(steps, int) and isinstance(horizon, int | None) and isinstance(warmup, int | float):
+        longest = max(steps, horizon or 0)
+        if 1 <= warmup >= longest:
+            wrong.append(f"warmup: {warmup:g} steps of a schedule of {longest}; lower it, or give a `horizon`")
     if isinstance(warmup, float) and warmup > 1 and warmup % 1:
         wrong.append(f"warmup: should be a share of the steps below 1, or their whole number, found {warmup:g}")
     if isinstance(horizon, int) and isinstance(steps, int) and horizon < steps:

@@ -41,9 +41,10 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
     """
     path = _find(path_or_name)
     data = _whole(path)
+    extends = ", which extends another; null takes one of its keys away" if _read(path).get("extends") else ""
     for override in overrides:
         _override(data, override)
-    return check_recipe(data, str(path))
+    return check_recipe(data, f"{path}{extends}")
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -103,18 +104,25 @@ def _whole(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
         return data
     if not isinstance(extended, str):
         raise ColbertZeroError(f"{path}: extends: should be a file or the name of a recipe, found {show(extended)}")
-    beside = path.parent / extended
-    try:
-        found = _find(beside if beside.is_file() else extended)
-    except ColbertZeroError as error:
-        raise ColbertZeroError(f"{path}: extends: {error}") from None
+    beside, shipped = path.parent / extended, shipped_recipes()
+    found = beside if beside.is_file() else shipped.get(extended)
+    if found is None:
+        raise ColbertZeroError(
+            f"{path}: extends: {extended}: no such file beside it, no shipped recipe of that name"
+            f"{near(extended, shipped)}"
+        )
     if found.resolve() in chain:
         raise ColbertZeroError(f"{path}: extends: {extended} extends this very recipe; leave one of them out")
     return _merged(_whole(found, chain), data)
 
 
 def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Mappings put together key by key, other values replaced; null takes a key away."""
+    """Mappings put together key by key, other values replaced; null takes a key away.
+
+    An entry of another kind is another entry.
+    """
+    if "kind" in over and over["kind"] != under.get("kind"):
+        under = {}
     merged = dict(under)
     for key, value in over.items():
         if value is None:

@@ -32,7 +32,7 @@ def _skip_list_form(value: Any) -> str:
 
 
 def _expansion_form(value: Any) -> str:
-    return "switch" if isinstance(value, bool) else "name"
+    return "switch" if value is False else "name"
 
 
 class PerTask(Entry):
@@ -89,7 +89,8 @@ class Model(Entry):
         Neutral(None),
     ] = None
     """Words whose tokens are left out of documents by multi-vector phases, in training and afterwards: `punctuation`,
-    the 32 ASCII marks (as in the paper), or a list. Unset, a multi-vector base's own, else none."""
+    the 32 ASCII marks (as in the paper), or a list, each word a token of the tokenizer's (in byte-level ones a word
+    after a blank is another). Unset, a multi-vector base's own, else none."""
     query_expansion: Annotated[
         Annotated[Literal["attend", "ignore"] | None, Tag("name")] | Annotated[Literal[False], Tag("switch")],
         Discriminator(_expansion_form),
@@ -173,8 +174,8 @@ class Phase(Entry):
     warmup: Float = Field(0.05, ge=0)
     """Share of the steps in which the learning rate rises from 0; from 1 on, their number."""
     horizon: Annotated[Int | None, Field(ge=1), Neutral(None)] = None
-    """Steps that the schedule is made for, of which the phase takes the first ones: LateOn stopped at 90,000 of
-    110,000. Unset, the phase's."""
+    """Steps that the schedule is made for, at least the phase's, which takes the first ones: LateOn stopped at 90,000
+    of 110,000. Unset, the phase's."""
     weight_decay: Float = Field(0.01, ge=0)
     """The optimiser's; biases, norms and a learned temperature do not decay. The paper has 0."""
     max_gradient_norm: Float = Field(1.0, gt=0)

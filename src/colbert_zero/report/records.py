@@ -102,9 +102,7 @@ class Records:
     def pre_training(self, pipeline: str) -> int:
         """How many of a pipeline's phases are contrastive and multi-vector: the title's *pre-training*."""
         phases = [self.phases.get(phase["id"], {}) for phase in self.systems[pipeline]["phases"]]
-        return sum(
-            "contrastive" in p.get("objective", "") and p.get("representation") == "multi-vector" for p in phases
-        )
+        return sum(p.get("objective") == "contrastive" and p.get("representation") == "multi-vector" for p in phases)
 
     def checkpoints(self, pipeline: str) -> list[str]:
         """The systems a pipeline passes through, itself last: dense ones and shared ones too."""

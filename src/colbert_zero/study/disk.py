@@ -127,6 +127,11 @@ def _origins(recipe: Recipe, name: str) -> Iterator[str]:
         yield from _origins(recipe, spec.of)
 
 
+def _read_in_part(spec: Hub) -> bool:
+    """Whether a data set's folder holds more than is read of it."""
+    return bool(spec.configs or spec.splits or spec.train)
+
+
 def _source_bytes(recipe: Recipe, name: str) -> int:
     """Bytes of a source once prepared; of a derived one, those of the documents that it keeps beside its rows."""
     spec = recipe.sources[name]
@@ -137,7 +142,11 @@ def _source_bytes(recipe: Recipe, name: str) -> int:
     if isinstance(spec, Jsonl | Parquet | Tsv):
         given = {key: getattr(spec, key, None) for key in ("path", "train", "queries", "documents")}
         files = [file for key, paths in given.items() if paths for file in input_files(name, key, paths)]
-    elif isinstance(spec, Hub) and not (spec.configs or spec.train) and (folder := Path(place_of(spec.path))).is_dir():
+    elif (
+        isinstance(spec, Hub)
+        and not (spec.configs or spec.splits or spec.train)
+        and (folder := Path(place_of(spec.path))).is_dir()
+    ):
         inside = (file for file in folder.rglob("*") if file.is_file())
         files = [file for file in inside if not any(p.startswith(".") for p in file.relative_to(folder).parts)]
     else:

@@ -20,7 +20,8 @@ class Planned:
         spec: Its recipe entry.
         steps: Optimiser steps.
         texts: Texts read, each as often as it is.
-        tokens: Real tokens of a finished phase; of another the most it can read, markers and prompts aside.
+        tokens: Real tokens of a finished phase; of another the most it can read, without markers and prompts where they
+            come on top of the lengths.
         done: Whether it is finished.
     """
 
@@ -70,7 +71,8 @@ def _rows(study: Study, spec: Phase) -> tuple[dict[str, int], int]:
             count = min(filter(None, (count, entry.queries)), default=None)
             all_of_them = spec.distils or spec.hard_negatives.taken is None
             if isinstance(entry, Mined) and all_of_them:
-                ways = (entry.negatives if spec.distils else spec.hard_negatives.of_part(entry.negatives)) + 1
+                taken = entry.negatives if spec.distils else spec.hard_negatives.of_part(entry.negatives)
+                ways = max(ways, taken + 1)
             entry = study.recipe.sources[entry.of]
         parts = study.sources[root_of(study.recipe, source)].parts
         shares = share_out({name: len(part) for name, part in parts.items()}, count)

@@ -3,7 +3,7 @@
 import math
 import os
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from colbert_zero.data.columns import peculiarities
 from colbert_zero.data.layouts import load_beir, load_hub
 from colbert_zero.data.prepared import Part, Source, is_made, open_source, source_folder
 from colbert_zero.data.sources import folder_fingerprints, prepare_source, source_id
+from colbert_zero.errors import ColbertZeroError
 from colbert_zero.evaluation import validation
 from colbert_zero.evaluation.layers import layers_add
 from colbert_zero.evaluation.ranking import rank
@@ -166,10 +167,28 @@ class Study:
                 for told in said:
                     self._say_once(f"base {model.base}: {told}")
             self._check_alignments(chains)
+        for told in self._without_effect(chains):
+            self._say_once(told)
         if model.architecture:
             check_architecture(model.architecture)
         for name, phase in phases.items():
             share(phase.global_batch_size, f"phases.{name}.global_batch_size")
+
+    def _without_effect(self, chains: list[tuple[str, ...]]) -> Iterator[str]:
+        """Keys that these phases have no use for; and prompts that texts follow without a blank."""
+        model, phases = self.recipe.model, self._phases(chains)
+        multi_vector = [phase for phase in phases.values() if phase.representation == "multi-vector"]
+        asked = [key for key in ("skip_list", "query_expansion") if getattr(model, key) is not None]
+        asked += ["head"] if isinstance(model.head, list) else []
+        asked += ["start"] if model.start != "random" else []
+        kept = self.own.representation == "multi-vector" and model.head is None
+        for key in asked if not multi_vector else ["start"] if kept and "start" in asked else []:
+            why = "the base's projection is kept" if multi_vector else "no phase is multi-vector"
+            yield f"model.{key}: has no effect, since {why}"
+        for prompts in filter(None, {phase.prompts or self.recipe.prompts for phase in phases.values()}):
+            for task, prompt in prompts.model_dump().items():
+                if prompt and not prompt[-1].isspace():
+                    yield f"prompts.{task}: {prompt!r} has no blank at its end, so texts follow it at once"
 
     def check_data(self, chains: list[tuple[str, ...]]) -> None:
         """Refuse phases that their sources cannot serve, as far as these are prepared."""
@@ -290,6 +309,8 @@ class Study:
         sources = [[name, self.source_id(name)] for name in spec.sources]
         # False is what was meant before the key existed.
         alignment = {key: value for key, value in vars(self.alignment(spec)).items() if value is not False}
+        if any(told.startswith("prompts.") for told in self._without_effect([chain])):
+            alignment["prompts"] = "as written"  # a blank was once put after them
         return fingerprint(RECORD_VERSION, made_of, alignment, self.dim, self.recipe.seed, sources, parent)
 
     def phase_folder(self, chain: tuple[str, ...]) -> Path:
@@ -323,7 +344,9 @@ class Study:
                 check_similarity(own.similarity, name, base)
             if not spec.allow_prompt_mismatch:
                 check_alignment(own, self.alignment(spec), spec.representation, name, base)
-            check_lengths(self.own, self.alignment(spec), spec.representation, name)
+            filled_to = None if self._scored().query_expansion is False else self.own.filled_to
+            own = replace(self.own, filled_to=filled_to)
+            check_lengths(own, self.alignment(spec), spec.representation, name)
 
     @property
     def dim(self) -> int:
@@ -407,6 +430,12 @@ class Study:
         order = order_of_parts(spec, parts, seed, chain[-1])
         if self.recipe.model.attention:
             options["attn_implementation"] = self.recipe.model.attention
+        steps = steps_of(spec, order)
+        if spec.horizon and spec.horizon < steps:
+            raise ColbertZeroError(
+                f"phases.{chain[-1]}.horizon: {spec.horizon} steps, but the phase has {steps}; a schedule is at least "
+                "as long"
+            )
         training = Training(
             name=chain[-1],
             id=self.phase_id(chain),
@@ -417,9 +446,9 @@ class Study:
             alignment=self.alignment(spec),
             seed=seed,
             order=order,
-            steps=steps_of(spec, order),
+            steps=steps,
             dim=self.dim,
-            head=self._head(first=len(chain) == 1),
+            head=self._head(spec, first=len(chain) == 1),
             scored=self._scored(),
             options=options,
         )
@@ -433,11 +462,13 @@ class Study:
             takers = (lambda entry: advance(entry["step"], entry), report)
             return train_phase(training, parts, folder, takers, validate, self.show.say, layers)
 
-    def _head(self, first: bool) -> Head:
+    def _head(self, spec: Phase, first: bool) -> Head:
         """The head of a phase that has none from its start; only a pipeline's first replaces its base's."""
         asked = self.recipe.model.head
         layers = tuple(asked) if isinstance(asked, list) else ()
-        return Head(asked is not None and first, layers, self.recipe.model.start)
+        # Layers are of multi-vector heads: a dense phase keeps its pooling.
+        new = asked == "new" or (bool(layers) and spec.representation == "multi-vector")
+        return Head(new and first, layers, self.recipe.model.start)
 
     def _scored(self) -> ScoredTokens:
         """What multi-vector phases are asked to leave out of documents and to fill queries up with."""

@@ -66,6 +66,7 @@ def plan_sweep(
         if clash := [key for key in grid if key in (f"phases.{name}.steps", f"phases.{name}.epochs")]:
             raise ColbertZeroError(f"--steps {steps} and --grid {clash[0]} both set the length; leave one out")
         overrides = [*overrides, f"phases.{name}.steps={steps}", f"phases.{name}.epochs=null"]
+        overrides += [f"phases.{name}.horizon=null"]  # which was for its own length
         recipe = load_recipe(path_or_name, overrides)
     points: list[tuple[Values, Recipe]] = []
     mistakes: dict[str, None] = {}

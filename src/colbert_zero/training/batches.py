@@ -55,8 +55,8 @@ class Batches:
 
     def __init__(self, parts: Mapping[str, Part], order: Order, tokenise: Tokenise, steps: int, negatives: Negatives):
         self.parts, self.order, self.steps, self.negatives = parts, order, steps, negatives
-        as_many = {name: part for name, part in parts.items() if negatives.taken is None and not part.scored}
-        self.least = {name: min(part.lengths(), default=0) for name, part in as_many.items()}
+        pairs = {name: part for name, part in parts.items() if not part.scored}
+        self.least = {name: min(part.lengths(), default=0) for name, part in pairs.items()}
         self.tokenise = tokenise
         self.share = share(order.global_batch_size, "global_batch_size")
         self.streams = {name: part for name, part in parts.items() if isinstance(part, StreamedPart)}
@@ -87,6 +87,10 @@ class Batches:
         """Let streamed parts go on from a checkpoint's states rather than from their start."""
         for name, state in states.items():
             self.streams[name].restore(state)
+
+    def taken(self, name: str) -> int | None:
+        """Hard negatives that a query of a part gets; None where it has candidates."""
+        return self.negatives.of_part(self.least[name]) if name in self.least else None
 
     def dropped(self) -> dict[str, dict[str, int]]:
         """Rows of streamed parts left out so far, by part and reason."""
@@ -177,3 +181,9 @@ def check_columns(name: str, spec: Phase, parts: dict[str, Part]) -> None:
                 f"phases.{name}.negatives: {spec.negatives}, but {part.name} has rows with only {min(lengths)}; "
                 "lower it to that, or mine more"
             )
+    pairs = [part for part in parts.values() if not part.scored]
+    if spec.hard_negatives.taken is None and pairs and not any(min(part.lengths(), default=0) for part in pairs):
+        raise ColbertZeroError(
+            f"phases.{name}.negatives: {spec.negatives}, but every part has a row without any; check `columns`, mine "
+            "some (kind: mined), or leave it out"
+        )

@@ -10,6 +10,7 @@ from colbert_zero.models.checkpoints import Encoder
 from colbert_zero.models.heads import last_layer, principal_directions
 from colbert_zero.processes import from_main, is_main
 from colbert_zero.training.batches import document_texts
+from colbert_zero.training.gradcache import Precision
 
 TOKENS = 100_000
 """Of documents, whose principal directions a head starts with."""
@@ -18,12 +19,13 @@ _TEXTS_AT_ONCE = 32
 
 
 @torch.no_grad()
-def fit_head(model: Encoder, parts: Mapping[str, Part], order: Order) -> None:
+def fit_head(model: Encoder, parts: Mapping[str, Part], order: Order, precision: Precision) -> None:
     """Set a new head's last layer to the principal directions of the documents that the phase reads first.
 
     All processes get what the main one finds, so that their number changes nothing.
     """
-    found = principal_directions(model, _documents(parts, order), TOKENS) if is_main() else None
+    with precision():
+        found = principal_directions(model, _documents(parts, order), TOKENS) if is_main() else None
     last_layer(model).linear.weight.copy_(from_main(found))
 
 

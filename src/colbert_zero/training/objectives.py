@@ -186,9 +186,6 @@ class Distillation(Objective):
         if not self.entropies:
             own = min_max(scores, FLAT) if self.scaling == "min-max" else scores
             self.entropies["temperature"] = normalised_entropy(own / self.temperature)
-            key = "teacher_temperature" if self.teacher_temperature else "temperature (the teacher's side)"
-            of_teacher = min_max(teacher_scores.float()) / (self.teacher_temperature or self.temperature)
-            self.entropies[key] = normalised_entropy(of_teacher)
         return distillation_loss(scores, teacher_scores, self.temperature, self.teacher_temperature, self.scaling)
 
 

@@ -4,7 +4,6 @@ import math
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +116,7 @@ def train_phase(
         training.name,
         spec.allow_prompt_mismatch,
         training.head,
-        None if resumed else partial(fit_head, parts=parts, order=training.order),
+        None if resumed else lambda new: fit_head(new, parts, training.order, precision_of(spec, new.device)),
         training.scored,
         **training.options,
     )

@@ -8,6 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from colbert_zero.models.checkpoints import Encoder
+from colbert_zero.models.scored_tokens import scored_in_words
 from colbert_zero.processes import world_size
 from colbert_zero.training.batches import Batches
 from colbert_zero.training.log import Log
@@ -49,6 +50,8 @@ class SourceRecord(_Record):
     """That it has."""
     batches: int
     """Drawn from it."""
+    negatives: int | None
+    """Hard negatives that each of its queries got; null where rows have candidates."""
     dropped_rows: int
     """Do not fill a batch."""
     left_out: dict[str, int]
@@ -117,6 +120,12 @@ class PhaseRecord(_Record):
     markers: dict[str, str]
     query_tokens: int
     document_tokens: int
+    lengths: str
+    """What these hold: `text`, or `all` with markers and prompts."""
+    skip_list: list[str]
+    """Words whose tokens are left out of documents."""
+    query_expansion: str
+    """Whether queries are filled up, and attend to that: `false`, `attend`, `ignore`."""
     steps: int
     temperature: float
     """At the last step, where it is learned."""
@@ -200,6 +209,7 @@ def phase_record(
     drawn, left_out, order = batches.order.drawn(training.steps), batches.dropped(), batches.order
     markers = (alignment.query_marker, alignment.document_marker) if spec.representation == "multi-vector" else ("", "")
     asked = {key: getattr(spec, key) for key in PhaseRecord.model_fields if key in type(spec).model_fields}
+    skipped, filled = scored_in_words(model) if spec.representation == "multi-vector" else ([], "false")
     record = PhaseRecord(
         **{key: value for key, value in asked.items() if key not in _FOUND},
         name=training.name,
@@ -211,12 +221,19 @@ def phase_record(
         markers=dict(zip(("query", "document"), markers, strict=True)),
         query_tokens=alignment.query_tokens,
         document_tokens=alignment.document_tokens,
+        lengths="all" if alignment.whole else "text",
+        skip_list=skipped,
+        query_expansion=filled,
         steps=training.steps,
         temperature=steps[-1]["temperature"],
         seed=training.seed,
         sources={
             name: SourceRecord(
-                rows=rows, batches=drawn[name], dropped_rows=order.dropped[name], left_out=left_out.get(name, {})
+                rows=rows,
+                batches=drawn[name],
+                negatives=batches.taken(name),
+                dropped_rows=order.dropped[name],
+                left_out=left_out.get(name, {}),
             )
             for name, rows in order.rows.items()
         },

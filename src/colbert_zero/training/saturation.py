@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 
 from colbert_zero.data.prepared import Part
-from colbert_zero.maxsim.scores import min_max
+from colbert_zero.maxsim.scores import min_max, span
 from colbert_zero.recipe.schema import Phase, Temperature
 from colbert_zero.training.losses import entropies
 from colbert_zero.training.texts import some_rows
@@ -30,14 +30,16 @@ def tell_saturated(name: str, spec: Phase, parts: Mapping[str, Part], tell: Call
     key = "teacher_temperature" if spec.teacher_temperature else "temperature"
     for part_name, part in parts.items():
         rows = some_rows(part, SAMPLE)["scores"] if part.scored else []
-        found = entropies(min_max(torch.tensor(rows)) / temperature) if rows else torch.empty(0)
+        scores = torch.tensor(rows) if rows else torch.empty(0, 2)
+        # Of a teacher that prefers nothing no temperature makes more.
+        found = entropies(min_max(scores[span(scores) > 0]) / temperature)
         for kind, share in saturated(found).items():
             if share > _SHARE:
                 mend = "raise it" if kind == "one-hot" else "lower it"
                 what = "one candidate counts" if kind == "one-hot" else "all candidates count alike"
                 tell(
                     f"phases.{name}.{key}: at {temperature:g} the teacher's softmax is nearly {kind} in {share:.0%} of "
-                    f"{len(rows):,} rows of {part_name}: {what}, and the rest of its scores teaches little; {mend}"
+                    f"{len(found):,} rows of {part_name}: {what}, and the rest of its scores teaches little; {mend}"
                 )
 
 

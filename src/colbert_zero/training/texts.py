@@ -138,6 +138,5 @@ def _equal(training: Training, task: Task, sampled: dict[str, Sampled]) -> str:
     tokens = getattr(training.alignment, f"{task}_tokens")
     return (
         f"phases.{training.name}.{task}_tokens: all {count:,} {_PLURAL[task]} looked at are equal once cut to {tokens} "
-        f"tokens ({names}); {nothing}. Raise it, or take what all begin with out of the texts and into `prompts`, "
-        "which do not count"
+        f"tokens ({names}); {nothing}. Raise it, or take what all begin with out of the texts and into `prompts`"
     )
