@@ -34,15 +34,12 @@ def test_recipes_are_listed_a_line_each_and_shown_as_they_are(command):
     assert "no shipped recipe" in error
 
 
-def test_the_schema_is_the_recipes(command):
-    assert set(json.loads(command("schema")[1])["required"]) == {
-        "name",
-        "model",
-        "sources",
-        "collections",
-        "phases",
-        "pipelines",
-    }
+def test_the_schema_is_the_recipes_or_of_one_that_extends_another(command):
+    schema = json.loads(command("schema")[1])
+    assert "extends" in schema["properties"]
+    extending, whole = schema["anyOf"]
+    assert extending == {"required": ["extends"]}
+    assert set(whole["required"]) == {"name", "model", "sources", "collections", "phases", "pipelines"}
 
 
 def test_evaluate_writes_scores_of_every_query(command, collection, tiny_multi_vector, tmp_path):
