@@ -32,7 +32,7 @@ def step_rows(study: Study, phase: str, step: int) -> dict[str, Any]:
     parts = study.parts(spec)
     check_columns(name, spec, parts)
     order = order_of_parts(spec, parts, study.recipe.seed_of(spec), name)
-    steps = steps_of(spec, order)
+    steps = steps_of(spec, order, name)
     if not 1 <= step <= steps:
         raise ColbertZeroError(f"--step {step}: {name} has steps 1 to {steps}")
     full_name, numbers = order.batch(step - 1)

@@ -48,7 +48,7 @@ def _planned(study: Study, chain: tuple[str, ...]) -> Planned:
         record = read_json(study.phase_folder(chain) / "phase.json")
         return Planned(chain, spec, record["steps"], record["texts"], record["tokens"], True)
     rows, ways = _rows(study, spec)
-    steps = steps_of(spec, order_of(spec, rows, {}, study.recipe.seed_of(spec), chain[-1]))
+    steps = steps_of(spec, order_of(spec, rows, {}, study.recipe.seed_of(spec), chain[-1]), chain[-1])
     alignment = study.alignment(spec)
     pairs = steps * spec.global_batch_size
     return Planned(

@@ -2,8 +2,7 @@
 
 import math
 import os
-import string
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,31 +16,15 @@ from colbert_zero.data.columns import peculiarities
 from colbert_zero.data.layouts import load_beir, load_hub
 from colbert_zero.data.prepared import Part, Source, is_made, open_source, source_folder
 from colbert_zero.data.sources import folder_fingerprints, prepare_source, source_id
-from colbert_zero.errors import ColbertZeroError
 from colbert_zero.evaluation import validation
 from colbert_zero.evaluation.layers import layers_add
 from colbert_zero.evaluation.ranking import rank
 from colbert_zero.evaluation.runs import PerQuery, Run
 from colbert_zero.files import fingerprint, place_of, read_json, user_cache
 from colbert_zero.maxsim.backends import refused, tell_refused
-from colbert_zero.models.alignment import (
-    DIM,
-    MARKERS,
-    TASKS,
-    Alignment,
-    Asked,
-    Own,
-    align,
-    check_alignment,
-    check_dim,
-    check_lengths,
-    check_similarity,
-    differences,
-)
+from colbert_zero.models.alignment import MARKERS, Alignment, Own
 from colbert_zero.models.bases import check_base, go_offline
 from colbert_zero.models.checkpoints import Encoder, load_model
-from colbert_zero.models.heads import Head
-from colbert_zero.models.scored_tokens import ScoredTokens, check_expansion, scored_differences
 from colbert_zero.models.scratch import check_architecture
 from colbert_zero.processes import agree, appears, from_main, is_main, made_by_main, share
 from colbert_zero.recipe.data import Beir, CollectionSpec, Docstrings, HeldOut, Mined, Scored
@@ -51,6 +34,7 @@ from colbert_zero.study import bases
 from colbert_zero.study.disk import Disk, check_disk, disk_for
 from colbert_zero.study.graph import root_of
 from colbert_zero.study.rankings import Ranker, Rankings
+from colbert_zero.study.resolved import Resolved, asked
 from colbert_zero.study.show import Quiet, Show
 from colbert_zero.study.start import write_start
 from colbert_zero.teaching.negatives import mine, told_of_random
@@ -159,36 +143,15 @@ class Study:
         tell_refused(refused(torch.device(get_device_name())), self._say_once)
         phases, model = self._phases(chains), self.recipe.model
         if model.base is not None:
-            for phase in phases.values():
-                said = list(differences(self.own, self.alignment(phase), phase.representation))
-                if phase.representation == "multi-vector":
-                    check_expansion(self.own, self._scored())
-                    said += scored_differences(self.own, self._scored())
-                for told in said:
-                    self._say_once(f"base {model.base}: {told}")
-            self._check_alignments(chains)
-        for told in self._without_effect(chains):
+            for told in self.resolved.differences(phases.values()):
+                self._say_once(f"base {model.base}: {told}")
+            self.resolved.check(chains)
+        for told in self.resolved.peculiarities(phases.values()):
             self._say_once(told)
         if model.architecture:
             check_architecture(model.architecture)
         for name, phase in phases.items():
             share(phase.global_batch_size, f"phases.{name}.global_batch_size")
-
-    def _without_effect(self, chains: list[tuple[str, ...]]) -> Iterator[str]:
-        """Keys that these phases have no use for; and prompts that texts follow without a blank."""
-        model, phases = self.recipe.model, self._phases(chains)
-        multi_vector = [phase for phase in phases.values() if phase.representation == "multi-vector"]
-        asked = [key for key in ("skip_list", "query_expansion") if getattr(model, key) is not None]
-        asked += ["head"] if isinstance(model.head, list) else []
-        asked += ["start"] if model.start != "random" else []
-        kept = self.own.representation == "multi-vector" and model.head is None
-        for key in asked if not multi_vector else ["start"] if kept and "start" in asked else []:
-            why = "the base's projection is kept" if multi_vector else "no phase is multi-vector"
-            yield f"model.{key}: has no effect, since {why}"
-        for prompts in filter(None, {phase.prompts or self.recipe.prompts for phase in phases.values()}):
-            for task, prompt in prompts.model_dump().items():
-                if prompt and not prompt[-1].isspace():
-                    yield f"prompts.{task}: {prompt!r} has no blank at its end, so texts follow it at once"
 
     def check_data(self, chains: list[tuple[str, ...]]) -> None:
         """Refuse phases that their sources cannot serve, as far as these are prepared."""
@@ -284,7 +247,7 @@ class Study:
     def start_id(self) -> str:
         """Fingerprint of the model before any phase."""
         model = self.recipe.model
-        asked = model.asked() | {"dim": self.dim}
+        asked = model.asked() | {"dim": self.resolved.dim}
         if model.base is not None:
             folder = Path(place_of(model.base))
             if not folder.is_dir():
@@ -309,9 +272,9 @@ class Study:
         sources = [[name, self.source_id(name)] for name in spec.sources]
         # False is what was meant before the key existed.
         alignment = {key: value for key, value in vars(self.alignment(spec)).items() if value is not False}
-        if any(told.startswith("prompts.") for told in self._without_effect([chain])):
+        if self.resolved.prompts_without_blank(spec):
             alignment["prompts"] = "as written"  # a blank was once put after them
-        return fingerprint(RECORD_VERSION, made_of, alignment, self.dim, self.recipe.seed, sources, parent)
+        return fingerprint(RECORD_VERSION, made_of, alignment, self.resolved.dim, self.recipe.seed, sources, parent)
 
     def phase_folder(self, chain: tuple[str, ...]) -> Path:
         """Where a phase is, or will be, kept."""
@@ -323,43 +286,20 @@ class Study:
 
     def alignment(self, spec: Phase) -> Alignment:
         """Prompts, markers and lengths of a phase: asked for, or the base's own."""
-        return align(self.own, *self._asked(spec), self.recipe.longest(spec), self.recipe.lengths == "all")
-
-    def _asked(self, spec: Phase) -> Asked:
-        entries = spec.prompts or self.recipe.prompts, self.recipe.markers
-        prompts, markers = (entry.model_dump() if entry else None for entry in entries)
-        return spec.representation, prompts, markers
-
-    def _check_alignments(self, chains: list[tuple[str, ...]]) -> None:
-        """Refuse a phase with prompts or markers other than its start's, before anything is prepared for it."""
-        for before, name in {pair for chain in chains for pair in zip((None, *chain), chain, strict=False)}:
-            spec, own, base = self.recipe.phases[name], self.own, str(self.recipe.model.base)
-            multi_vector = spec.representation == own.representation == "multi-vector"
-            if before:
-                alignment = vars(self.alignment(self.recipe.phases[before]))
-                own, base = Own(prompts={task: alignment[f"{task}_prompt"] for task in TASKS}), before
-            elif multi_vector and self.recipe.model.head is None:
-                check_dim(own, self.dim, base)
-            elif spec.representation == own.representation and self.recipe.model.head is None:
-                check_similarity(own.similarity, name, base)
-            if not spec.allow_prompt_mismatch:
-                check_alignment(own, self.alignment(spec), spec.representation, name, base)
-            filled_to = None if self._scored().query_expansion is False else self.own.filled_to
-            own = replace(self.own, filled_to=filled_to)
-            check_lengths(own, self.alignment(spec), spec.representation, name)
-
-    @property
-    def dim(self) -> int:
-        """Width of a token vector: asked for, or the base's own."""
-        return self.recipe.model.dim or self.own.dim or DIM
+        return self.resolved.alignment(spec)
 
     @cached_property
     def own(self) -> Own:
         """What the base has of its own. Read once, and kept in base.json: a finished study needs no network."""
-        asked = [self._asked(phase) for phase in self.recipe.phases.values()]
-        read = partial(bases.own_of, self.recipe.model, self.commit(), self.folder, self.data, asked)
+        wanted = [asked(self.recipe, phase) for phase in self.recipe.phases.values()]
+        read = partial(bases.own_of, self.recipe.model, self.commit(), self.folder, self.data, wanted)
         own: Own = from_main(read() if is_main() else None)
         return own
+
+    @cached_property
+    def resolved(self) -> Resolved:
+        """What phases have, as asked for or as the base has it."""
+        return Resolved(self.recipe, self.own)
 
     # ---- Making what is missing
 
@@ -430,12 +370,6 @@ class Study:
         order = order_of_parts(spec, parts, seed, chain[-1])
         if self.recipe.model.attention:
             options["attn_implementation"] = self.recipe.model.attention
-        steps = steps_of(spec, order)
-        if spec.horizon and spec.horizon < steps:
-            raise ColbertZeroError(
-                f"phases.{chain[-1]}.horizon: {spec.horizon} steps, but the phase has {steps}; a schedule is at least "
-                "as long"
-            )
         training = Training(
             name=chain[-1],
             id=self.phase_id(chain),
@@ -446,10 +380,10 @@ class Study:
             alignment=self.alignment(spec),
             seed=seed,
             order=order,
-            steps=steps,
-            dim=self.dim,
-            head=self._head(spec, first=len(chain) == 1),
-            scored=self._scored(),
+            steps=steps_of(spec, order, chain[-1]),
+            dim=self.resolved.dim,
+            head=self.resolved.head(spec, first=len(chain) == 1),
+            scored=self.resolved.scored,
             options=options,
         )
         validate = partial(validation.validate, collections=self.prepare_validation()) if spec.evaluate_every else None
@@ -461,20 +395,6 @@ class Study:
         ):
             takers = (lambda entry: advance(entry["step"], entry), report)
             return train_phase(training, parts, folder, takers, validate, self.show.say, layers)
-
-    def _head(self, spec: Phase, first: bool) -> Head:
-        """The head of a phase that has none from its start; only a pipeline's first replaces its base's."""
-        asked = self.recipe.model.head
-        layers = tuple(asked) if isinstance(asked, list) else ()
-        # Layers are of multi-vector heads: a dense phase keeps its pooling.
-        new = asked == "new" or (bool(layers) and spec.representation == "multi-vector")
-        return Head(new and first, layers, self.recipe.model.start)
-
-    def _scored(self) -> ScoredTokens:
-        """What multi-vector phases are asked to leave out of documents and to fill queries up with."""
-        words = self.recipe.model.skip_list
-        words = list(string.punctuation) if words == "punctuation" else words
-        return ScoredTokens(None if words is None else tuple(words), self.recipe.model.query_expansion)
 
     def _layers_add(self, chain: tuple[str, ...], model: Encoder) -> dict[str, Any] | None:
         """What its encoder's layers add to a model, on a sample of the study's collections; told."""

@@ -10,6 +10,7 @@ Dense embeddings are texts of one token, so the same code trains dense and multi
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -101,6 +102,18 @@ class Objective(nn.Module, ABC):
     def _normalised(self, scores: Tensor, queries: Packed) -> Tensor:
         return scores / queries.lengths.clamp_min(1).to(scores)[:, None] if self.length_normalised else scores
 
+    def _of_all_scores(self, queries: TokenisedTexts, of_scores: Callable[[Tensor], Tensor]) -> LossOf:
+        """The loss of the scores of these queries with all processes' documents, (queries, documents)."""
+        weight = _weight(len(queries))
+
+        def loss(query_embeddings: Packed, document_embeddings: Packed) -> Tensor:
+            scores = packed_scores(query_embeddings, gather_documents(document_embeddings))
+            if not len(queries):
+                return scores.sum()
+            return weight * of_scores(self._normalised(scores, query_embeddings))
+
+        return loss
+
 
 class Contrastive(Objective):
     """InfoNCE over MaxSim with in-batch and hard negatives (van den Oord et al. 2018, arXiv 1807.03748).
@@ -126,18 +139,13 @@ class Contrastive(Objective):
     def of(self, queries: TokenisedTexts, documents: TokenisedTexts, teacher_scores: Tensor | None = None) -> LossOf:
         """Document i of the first column answers query i; all other documents, of all processes, are its negatives."""
         positives, excluded = _answers(queries, documents, self.mask_duplicates)
-        weight = _weight(len(queries))
 
-        def loss(query_embeddings: Packed, document_embeddings: Packed) -> Tensor:
-            scores = packed_scores(query_embeddings, gather_documents(document_embeddings))
-            if not len(queries):
-                return scores.sum()
-            scores = self._normalised(scores, query_embeddings)
+        def of_scores(scores: Tensor) -> Tensor:
             if not self.entropies:
                 self.entropies["temperature"] = normalised_entropy(logits(scores, self.temperature, excluded))
-            return weight * contrastive_loss(scores, self.temperature, positives, excluded)
+            return contrastive_loss(scores, self.temperature, positives, excluded)
 
-        return loss
+        return self._of_all_scores(queries, of_scores)
 
 
 class Distillation(Objective):
@@ -214,24 +222,18 @@ class ContrastiveDistillation(Distillation):
         """A query's first candidate is its answer, all other candidates of all processes' queries its negatives."""
         teacher_scores = _needed(teacher_scores)
         positives, excluded = _answers(queries, documents, self.mask_duplicates)
-        weight = _weight(len(queries))
+        own = _query_by_query(len(documents), teacher_scores.shape[1])
 
-        def loss(query_embeddings: Packed, document_embeddings: Packed) -> Tensor:
-            scores = packed_scores(query_embeddings, gather_documents(document_embeddings))
-            if not len(queries):
-                return scores.sum()
-            scores = self._normalised(scores, query_embeddings)
-            candidates = positives[0] + _query_by_query(len(documents), teacher_scores.shape[1]).to(scores.device)
+        def of_scores(scores: Tensor) -> Tensor:
+            candidates = positives[0] + own.to(scores.device)
             taught = self._taught(scores.gather(1, candidates), teacher_scores)
             temperature = self.contrastive_temperature or self.temperature
             key = "contrastive_temperature" if self.contrastive_temperature else "temperature (the contrastive side)"
             if key not in self.entropies:
                 self.entropies[key] = normalised_entropy(logits(scores, temperature, excluded))
-            return weight * (
-                taught + self.contrastive_weight * contrastive_loss(scores, temperature, positives, excluded)
-            )
+            return taught + self.contrastive_weight * contrastive_loss(scores, temperature, positives, excluded)
 
-        return loss
+        return self._of_all_scores(queries, of_scores)
 
 
 def _needed(teacher_scores: Tensor | None) -> Tensor:

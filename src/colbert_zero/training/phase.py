@@ -220,9 +220,19 @@ def order_of(spec: Phase, rows: dict[str, int], blocks: dict[str, int], seed: in
     return order
 
 
-def steps_of(spec: Phase, order: Order) -> int:
-    """Optimiser steps of a phase."""
-    return spec.steps or max(1, round((spec.epochs or 1) * order.batches_per_epoch))
+def steps_of(spec: Phase, order: Order, name: str) -> int:
+    """Optimiser steps of a phase.
+
+    Raises:
+        ColbertZeroError: They are more than its schedule has.
+    """
+    steps = spec.steps or max(1, round((spec.epochs or 1) * order.batches_per_epoch))
+    if spec.horizon and spec.horizon < steps:
+        raise ColbertZeroError(
+            f"phases.{name}.horizon: {spec.horizon} steps, but the phase has {steps}; a schedule is at least as long "
+            "as its phase"
+        )
+    return steps
 
 
 def precision_of(spec: Phase, device: torch.device) -> Precision:
