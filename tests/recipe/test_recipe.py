@@ -194,8 +194,12 @@ BROKEN: list[tuple[str, Any, str]] = [
     ("model.base", "bert", "model: give exactly one of `base` (a Hub id or folder) and `architecture`"),
     ("model.skip_list", "commas", 'model.skip_list: should be one of punctuation, found "commas"'),
     ("model.skip_list", [1], "model.skip_list[0]: should be text, found 1"),
-    ("model.query_expansion", True, "model.query_expansion: should be"),
-    ("model.query_expansion", "attended", 'should be one of attend, ignore, found "attended", did you mean attend?'),
+    ("model.query_expansion", True, "model.query_expansion: should be one of attend, ignore, false, found true"),
+    (
+        "model.query_expansion",
+        "attended",
+        'should be one of attend, ignore, false, found "attended", did you mean attend?',
+    ),
     (
         "model",
         {"base": "b", "query_expansion": "ignore", "attention": "flash_attention_2"},

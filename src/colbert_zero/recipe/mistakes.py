@@ -58,7 +58,7 @@ def explain(error: Any, keys: Callable[[list[Any], str | None], Iterable[str]]) 
     branch = path.pop(2) if path[0] in ("sources", "collections") and len(path) > 2 else None
     if path[0] == "phases" and path[2:3] in (["temperature"], ["negatives"]) and len(path) > 3:
         del path[3]
-    if path[0] == "model" and path[1:2] in (["head"], ["skip_list"], ["query_expansion"]) and len(path) > 2:
+    if path[0] == "model" and path[1:2] in (["head"], ["skip_list"]) and len(path) > 2:
         del path[2]
     where = _dotted(path)
     if kind in ("missing", "union_tag_not_found"):
@@ -75,7 +75,7 @@ def explain(error: Any, keys: Callable[[list[Any], str | None], Iterable[str]]) 
         return f"{where}: {show(value)} cannot be a name; {_NAME_MEND}"
     mend = "; put it in quotes" if kind == "string_type" and isinstance(value, int | float | list) else ""
     if kind == "literal_error":
-        context = {"expected": context["expected"].replace("'", "").replace(" or ", ", ")}
+        context = {"expected": context["expected"].replace("'", "").replace(" or ", ", ").replace("False", "false")}
         alike = difflib.get_close_matches(str(value), context["expected"].split(", "), 1)
         mend = f", did you mean {alike[0]}?" if alike else ""
     should = _SHOULD[kind].format(**context) if kind in _SHOULD else error["msg"]
@@ -215,7 +215,7 @@ def _wrong_schedule(phase: dict[str, Any]) -> list[str]:
         wrong.append("decay: only `schedule: wsd` has a share of the steps to fall in; leave it out")
     warmup, steps, horizon = (phase.get(key) for key in ("warmup", "steps", "horizon"))
     share, decay = warmup if isinstance(warmup, float) and warmup < 1 else 0, phase.get("decay", 0.2)
-    if phase.get("schedule") == "wsd" and isinstance(decay, int | float) and decay + share > 1:
+    if phase.get("schedule") == "wsd" and isinstance(decay, int | float) and decay <= 1 < decay + share:
         wrong.append(f"decay: {decay:g} of the steps, but {share:g} are the warm-up; together they are at most 1")
     if isinstance(steps, int) and isinstance(horizon, int | None) and isinstance(warmup, int | float):
         longest = max(steps, horizon or 0)

@@ -31,10 +31,6 @@ def _skip_list_form(value: Any) -> str:
     return "words" if isinstance(value, list) else "name"
 
 
-def _expansion_form(value: Any) -> str:
-    return "switch" if value is False else "name"
-
-
 class PerTask(Entry):
     """One string for queries, one for documents."""
 
@@ -91,11 +87,7 @@ class Model(Entry):
     """Words whose tokens are left out of documents by multi-vector phases, in training and afterwards: `punctuation`,
     the 32 ASCII marks (as in the paper), or a list, each word a token of the tokenizer's (in byte-level ones a word
     after a blank is another). Unset, a multi-vector base's own, else none."""
-    query_expansion: Annotated[
-        Annotated[Literal["attend", "ignore"] | None, Tag("name")] | Annotated[Literal[False], Tag("switch")],
-        Discriminator(_expansion_form),
-        Neutral(None),
-    ] = None
+    query_expansion: Annotated[Literal["attend", "ignore", False] | None, Neutral(None)] = None
     """Whether multi-vector phases fill queries up with mask tokens that are scored too, as in ColBERT, and whether
     the query attends to these; `false` is neither. Unset, a multi-vector base's own, else `false`. Encoding without
     padding (`flash_attention_2`) has no states of tokens that are ignored."""
