@@ -7,7 +7,7 @@ from rich.console import Console
 
 from colbert_zero import terminal
 from colbert_zero.recipe.schema import Phase
-from colbert_zero.study.plan import Planned
+from colbert_zero.study.steps import Outline
 
 SYSTEMS = {
     "bm25": ("baseline", None, "lexical"),
@@ -125,7 +125,7 @@ def test_every_phase_of_a_plan_is_printed_whole_within_the_width(monkeypatch, ca
     )
     chains = [("dense-unsupervised", "dense-supervised", "distillation"), ("unsupervised", "supervised")]
     monkeypatch.setattr(terminal, "console", Console(width=width, highlight=False))
-    terminal.console.print(terminal.plan_table([Planned(c, spec, 40, 3200, 1_000_000, True) for c in chains], width))
+    terminal.console.print(terminal.plan_table([Outline(c, spec, 40, 3200, 1_000_000, True) for c in chains], width))
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= width
     assert "dense-unsupervised → dense-supervised → distillation" in " ".join(lines) or width == 60

@@ -26,8 +26,8 @@ from colbert_zero.files import read_json
 from colbert_zero.models.encoders import tokeniser
 from colbert_zero.recipe.reading import check_recipe
 from colbert_zero.recipe.schema import Negatives, Recipe
-from colbert_zero.study.plan import plan
 from colbert_zero.study.show import Quiet
+from colbert_zero.study.steps import outline
 from colbert_zero.study.study import Study
 from colbert_zero.training.batches import Batches, Prefetched, check_columns
 from colbert_zero.training.phase import order_of_parts
@@ -658,7 +658,7 @@ def test_a_phase_trains_on_a_streamed_source_and_repeats_also_after_crashes(tmp_
     for out in ("one", "two"):
         trained = study(tmp_path, out)
         trained.prepare([("p",)])
-        (row,) = plan(trained, [("p",)])
+        (row,) = outline(trained, [("p",)])
         assert (row.spec.sources, row.steps, row.texts) == (["s"], 34, 544)
         for crash in (12, 23) if out == "two" else ():
             trained.show = CrashingAt(crash)

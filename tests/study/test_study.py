@@ -26,8 +26,8 @@ from colbert_zero.recipe.reading import check_recipe, load_recipe
 from colbert_zero.report import write_report
 from colbert_zero.study.comparison import families, run_study
 from colbert_zero.study.graph import chain_to, graph
-from colbert_zero.study.plan import plan
 from colbert_zero.study.show import Quiet
+from colbert_zero.study.steps import outline
 from colbert_zero.study.study import Study
 from helpers import DOCUMENTS, QRELS, QUERIES, data, study, write_rows
 
@@ -411,7 +411,7 @@ def test_a_plan_has_the_steps_that_are_trained(tmp_path):
     one = study(tmp_path, recipe)
     one.prepare([("supervised",)])
     try:
-        (planned,) = plan(one, [("supervised",)])
+        (planned,) = outline(one, [("supervised",)])
     except ColbertZeroError as error:
         pytest.fail(str(error))
     assert planned.steps == one.train(("supervised",))["steps"]

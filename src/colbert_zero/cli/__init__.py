@@ -10,7 +10,7 @@ from types import ModuleType
 import typer
 
 from colbert_zero import launcher
-from colbert_zero.cli import data, doctor, model, recipes, study
+from colbert_zero.cli import data, doctor, model, plan, recipes, study
 from colbert_zero.errors import STOPPED, ColbertZeroError, ProcessLost, Stopped
 from colbert_zero.terminal import console, stderr
 
@@ -25,6 +25,7 @@ app = typer.Typer(
 app.add_typer(recipes.recipes_app, name="recipes")
 for command in (
     study.run,
+    plan.plan,
     study.train,
     study.sweep,
     model.evaluate,

@@ -43,13 +43,13 @@ def run(
     from colbert_zero.report import write_report
     from colbert_zero.study.comparison import run_study
     from colbert_zero.study.graph import chains_of, graph
-    from colbert_zero.study.plan import plan
+    from colbert_zero.study.steps import outline
 
     chosen = [name.strip() for name in only.split(",") if name.strip()] if only else None
     nodes = graph(checked, chains_of(checked, chosen))
     with held_study(checked, out, refresh_base) as study:
         study.prepare(nodes)
-        print_plan(study, plan(study, nodes))
+        print_plan(study, outline(study, nodes))
         if dry_run:
             return
         results = run_study(study, chosen, command_line())
@@ -76,13 +76,13 @@ def train(
     """
     checked = load_recipe(recipe, overrides or [])
     from colbert_zero.study.graph import chain_to, graph
-    from colbert_zero.study.plan import plan
+    from colbert_zero.study.steps import outline
 
     chain = chain_to(checked, phase)
     nodes = graph(checked, {phase: chain})
     with held_study(checked, out, refresh_base) as study:
         study.prepare(nodes)
-        print_plan(study, plan(study, nodes))
+        print_plan(study, outline(study, nodes))
         study.train(chain)
         console.print(f"Checkpoint: {study.phase_folder(chain) / 'model'}", markup=False, soft_wrap=True)
 

@@ -12,6 +12,7 @@ from colbert_zero.files import atomic_file
 from colbert_zero.report.answer import findings, headline
 from colbert_zero.report.cost import COMPUTE, TIME
 from colbert_zero.report.drawing import Plot
+from colbert_zero.report.planned import planned_tables
 from colbert_zero.report.plots import cost_plot, loss_plot, quality_plot
 from colbert_zero.report.records import MEASURE, Records
 from colbert_zero.report.tables import (
@@ -58,7 +59,7 @@ def _sections(records: Records) -> list[Section]:
         first,
         Section("Scores by phase and collection", tables=[scores_table(records, m) for m in (MEASURE, *others)]),
         Section("Comparisons", tables=[comparisons_table(records)] if records.comparisons else []),
-        Section("Cost", plots=[plot for plot in (cost, against_time) if plot]),
+        Section("Cost", plots=[plot for plot in (cost, against_time) if plot], tables=planned_tables(records)),
         Section("Training", plots=[losses] if losses else [], tables=phase_tables(records) if records.phases else []),
         Section("Teachers", tables=[teachers_table(records)] if records.teachers else []),
         Section("Data", tables=data),

@@ -67,6 +67,7 @@ class Records:
         self.teachers = _read(folder / "teachers.json", (), optional=True)
         self.data = _read(folder / "data.json", (), optional=True)
         self.environment = _read(folder / "environment.json", (), optional=True)
+        self.planned: Record = _read(folder / "plan.json", ("phases",), optional=True).get("phases", {})
         self.currency = COMPUTE if all(map(is_counted, self.systems.values())) else TIME
         """What costs are counted in: with one system of an older study, whose operations nobody counted, it is time."""
         means = {name: self.mean(system["scores"]) for name, system in self.systems.items()}

@@ -166,7 +166,7 @@ def run_sweep(sweep: Sweep, study: "Study", command: str) -> dict[str, Any]:
 def _prepare(sweep: Sweep, chains: list[tuple[str, ...]], base: "Study") -> list["Study"]:
     """Each point's study with its data; points with the same data share them, and each phase's data must suffice."""
     from colbert_zero.study.graph import graph
-    from colbert_zero.study.plan import plan
+    from colbert_zero.study.steps import outline
 
     graphs = [graph(recipe, {sweep.phase: chain}) for (_, recipe), chain in zip(sweep.points, chains, strict=True)]
     studies = [replace(base, recipe=recipe, sources={}, collections={}, validation=[]) for _, recipe in sweep.points]
@@ -196,7 +196,7 @@ def _prepare(sweep: Sweep, chains: list[tuple[str, ...]], base: "Study") -> list
             shared[data] = study
         try:
             study.check_data(nodes)
-            plan(study, nodes)
+            outline(study, nodes)
         except ColbertZeroError as error:
             mistakes[str(error)] = None
     _refuse(mistakes)

@@ -51,14 +51,23 @@ class Batches:
         tokenise: Texts of a task as the model wants them.
         steps: Length.
         negatives: Which hard negatives a query gets.
+        own: Queries of a batch that this process takes; by default all processes take as many.
     """
 
-    def __init__(self, parts: Mapping[str, Part], order: Order, tokenise: Tokenise, steps: int, negatives: Negatives):
+    def __init__(
+        self,
+        parts: Mapping[str, Part],
+        order: Order,
+        tokenise: Tokenise,
+        steps: int,
+        negatives: Negatives,
+        own: int | None = None,
+    ):
         self.parts, self.order, self.steps, self.negatives = parts, order, steps, negatives
         pairs = {name: part for name, part in parts.items() if not part.scored}
         self.least = {name: min(part.lengths(), default=0) for name, part in pairs.items()}
         self.tokenise = tokenise
-        self.share = share(order.global_batch_size, "global_batch_size")
+        self.share = own or share(order.global_batch_size, "global_batch_size")
         self.streams = {name: part for name, part in parts.items() if isinstance(part, StreamedPart)}
 
     def __len__(self) -> int:

@@ -78,6 +78,18 @@ class Work(NamedTuple):
     """Encoded a second time, padding included."""
 
 
+def chunks_for(sides: Sequence[TokenisedTexts], mini_batch_tokens: int, device: torch.device) -> list[list[list[int]]]:
+    """Which texts of each side are encoded together: at most so many tokens, and no more than is fastest there."""
+    return [side.chunks(min(mini_batch_tokens, chunk_tokens(device))) for side in sides]
+
+
+def work_of(sides: Sequence[TokenisedTexts], chunks: Sequence[list[list[int]]], mini_batch_tokens: int) -> Work:
+    """What a batch in these chunks takes: it is encoded once if the activations of all of it may be kept."""
+    tokens = sum(int(side.used.sum()) for side in sides)
+    padded = sum(side.padded(side_chunks) for side, side_chunks in zip(sides, chunks, strict=True))
+    return Work(sum(map(len, sides)), tokens, padded - tokens, 0 if padded <= mini_batch_tokens else padded)
+
+
 def grad_cache(
     model: Encoder,
     sides: Sequence[TokenisedTexts],
@@ -101,9 +113,9 @@ def grad_cache(
     Returns:
         The loss, a scalar without gradient, and what was computed.
     """
-    chunks = [side.chunks(min(mini_batch_tokens, chunk_tokens(model.device))) for side in sides]
-    padded = sum(side.padded(side_chunks) for side, side_chunks in zip(sides, chunks, strict=True))
-    fits = padded <= mini_batch_tokens
+    chunks = chunks_for(sides, mini_batch_tokens, model.device)
+    work = work_of(sides, chunks, mini_batch_tokens)
+    fits = not work.repeated
     with torch.set_grad_enabled(fits), precision():
         encoded = [_encode(model, *both) for both in zip(sides, chunks, strict=True)]
     embeddings = [texts for texts, _ in encoded]
@@ -121,8 +133,7 @@ def grad_cache(
                         values = forward(model, side.features(chunk), side.task).values
                     rows = token_rows(texts.lengths, torch.tensor(chunk))
                     values.backward(gradient[rows.to(gradient.device)])
-    tokens = sum(int(side.used.sum()) for side in sides)
-    return loss.detach(), Work(sum(map(len, sides)), tokens, padded - tokens, 0 if fits else padded)
+    return loss.detach(), work
 
 
 def _encode(model: Encoder, texts: TokenisedTexts, chunks: list[list[int]]) -> tuple[Packed, list[RandContext]]:

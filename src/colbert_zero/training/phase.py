@@ -188,11 +188,15 @@ def train_phase(
         if spec.select == "best" and best and best["step"] < steps:
             _load_best(checkpoint_path(work, best["step"]), training, trained)
         layers = _measured(layers_add, model, training, log) if layers_add else None
-        record = phase_record(training, model, batches, log, machine, sampled, layers)
-        if is_main():
-            with atomic_folder(folder) as temporary:
+        written = 0
+        with atomic_folder(folder) if is_main() else nullcontext() as temporary:
+            if temporary:
                 save_model(model, temporary / "model", training.alignment)
+                written = sum(file.stat().st_size for file in (temporary / "model").rglob("*") if file.is_file())
+            record = phase_record(training, model, batches, log, machine, sampled, layers, from_main(written))
+            if temporary:
                 write_json(temporary / "phase.json", record)
+        if is_main():
             shutil.rmtree(work, ignore_errors=True)
         wait()
     return record

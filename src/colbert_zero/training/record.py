@@ -168,6 +168,8 @@ class PhaseRecord(_Record):
     process began."""
     parameters: int
     """All of the model's, token embeddings too."""
+    model_bytes: int | None
+    """Of its checkpoint's files; null in older records."""
     losses: list[dict[str, Any]]
     """Of every step: step, loss, source, learning_rate, temperature, elapsed_seconds. Where a phase has more than
     10,000 steps, of every n-th, with the mean loss since the entry before."""
@@ -198,6 +200,7 @@ def phase_record(
     machine: dict[str, Any],
     sampled: dict[str, dict[str, int]],
     layers: dict[str, Any] | None,
+    model_bytes: int,
 ) -> dict[str, Any]:
     """phase.json's content, after a training's last step."""
     spec, alignment, spent = training.spec, training.alignment, log.spent
@@ -253,6 +256,7 @@ def phase_record(
         second_pass_flops=second,
         peak_memory_bytes=_peak_memory(model.device),
         parameters=parameters,
+        model_bytes=model_bytes,
         losses=[{key: entry.get(key) for key in _CURVE} for entry in steps],
         final_loss=steps[-1]["loss"],
         validation=[

@@ -1,0 +1,105 @@
+"""A plan as it is asked for: of what is prepared, of a sample, or of what is published."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from colbert_zero.errors import ColbertZeroError
+from colbert_zero.files import read_json
+from colbert_zero.planning.data import Data, Prepared, Sampled
+from colbert_zero.planning.model import ModelOf, models_at_hand, published_models
+from colbert_zero.planning.plan import Machine, PlannedPhase, calibrate, done_phases, keep_plan, plan_phases
+from colbert_zero.planning.published import published
+from colbert_zero.planning.words import hours_of
+from colbert_zero.report.records import MEASURE
+from colbert_zero.study.disk import disk_for
+from colbert_zero.study.graph import root_of
+from colbert_zero.study.study import Study
+
+
+class Asked:
+    """What a user wants to know of a study.
+
+    Args:
+        study: Nothing of it is trained; what it mines of prepared sources is kept.
+        chains: Of phases, each once.
+        machine: Planned for.
+        folder: For samples.
+
+    Raises:
+        ColbertZeroError: The base or a source can neither be read nor is anything published of it; or the recipe does
+            not go with its base.
+    """
+
+    def __init__(self, study: Study, chains: list[tuple[str, ...]], machine: Machine, folder: Path):
+        self.study, self.chains, self.machine = study, chains, machine
+        recipe = study.recipe
+        self.unread: str | None = None
+        try:
+            study.find_base()
+            study.check(chains)
+        except ColbertZeroError:
+            if recipe.model.base not in published()["bases"]:
+                raise
+            self.unread = f"base {recipe.model.base}: cannot be read here, so its published configuration counts"
+        names = {source for chain in chains for phase in chain for source in recipe.phases[phase].sources}
+        roots = sorted({root_of(recipe, name) for name in names})
+        made = self.unread is None and all(study.is_made(root) for root in roots)
+        self.data: Data = Prepared(study) if made else Sampled(study, folder)
+        for root in roots:
+            self.data.parts(root)
+        self.models: ModelOf = self._models()
+        self.disk = disk_for(recipe, study.folder, chains, names | set(roots), None if self.unread else study.commit())
+
+    @property
+    def told(self) -> list[str]:
+        """What was assumed."""
+        return [*([self.unread] if self.unread else []), *dict.fromkeys(self.data.told)]
+
+    def _models(self) -> ModelOf:
+        if self.unread is not None:
+            return published_models(self.study.recipe)
+        scratch = self.study.recipe.model.base is None
+        # A tokenizer is trained on the sample, where there is no more.
+        return models_at_hand(self.data.study if scratch and isinstance(self.data, Sampled) else self.study)
+
+    def phases(self, seconds: float | None) -> list[PlannedPhase]:
+        """All of them; with so many seconds of steps on this machine, if asked for.
+
+        Raises:
+            ColbertZeroError: There is nothing to measure with.
+        """
+        done = [] if self.unread else done_phases(self.study, self.chains)
+        recipe = self.study.recipe
+        phases = plan_phases(recipe, self.chains, self.data, self.models, self.machine, done)
+        if seconds is None:
+            return phases
+        if self.unread or any(phase.counted == "longest" for phase in phases):
+            raise ColbertZeroError(
+                "--calibrate: the base or a source cannot be read here, so there is nothing to measure"
+            )
+        return calibrate(recipe, phases, self.data, self.models, self.machine.on.count, seconds, self.study.show.say)
+
+    def keep(self, phases: list[PlannedPhase]) -> Path | None:
+        """Keep the plan for the report of a run, where ids are known; returns the file."""
+        if self.unread or all(phase.done for phase in phases):
+            return None
+        return keep_plan(self.study, phases, self.machine)
+
+    def device_hours(
+        self, pipelines: Mapping[str, tuple[str, ...]], phases: list[PlannedPhase]
+    ) -> dict[str, tuple[float, float]]:
+        """Of each pipeline and of each phase whose name one chain has, where they are known; least and most."""
+        count, by_chain = self.machine.on.count, {phase.chain: phase for phase in phases}
+        groups = {phase.chain[-1]: [phase] for phase in phases}
+        groups |= {name: [by_chain[chain[: n + 1]] for n in range(len(chain))] for name, chain in pipelines.items()}
+        known = {name: hours_of(members) for name, members in groups.items()}
+        return {name: (count * hours[0], count * hours[1]) for name, hours in known.items() if hours}
+
+    def own_scores(self) -> dict[str, float]:
+        """Mean nDCG@10 of the pipelines of a finished run in the study's folder."""
+        file = self.study.folder / "results.json"
+        if not file.is_file():
+            return {}
+        systems = read_json(file)["systems"]
+        scores = {name: [s[MEASURE] for s in system["scores"].values()] for name, system in systems.items()}
+        return {name: sum(scores[name]) / len(scores[name]) for name, s in systems.items() if s["kind"] == "pipeline"}

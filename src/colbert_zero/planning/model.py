@@ -1,0 +1,130 @@
+"""The model that a phase will train, as far as a plan needs it: its size, its width, its tokenizer."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModel
+
+from colbert_zero.errors import ColbertZeroError
+from colbert_zero.models.alignment import FROM_SCRATCH, Alignment, Representation
+from colbert_zero.models.checkpoints import Encoder
+from colbert_zero.models.encoders import Tokenise, assemble, tokeniser
+from colbert_zero.models.heads import Head
+from colbert_zero.planning.published import published
+from colbert_zero.recipe.schema import Recipe
+from colbert_zero.study.resolved import Resolved
+from colbert_zero.study.study import Study
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a model.
+
+    Attributes:
+        parameters: All of them.
+        computing: Without token embeddings.
+        width: Of the encoder's states.
+        layers: Of the encoder.
+        dim: Of an embedding.
+        model_bytes: Of a checkpoint: weights in float32 and, where the model is at hand, its tokenizer.
+    """
+
+    parameters: int
+    computing: int
+    width: int
+    layers: int
+    dim: int
+    model_bytes: int
+
+
+@dataclass(frozen=True)
+class PlannedModel:
+    """A model as a plan knows it.
+
+    Attributes:
+        size: Its.
+        tokenise: Of its texts; None where it is not at hand.
+        alignment: Its longest texts.
+        assemble: Puts it together; None where it is not at hand.
+    """
+
+    size: Size
+    tokenise: Tokenise | None
+    alignment: Alignment
+    assemble: Callable[[], Encoder] | None = None
+
+
+ModelOf = Callable[[str], PlannedModel]
+"""The model of a phase, by its name."""
+
+
+def models_at_hand(study: Study) -> ModelOf:
+    """Of a study whose base can be read, or whose sources can train its tokenizer: each model is put together once."""
+    start, options = study.start()
+
+    @cache
+    def of(alignment: Alignment, representation: Representation, head: Head) -> PlannedModel:
+        def make() -> Encoder:
+            dim, scored, seed = study.resolved.dim, study.resolved.scored, study.recipe.seed
+            return assemble(start, representation, alignment, dim, seed, "plan", True, head, None, scored, **options)
+
+        model = make()
+        return PlannedModel(_size(model), tokeniser(model), alignment, make)
+
+    def of_phase(name: str) -> PlannedModel:
+        spec = study.recipe.phases[name]
+        head = study.resolved.head(spec, first=True)  # a later phase has it from the one before
+        return of(study.alignment(spec), spec.representation, head)
+
+    return of_phase
+
+
+def published_models(recipe: Recipe) -> ModelOf:
+    """Of a recipe whose base cannot be read, from its published configuration.
+
+    Raises:
+        ColbertZeroError: None is published.
+    """
+    resolved = Resolved(recipe, FROM_SCRATCH)
+    configuration = recipe.model.architecture or published()["bases"].get(recipe.model.base)
+    if configuration is None:
+        raise ColbertZeroError(
+            f"model.base: {recipe.model.base} cannot be read here, and its size is not known (known: "
+            f"{', '.join(published()['bases'])}); plan where the Hub can be reached, or with a local folder"
+        )
+    size = _published_size(tuple(configuration.items()), resolved.dim)
+    return lambda name: PlannedModel(size, None, resolved.alignment(recipe.phases[name]))
+
+
+@cache
+def _published_size(configuration: tuple[tuple[str, Any], ...], dim: int) -> Size:
+    config = AutoConfig.for_model(**dict(configuration))
+    with torch.device("meta"):
+        model: torch.nn.Module = AutoModel.from_config(config)
+    head = dim * config.hidden_size
+    parameters = sum(weight.numel() for weight in model.parameters()) + head
+    embeddings: Any = model
+    computing = parameters - embeddings.get_input_embeddings().weight.numel()
+    return Size(parameters, computing, config.hidden_size, config.num_hidden_layers, dim, 4 * parameters)
+
+
+def _size(model: Any) -> Size:
+    encoder: Any = model[0].get_submodule("model")
+    parameters = sum(weight.numel() for weight in model.parameters())
+    config: Any = encoder.config
+    with tempfile.TemporaryDirectory() as folder:
+        model[0].tokenizer.save_pretrained(folder)
+        written = sum(file.stat().st_size for file in Path(folder).rglob("*"))
+    return Size(
+        parameters,
+        parameters - encoder.get_input_embeddings().weight.numel(),
+        model[0].get_embedding_dimension(),
+        getattr(config, "num_hidden_layers", 0) or getattr(config, "num_layers", 1),
+        model.get_embedding_dimension() or 1,
+        4 * parameters + written,
+    )

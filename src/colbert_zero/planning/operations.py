@@ -1,0 +1,107 @@
+"""Floating-point operations, bytes of memory, and hours, from what a phase encodes and scores."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from colbert_zero.planning.model import Size
+from colbert_zero.planning.work import Counts, Devices
+from colbert_zero.recipe.schema import Phase
+
+ENCODING, SCORING = (0.2, 0.4), (0.12, 0.33)
+"""Shares of a GPU's peak, least and most. Scoring: what late-interaction-kernels reach in training shapes. Encoding:
+.4 is the usual aim, nobody published more than .6, and the paper's own training had .05; --calibrate measures."""
+
+ACTIVATIONS = {"bfloat16": 34, "float32": 66}
+"""Bytes kept for the backward pass, of a token, a layer and a unit of the encoder's width, where attention keeps no
+scores (Korthikanti et al. 2022, arXiv 2205.05198, eq. 2 without its last term; float32 twice but for the masks)."""
+
+STATE = 16
+"""Bytes of a parameter in training: weight, gradient, AdamW's two moments, in float32."""
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Floating-point operations of a phase, all devices together.
+
+    Attributes:
+        encoder: 6 for each parameter (token embeddings left out) and real token.
+        padding: Likewise for padding.
+        second_pass: 2 for each parameter and token that GradCache encodes again.
+        attention: Products of queries with keys and of weights with values, in all passes; at most, since it counts
+            each layer as attending to all.
+        maxsim: All products of the forward pass, and the backward through the best ones.
+    """
+
+    encoder: float
+    padding: float
+    second_pass: float
+    attention: float
+    maxsim: float
+
+    @property
+    def recorded(self) -> float:
+        """What a phase's record calls `flops`."""
+        return self.encoder + self.padding + self.second_pass
+
+
+def operations_of(counts: Counts, size: Size) -> Operations:
+    """Operations of what is counted."""
+    passes = 4 if counts.repeated else 3  # forward, backward twice that, and GradCache's second forward
+    return Operations(
+        encoder=6.0 * size.computing * counts.tokens,
+        padding=6.0 * size.computing * counts.padding,
+        second_pass=2.0 * size.computing * counts.repeated,
+        attention=4.0 * passes * size.layers * size.width * counts.squares,
+        maxsim=2.0 * size.dim * counts.products + 4.0 * size.dim * counts.best,
+    )
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a device, about.
+
+    Attributes:
+        states: Weights, gradients, moments.
+        embeddings: Of a batch, with their gradient; documents of all devices.
+        chunk: Activations of what is encoded at once.
+        largest_chunk: Tokens that would fit beside the rest; None where the device's memory is not known.
+    """
+
+    states: int
+    embeddings: int
+    chunk: int
+    largest_chunk: int | None
+
+    @property
+    def total(self) -> int:
+        """Of all."""
+        return self.states + self.embeddings + self.chunk
+
+
+def memory_of(spec: Phase, counts: Counts, steps: int, size: Size, on: Devices, has: float | None) -> Memory:
+    """Memory of one device.
+
+    Args:
+        spec: The phase.
+        counts: Of all its steps.
+        steps: Their number.
+        size: Of its model.
+        on: How many devices there are.
+        has: Bytes of one, if known.
+    """
+    of_token = ACTIVATIONS[spec.precision] * size.layers * size.width
+    encoded = (counts.tokens + counts.padding) / steps / on.count
+    kept = min(spec.mini_batch_tokens, encoded)
+    vectors = counts.texts if spec.representation == "dense" else counts.tokens
+    embeddings = round(2 * 4 * size.dim * vectors / steps)  # as good as all of them are documents'
+    states = STATE * size.parameters
+    room = None if has is None else max(0, int((0.9 * has - states - embeddings) // of_token))
+    return Memory(states, embeddings, round(kept * of_token), room)
+
+
+def hours_on(device: dict[str, Any], spec: Phase, operations: Operations, count: int) -> tuple[float, float]:
+    """Hours on so many devices of the table, least and most; what they exchange is left out."""
+    peak = device[spec.precision] * 1e12 * count * 3600
+    encoding, scoring = operations.recorded + operations.attention, operations.maxsim
+    slow, fast = ((encoding / share + scoring / other) / peak for share, other in zip(ENCODING, SCORING, strict=True))
+    return fast, slow

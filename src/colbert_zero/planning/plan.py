@@ -1,0 +1,270 @@
+"""The plan of a study: each phase's steps, texts, tokens, operations, memory, bytes and hours, known before it trains.
+
+It is kept in plan.json, so that a study's report can show what was planned beside what was done.
+"""
+
+import os
+import socket
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from sentence_transformers.util import get_device_name
+
+from colbert_zero.errors import ColbertZeroError
+from colbert_zero.files import read_json, write_json
+from colbert_zero.planning.calibration import Pace, measure
+from colbert_zero.planning.data import Data
+from colbert_zero.planning.model import ModelOf
+from colbert_zero.planning.operations import Memory, Operations, hours_on, memory_of, operations_of
+from colbert_zero.planning.published import device_named
+from colbert_zero.planning.work import Devices, look
+from colbert_zero.processes import world_size
+from colbert_zero.recipe.schema import Phase, Recipe
+from colbert_zero.study.steps import steps_for
+from colbert_zero.study.study import Study
+
+PLAN = "plan.json"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a study is planned for.
+
+    Attributes:
+        on: Devices.
+        device: Of the table (`published.device_named`); None is this machine.
+        memory: Bytes of one device, if known.
+    """
+
+    on: Devices
+    device: dict[str, Any] | None = None
+    memory: float | None = None
+
+    @property
+    def words(self) -> str:
+        """`8 x H100`, `this machine`."""
+        if self.device:
+            return f"{self.on.count} x {self.device['name']}"
+        return "this machine" + (f", {self.on.count} processes" if self.on.count > 1 else "")
+
+
+def this_machine(processes: int | None = None) -> Machine:
+    """What a run started here would train on."""
+    kind = "cuda" if get_device_name().startswith("cuda") else "cpu"
+    memory = (
+        torch.cuda.get_device_properties(0).total_memory if kind == "cuda" else _ram() / (processes or world_size())
+    )
+    return Machine(Devices(processes or world_size(), kind), None, memory)
+
+
+def machine_named(text: str) -> Machine:
+    """Devices as asked for: `8xH100`, `H100`, `2xhere`.
+
+    Raises:
+        ColbertZeroError: It is none of these.
+    """
+    count, _, name = text.rpartition("x") if text.partition("x")[0].isdecimal() else ("1", "", text)
+    if not count.isdecimal() or not int(count):
+        raise ColbertZeroError(f"--devices {text}: write how many and which, as 8xH100")
+    if name == "here":
+        return this_machine(int(count))
+    device = device_named(name)
+    return Machine(Devices(int(count), "cuda"), device, device["memory"] * 2**30)
+
+
+@dataclass(frozen=True)
+class PlannedPhase:
+    """A phase to be trained, or trained already.
+
+    Attributes:
+        chain: The phases before it, and itself.
+        spec: Its recipe entry.
+        steps: Optimiser steps.
+        texts: Texts read, each as often as it is.
+        tokens: Real tokens of these.
+        padding_tokens: Encoded beside them.
+        second_pass_tokens: Encoded again by GradCache, padding included.
+        operations: Floating-point operations; None of a phase whose record was not counted so.
+        memory: Of one device; None of a finished phase.
+        model_bytes: Of its checkpoint.
+        hours: Least and most, wall-clock; None where neither a device of the table nor a measurement says.
+        pace: What was measured of it here.
+        counted: Whether all of its batches were counted, `whole`, some of them, `sampled`, or none, `longest`: each
+            text counts as the longest allowed.
+        done: Whether it is finished.
+    """
+
+    chain: tuple[str, ...]
+    spec: Phase
+    steps: int
+    texts: int
+    tokens: int
+    padding_tokens: int = 0
+    second_pass_tokens: int = 0
+    operations: Operations | None = None
+    memory: Memory | None = None
+    model_bytes: int | None = None
+    hours: tuple[float, float] | None = None
+    pace: Pace | None = None
+    counted: str = "whole"
+    done: bool = False
+
+    @property
+    def flops(self) -> float:
+        """As its record will have them."""
+        return self.operations.recorded if self.operations else 0.0
+
+    def at(self, pace: Pace, processes: int) -> "PlannedPhase":
+        """The same at a pace that was measured here, by so many processes; what they exchange is left out."""
+        return replace(self, pace=pace, hours=(pace.least / 3600 / processes, pace.most / 3600 / processes))
+
+
+Say = Callable[[str], None]
+
+
+def plan_phases(
+    recipe: Recipe,
+    chains: Iterable[tuple[str, ...]],
+    data: Data,
+    models: ModelOf,
+    machine: Machine,
+    done: Iterable[PlannedPhase] = (),
+) -> list[PlannedPhase]:
+    """Every chain's last phase, from what is known of its data and its model.
+
+    Args:
+        recipe: The study's.
+        chains: Of phases.
+        data: What they read.
+        models: What they train.
+        machine: On what.
+        done: Those that are finished.
+    """
+    finished = {planned.chain: planned for planned in done}
+    # What a phase computes does not depend on what came before it.
+    known: dict[str, PlannedPhase] = {}
+    planned = []
+    for chain in chains:
+        if chain not in finished and chain[-1] not in known:
+            known[chain[-1]] = _planned(recipe, chain, data, models, machine)
+        planned.append(finished.get(chain) or replace(known[chain[-1]], chain=chain))
+    return planned
+
+
+def calibrate(
+    recipe: Recipe, phases: list[PlannedPhase], data: Data, models: ModelOf, processes: int, seconds: float, say: Say
+) -> list[PlannedPhase]:
+    """The same phases with the hours that steps of theirs, taken now, give on this machine.
+
+    Args:
+        recipe: The study's.
+        phases: PlannedPhase for this machine.
+        data: What they read.
+        models: What they train.
+        processes: Of this machine, that the phases are planned for.
+        seconds: To be spent, about.
+        say: Told what is measured.
+    """
+    paces: dict[str, Pace] = {}
+    names = list(dict.fromkeys(phase.chain[-1] for phase in phases if not phase.done))
+    for name in names:
+        spec, steps = recipe.phases[name], steps_for(recipe, name, data.parts)
+        parts = {part: seen for source in spec.sources for part, seen in data.look(source).items()}
+        model = models(name)
+        alone = look(spec, steps, parts, model.tokenise, model.alignment, Devices(1, this_machine().on.kind))
+        paces[name] = pace = measure(spec, steps, parts, model, alone.counts, seconds / len(names))
+        say(f"{name}: {pace.rounds} steps of {pace.queries:,} queries measured")
+    return [phase if phase.done else phase.at(paces[phase.chain[-1]], processes) for phase in phases]
+
+
+def _planned(recipe: Recipe, chain: tuple[str, ...], data: Data, models: ModelOf, machine: Machine) -> PlannedPhase:
+    name, spec, on = chain[-1], recipe.phases[chain[-1]], machine.on
+    if spec.global_batch_size % on.count:
+        raise ColbertZeroError(
+            f"phases.{name}.global_batch_size: {spec.global_batch_size} queries cannot be shared out evenly among "
+            f"{on.count} devices"
+        )
+    steps = steps_for(recipe, name, data.parts)
+    parts = {part: seen for source in spec.sources for part, seen in data.look(source).items()}
+    model = models(name)
+    looked = look(spec, steps, parts, model.tokenise, model.alignment, on)
+    counts, operations = looked.counts, operations_of(looked.counts, model.size)
+    unseen = model.tokenise is None or any(part.seen is None for part in parts.values())
+    return PlannedPhase(
+        chain,
+        spec,
+        steps.steps,
+        round(counts.texts),
+        round(counts.tokens),
+        round(counts.padding),
+        round(counts.repeated),
+        operations,
+        memory_of(spec, counts, steps.steps, model.size, on, machine.memory),
+        model.size.model_bytes,
+        hours_on(machine.device, spec, operations, on.count) if machine.device else None,
+        counted="whole" if looked.whole else "longest" if unseen else "sampled",
+    )
+
+
+def done_phases(study: Study, chains: Iterable[tuple[str, ...]]) -> list[PlannedPhase]:
+    """Those of a study that are finished, from their records."""
+    if not (study.folder / "phases").is_dir():
+        return []
+    return [_done(study, chain) for chain in chains if _has_id(study, chain) and study.is_done(chain)]
+
+
+def _has_id(study: Study, chain: tuple[str, ...]) -> bool:
+    """Whether a phase's id is known before collections are loaded, which `select: best` makes part of it."""
+    return bool(study.collections) or all(study.recipe.phases[name].select == "last" for name in chain)
+
+
+def _done(study: Study, chain: tuple[str, ...]) -> PlannedPhase:
+    record = read_json(study.phase_folder(chain) / "phase.json")
+    hours = record["wall_seconds"] / 3600
+    return PlannedPhase(
+        chain, study.recipe.phases[chain[-1]], record["steps"], record["texts"], record["tokens"],
+        record.get("padding_tokens", 0), record.get("second_pass_tokens", 0), hours=(hours, hours), done=True,
+    )  # fmt: skip
+
+
+# ---- Kept, for the report
+
+
+def keep_plan(study: Study, phases: Iterable[PlannedPhase], machine: Machine) -> Path:
+    """Keep what is planned of phases that are not finished, by their ids; returns the file."""
+    open_ = [phase for phase in phases if not phase.done and _has_id(study, phase.chain)]
+    found = {study.phase_id(phase.chain): _record(phase, machine) for phase in open_}
+    write_json(study.folder / PLAN, {"schema": 1, "phases": planned_of(study.folder) | found})
+    return study.folder / PLAN
+
+
+def planned_of(folder: Path) -> dict[str, Any]:
+    """What plan.json has of each phase, by its id."""
+    file = folder / PLAN
+    found: dict[str, Any] = read_json(file)["phases"] if file.is_file() else {}
+    return found
+
+
+def _record(phase: PlannedPhase, machine: Machine) -> dict[str, Any]:
+    return {
+        "steps": phase.steps,
+        "texts": phase.texts,
+        "tokens": phase.tokens,
+        "padding_tokens": phase.padding_tokens,
+        "second_pass_tokens": phase.second_pass_tokens,
+        "flops": phase.flops,
+        "operations": asdict(phase.operations) if phase.operations else None,
+        "model_bytes": phase.model_bytes,
+        "counted": phase.counted,
+        "devices": machine.words,
+        "processes": machine.on.count,
+        "host": None if machine.device else socket.gethostname(),
+        "seconds": [phase.pace.least, phase.pace.median, phase.pace.most] if phase.pace else None,
+    }
+
+
+def _ram() -> float:
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

@@ -1,0 +1,53 @@
+"""What is published of data sets, bases, devices and costs, for what is not at hand: published.yaml."""
+
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import yaml
+
+from colbert_zero.errors import ColbertZeroError, near
+from colbert_zero.recipe.data import Hub
+
+
+@cache
+def published() -> dict[str, Any]:
+    """All of it."""
+    text = files("colbert_zero.planning").joinpath("published.yaml").read_text(encoding="utf-8")
+    found: dict[str, Any] = yaml.safe_load(text)
+    return found
+
+
+def rows_of(name: str, spec: Hub) -> dict[str, int]:
+    """Rows of a Hub data set's parts.
+
+    Splits of which none is published share evenly what is left of the whole.
+
+    Raises:
+        ColbertZeroError: Nothing is published of it.
+    """
+    known = published()["data"].get(spec.path)
+    if known is None:
+        raise ColbertZeroError(
+            f"sources.{name}.path: {spec.path} cannot be read here, and how many rows it has is not known "
+            f"(known: {', '.join(published()['data'])}); plan where the Hub can be reached, or with a local folder"
+        )
+    wanted = spec.splits or spec.configs or ([spec.train] if spec.train else list(known["parts"]))
+    missing = [part for part in wanted if part not in known["parts"]]
+    left = known["rows"] - sum(known["parts"].values())
+    shares = {part: left // len(missing) for part in missing}
+    parts = {part: known["parts"].get(part, shares.get(part)) for part in wanted}
+    return {part: min(rows, spec.limit or rows) for part, rows in parts.items()}
+
+
+def device_named(name: str) -> dict[str, Any]:
+    """A device of the table.
+
+    Raises:
+        ColbertZeroError: There is none of that name.
+    """
+    table: dict[str, dict[str, Any]] = published()["devices"]
+    for known, device in table.items():
+        if known.lower() == name.lower():
+            return {"name": known, **device}
+    raise ColbertZeroError(f"--devices {name}: not in the table{near(name, table)} (there are: {', '.join(table)})")

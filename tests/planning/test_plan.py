@@ -1,0 +1,309 @@
+"""What is planned is what is done: tokens, operations and bytes of phases, before and after they are trained."""
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from colbert_zero.cli import app
+from colbert_zero.errors import ColbertZeroError
+from colbert_zero.files import read_json
+from colbert_zero.planning import data as planning_data
+from colbert_zero.planning import words
+from colbert_zero.planning.asked import Asked
+from colbert_zero.planning.model import Size
+from colbert_zero.planning.operations import hours_on, memory_of, operations_of
+from colbert_zero.planning.plan import Machine, PlannedPhase, machine_named, this_machine
+from colbert_zero.planning.published import device_named, published, rows_of
+from colbert_zero.planning.work import Counts, Devices
+from colbert_zero.recipe.data import Hub
+from colbert_zero.recipe.reading import check_recipe, load_recipe
+from colbert_zero.report import write_report
+from colbert_zero.study.comparison import run_study
+from colbert_zero.study.graph import chains_of, graph
+from helpers import data, study, write_rows
+
+CPU = Machine(Devices(1, "cpu"))
+
+
+def nodes_of(recipe):
+    return graph(recipe, chains_of(recipe, None))
+
+
+def planned(folder, recipe, machine=CPU, seconds=None, tmp="samples"):
+    one = study(folder, recipe)
+    asked = Asked(one, nodes_of(one.recipe), machine, folder / tmp)
+    return asked, {phase.chain: phase for phase in asked.phases(seconds)}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A study that was planned from a sample, planned again when its sources were prepared, and trained."""
+    folder = tmp_path_factory.mktemp("planned")
+    write_rows(folder / "pairs.jsonl", 400)
+    recipe = data(folder)
+    recipe["phases"]["unsupervised"]["mini_batch_tokens"] = 300  # a batch is encoded twice
+    asked, sampled = planned(folder, recipe)
+    before = sorted(path.name for path in (folder / "out").rglob("*")) if (folder / "out").exists() else []
+    one = study(folder, recipe)
+    one.prepare(nodes_of(one.recipe))
+    again, prepared = planned(folder, recipe)
+    kept = again.keep(list(prepared.values()))
+    plan = read_json(kept)["phases"]
+    run_study(one, None, "test")
+    records = {chain: read_json(one.phase_folder(chain) / "phase.json") for chain in nodes_of(one.recipe)}
+    return {"folder": folder, "sampled": sampled, "prepared": prepared, "records": records, "before": before,
+            "told": asked.told, "plan": plan}  # fmt: skip
+
+
+def test_of_prepared_sources_every_token_is_counted_before_it_is_read(trained):
+    for chain, record in trained["records"].items():
+        phase = trained["prepared"][chain]
+        assert phase.counted == "whole"
+        assert (phase.steps, phase.texts, phase.tokens) == (record["steps"], record["texts"], record["tokens"])
+        assert phase.second_pass_tokens == record["second_pass_tokens"]
+        assert phase.padding_tokens == pytest.approx(record["padding_tokens"], rel=0.02, abs=5)
+        assert phase.flops == pytest.approx(record["flops"], rel=0.001)
+    assert trained["prepared"][("unsupervised",)].second_pass_tokens > 0
+
+
+def test_a_sample_of_what_is_not_prepared_comes_within_three_percent(trained):
+    for chain, record in trained["records"].items():
+        assert trained["sampled"][chain].tokens == pytest.approx(record["tokens"], rel=0.03)
+        assert trained["sampled"][chain].flops == pytest.approx(record["flops"], rel=0.03)
+        assert trained["sampled"][chain].steps == record["steps"]
+
+
+def test_a_checkpoint_is_as_large_as_planned(trained):
+    for chain, record in trained["records"].items():
+        files = (trained["folder"] / "out" / "phases" / f"{chain[-1]}-{record['id']}" / "model").rglob("*")
+        assert record["model_bytes"] == sum(file.stat().st_size for file in files if file.is_file())
+        # Of a model this small a tenth is sentence-transformers' own files; of a real one nothing to speak of.
+        assert trained["prepared"][chain].model_bytes == pytest.approx(record["model_bytes"], rel=0.1)
+
+
+def test_planning_leaves_nothing_in_the_study_and_tells_what_it_sampled(trained):
+    assert trained["before"] == ["data", "fingerprints.json"]  # of the files, which are read once
+    assert trained["told"] == ["source pairs: the first 2,048 usable rows of each part are looked at"]
+
+
+def test_the_report_shows_what_was_planned_beside_what_was_taken(trained):
+    page = write_report(trained["folder"] / "out").with_name("report.md").read_text(encoding="utf-8")
+    table = page[page.index("### Planned and taken") :].split("\n\n")[1]
+    rows = [line for line in table.splitlines() if line.startswith("| ") and "---" not in line][1:]
+    assert len(rows) == len(trained["records"])
+    for row in rows:
+        differences = re.findall(r"[+−]\d+\.\d %", row)
+        assert len(differences) == 3
+        assert differences[:2] == ["+0.0 %", "+0.0 %"]
+
+
+def test_a_report_without_a_plan_has_no_such_table(trained, tmp_path):
+    shutil.copytree(trained["folder"] / "out", tmp_path / "out")
+    (tmp_path / "out" / "plan.json").unlink()
+    assert "Planned and taken" not in write_report(tmp_path / "out").with_name("report.md").read_text(encoding="utf-8")
+
+
+def test_what_is_finished_is_planned_as_it_was_done(trained):
+    one = study(trained["folder"], data(trained["folder"]) | {})
+    one = type(one)(check_recipe(read_json(trained["folder"] / "out" / "recipe.json")), one.folder, one.show, one.cache)
+    asked = Asked(one, nodes_of(one.recipe), CPU, trained["folder"] / "none")
+    phases = asked.phases(None)
+    assert all(phase.done for phase in phases)
+    assert [phase.tokens for phase in phases] == [record["tokens"] for record in trained["records"].values()]
+    assert asked.keep(phases) is None
+    assert set(asked.own_scores()) >= {"kd-only", "full"}
+
+
+def test_rows_that_only_a_sample_was_read_of_count_as_the_file_has_lines(tmp_path, monkeypatch):
+    monkeypatch.setattr(planning_data, "SAMPLED_ROWS", 50)
+    write_rows(tmp_path / "pairs.jsonl", 400)
+    recipe = data(tmp_path)
+    recipe["phases"] = {"unsupervised": {**recipe["phases"]["unsupervised"], "steps": None, "epochs": 2}}
+    recipe["pipelines"] = {"full": ["unsupervised"]}
+    del recipe["teachers"], recipe["sources"]["scored"], recipe["sources"]["hard"]
+    _, phases = planned(tmp_path, recipe)
+    assert phases[("unsupervised",)].counted == "sampled"
+    assert phases[("unsupervised",)].steps == 2 * ((400 - 30) // 16)
+
+
+def test_a_phase_on_two_devices_encodes_the_same_tokens(tmp_path):
+    write_rows(tmp_path / "pairs.jsonl")
+    one, two = (planned(tmp_path, data(tmp_path), Machine(Devices(n, "cpu")), tmp=str(n))[1] for n in (1, 2))
+    for chain, phase in one.items():
+        assert two[chain].texts == phase.texts
+        assert two[chain].tokens == pytest.approx(phase.tokens, rel=0.1)
+        assert two[chain].operations.maxsim == pytest.approx(phase.operations.maxsim, rel=0.2)
+
+
+def test_a_batch_that_devices_cannot_share_is_refused(tmp_path):
+    write_rows(tmp_path / "pairs.jsonl")
+    with pytest.raises(ColbertZeroError, match="16 queries cannot be shared out evenly among 3 devices"):
+        planned(tmp_path, data(tmp_path), Machine(Devices(3, "cpu")))
+
+
+def test_steps_are_measured_and_give_hours(tmp_path):
+    write_rows(tmp_path / "pairs.jsonl")
+    asked, phases = planned(tmp_path, data(tmp_path), seconds=2)
+    for phase in phases.values():
+        least, most = phase.hours
+        assert 0 < least <= phase.pace.median / 3600 <= most
+        assert phase.pace.rounds >= 3
+        assert phase.pace.queries == phase.spec.global_batch_size
+    kept = read_json(asked.keep(list(phases.values())))["phases"].values()
+    assert all(entry["seconds"] and entry["host"] for entry in kept)
+
+
+def test_operations_are_those_of_the_formulas():
+    size = Size(parameters=1000, computing=600, width=8, layers=2, dim=4, model_bytes=4000)
+    counts = Counts(texts=6, tokens=30, padding=6, repeated=0, squares=220, products=48, best=12)
+    once = operations_of(counts, size)
+    assert (once.encoder, once.padding, once.second_pass) == (6 * 600 * 30, 6 * 600 * 6, 0)
+    # Both products of attention, 2 operations an element, in a forward and a backward of twice that, in two layers.
+    assert once.attention == 2 * 2 * 3 * 2 * 8 * 220
+    assert once.maxsim == 2 * 4 * 48 + 4 * 4 * 12
+    twice = operations_of(Counts(6, 30, 6, 36, 220, 48, 12), size)
+    assert (twice.second_pass, twice.attention) == (2 * 600 * 36, 2 * 2 * 4 * 2 * 8 * 220)
+
+
+def test_memory_is_states_embeddings_and_one_chunk(tmp_path):
+    spec = check_recipe(data(tmp_path)).phases["unsupervised"].model_copy(update={"mini_batch_tokens": 20})
+    size = Size(parameters=1000, computing=600, width=8, layers=2, dim=4, model_bytes=4000)
+    counts = Counts(texts=6, tokens=300, padding=0, repeated=300, squares=0, products=0, best=0)
+    found = memory_of(spec, counts, 10, size, Devices(1, "cpu"), has=100_000)
+    assert found.states == 16 * 1000
+    assert found.embeddings == 2 * 4 * 4 * 30
+    assert found.chunk == 66 * 2 * 8 * 20
+    assert found.largest_chunk == (90_000 - found.states - found.embeddings) // (66 * 2 * 8)
+
+
+def test_hours_are_operations_by_shares_of_the_peak():
+    spec = load_recipe("paper/full").phases["unsupervised"]
+    counted = operations_of(Counts(tokens=1e9, products=1e12), Size(0, 10**8, 0, 0, 128, 0))
+    least, most = hours_on(device_named("h100"), spec, counted, 8)
+    encoding, scoring = 6e17, 2.56e14
+    assert least == pytest.approx((encoding / 0.4 + scoring / 0.33) / (8 * 989e12 * 3600))
+    assert most == pytest.approx((encoding / 0.2 + scoring / 0.12) / (8 * 989e12 * 3600))
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "name"), [("8xH100", 8, "H100"), ("gh200", 1, "GH200"), ("16xA100", 16, "A100")]
+)
+def test_devices_are_named_by_their_number_and_name(text, count, name):
+    machine = machine_named(text)
+    assert (machine.on.count, machine.device["name"], machine.on.kind) == (count, name, "cuda")
+
+
+def test_processes_of_this_machine_are_named_here():
+    assert machine_named("2xhere").on == Devices(2, "cuda" if torch.cuda.is_available() else "cpu")
+    assert machine_named("here").device is None
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--devices", "8xH101"], "did you mean H100"),
+        (["--devices", "0xH100"], "write how many and which"),
+        (["--budget", "ten"], "write device-hours, as 40gpuh or 40"),
+        (["--budget", "0"], "write device-hours"),
+        (["--budget", "40gpuh"], "needs hours; add --calibrate"),
+        (["--calibrate", "--devices", "8xH100"], "leave one out"),
+        (["--only", "nothing"], "no such pipeline"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_read(options, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "pairs.jsonl")
+    (tmp_path / "my.yaml").write_text(json.dumps(data(tmp_path)))
+    done = CliRunner().invoke(app, ["plan", "my.yaml", *options])
+    assert isinstance(done.exception, ColbertZeroError)
+    assert told in str(done.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_is_printed_and_kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "pairs.jsonl")
+    (tmp_path / "my.yaml").write_text(json.dumps(data(tmp_path)))
+    done = CliRunner().invoke(app, ["plan", "my.yaml", "--devices", "2xA100", "--price", "3"])
+    assert done.exit_code == 0, done.output
+    for said in ("tiny on 2 x A100", "kd-only", "money", "all, each phase once", "20 to 40 % of its peak"):
+        assert said in done.output
+    assert len(read_json(tmp_path / "out" / "tiny" / "plan.json")["phases"]) == 5
+    printed = CliRunner().invoke(app, ["plan", "my.yaml", "--json"])
+    assert [row["counted"] for row in json.loads(printed.output.splitlines()[-1])["phases"]] == ["sampled"] * 5
+
+
+# ---- What is published
+
+
+PAPER = sorted(name for name in ("paper/full", "paper/supervised-kd", "paper/kd-only", "paper/equal"))
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_recipes_are_planned_from_what_is_published(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["plan", name, "--devices", "8xGH200", "--budget", "500gpuh"])
+    assert done.exit_code == 0, done.output
+    assert "cannot be read here" in done.output
+    assert "≤" in done.output
+    assert not (tmp_path / "out").exists()
+    if name == "paper/full":
+        assert "published 368 GH200-hours" in done.output
+        assert "published 408 GH200-hours" in done.output
+        assert "14,578" in done.output  # the paper counts 14,587: whole batches of splits whose sizes are not published
+        assert "within 500 device-hours the best is full: nDCG@10 0.5543 (arXiv 2602.16609)" in done.output
+
+
+def test_published_sizes_sum_to_the_papers():
+    recipe = load_recipe("paper/full")
+    for name, rows in {"pairs": 238_998_494, "hard": 1_695_819, "scored": 640_000}.items():
+        found = rows_of(name, recipe.sources[name])
+        assert sum(found.values()) == pytest.approx(rows, abs=len(found))
+        assert len(found) == len(recipe.sources[name].splits or [1])
+
+
+def test_a_data_set_of_which_nothing_is_published_is_named():
+    with pytest.raises(ColbertZeroError, match=r"sources.mine.path: you/yours cannot be read here.*local folder"):
+        rows_of("mine", Hub(kind="hub", path="you/yours"))
+
+
+def test_every_published_entry_has_a_source():
+    for section in ("data", "hours", "scores", "devices"):
+        assert all(entry["source"] for entry in published()[section].values())
+
+
+def phase(name, hours):
+    spec = load_recipe("paper/full").phases["distillation"]
+    return PlannedPhase((name,), spec, 1, 1, 1, hours=hours)
+
+
+def test_a_budget_names_the_best_pipeline_that_fits_with_its_evidence():
+    hours = {"full": (60.0, 120.0), "supervised-kd": (10.0, 30.0), "kd-only": (5.0, 9.0), "mine": (1.0, 50.0)}
+    said = words.within(40, hours, {})
+    assert said[0] == "within 40 device-hours the best is supervised-kd: nDCG@10 0.5512 (arXiv 2602.16609)"
+    assert said[1] == "  also kd-only: 0.5409"
+    assert "  mine may fit: 1.0 to 50 h" in said
+    assert "  full does not fit: 60 to 120 h" in said
+    assert said[-1] == "  unknown: how they compare on your data"
+    own = words.within(40, hours, {"kd-only": 0.7, "supervised-kd": 0.6})
+    assert own[0] == "within 40 device-hours the best is kd-only: nDCG@10 0.7000 (your own study)"
+    assert words.within(1, hours, {})[0] == "within 1 device-hours no pipeline surely fits"
+
+
+@pytest.mark.parametrize(
+    ("hours", "times", "said"),
+    [((1.0, 2.0), 1, "1.0 to 2.0 h"), ((0.01, 0.02), 1, "36 to 72 s"), ((0.5, 1.0), 1, "30 to 60 min"),
+     ((30, 60), 8, "240 to 480 h"), ((2, 2), 1, "2.0 h")],
+)  # fmt: skip
+def test_a_span_has_one_unit(hours, times, said):
+    assert words.span(hours, times) == said
+
+
+def test_this_machine_is_planned_for_by_default():
+    assert this_machine().device is None
+    assert this_machine().words == "this machine"
+    assert this_machine(2).words == "this machine, 2 processes"
