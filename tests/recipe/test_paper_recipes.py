@@ -90,7 +90,7 @@ def _lighton(folders, root):
     ids, tables = [f"d{n}" for n in range(60)], root / "tables"
     for split in ("nq_en", "fiqa_en"):
         scores = [
-            {"query_id": f"q{n}", "document_ids": ids, "scores": [0.9, 0.899, *([0.5] * 58)],
+            {"query_id": f"q{n}", "document_ids": ids[n:] + ids[:n], "scores": [0.9, 0.899, *([0.5] * 58)],
              "rerank_scores": [3.0, *(k / 20 for k in range(59))]}
             for n in range(5)
         ]  # fmt: skip
@@ -129,14 +129,16 @@ def _configurations(folder, tables):
     (folder / "README.md").write_text("\n".join([*lines, "---"]))
 
 
-def small(name, theirs, tmp_path, monkeypatch):
-    """A recipe's study with each of the Hub's names replaced by a folder, and small batches."""
+def small(name, theirs, tmp_path, monkeypatch, collections=None):
+    """A recipe's study with each of the Hub's names replaced by a folder, and small batches; of all its collections, or
+    of these."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     whole = load_recipe(name)
     changes = [f"model.base={theirs[whole.model.base]}"]
     paths = {key: source.path for key, source in whole.sources.items()}
     changes += [f"sources.{k}.path={theirs[p[0] if isinstance(p, list) else p]}" for k, p in paths.items()]
-    changes += [f"collections.{key}.path={theirs[entry.path]}" for key, entry in whole.collections.items()]
+    entries = {k: v.model_dump() for k, v in whole.collections.items() if k in (collections or whole.collections)}
+    changes += [f"collections={json.dumps({k: v | {'path': str(theirs[v['path']])} for k, v in entries.items()})}"]
     for phase in whole.phases:
         changes += [f"phases.{phase}.global_batch_size=4", f"phases.{phase}.steps=1", f"phases.{phase}.epochs=null"]
         changes += [f"phases.{phase}.evaluate_every=null"]
@@ -172,7 +174,7 @@ def test_a_recipe_reads_data_and_base_as_they_lie_on_the_hub(name, theirs, tmp_p
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_phase_of_a_recipe_trains(name, theirs, tmp_path, monkeypatch):
-    study = small(name, theirs, tmp_path, monkeypatch)
+    study = small(name, theirs, tmp_path, monkeypatch, ["scifact"])
     study.prepare(chains(study))
     for chain in chains(study):
         record = study.train(chain)
@@ -227,7 +229,16 @@ def test_the_arms_of_equal_data_read_the_same_rows_at_the_same_lengths():
     recipe = load_recipe("paper/equal")
     for phase in ("unsupervised", "supervised"):
         arms = [recipe.phases[phase], recipe.phases[f"dense-{phase}"]]
-        keys = ("sources", "global_batch_size", "epochs", "steps", "document_tokens", "query_tokens", "negatives", "seed")
+        keys = (
+            "sources",
+            "global_batch_size",
+            "epochs",
+            "steps",
+            "document_tokens",
+            "query_tokens",
+            "negatives",
+            "seed",
+        )
         assert {key: getattr(arms[0], key) for key in keys} == {key: getattr(arms[1], key) for key in keys}
 
 
