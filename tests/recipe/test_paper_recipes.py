@@ -246,3 +246,10 @@ def test_rows_cannot_be_made_of_a_folder_without_tables(tmp_path):
     made = lighton_rows(tmp_path, tmp_path / "out", "--below", "0.99", "--keep", "50")
     assert made.returncode == 2
     assert "download the data set there first" in made.stderr
+
+
+def test_the_page_names_every_source_of_the_paper():
+    page, recipe = (ROOT / "docs" / "paper.md").read_text(), load_recipe("paper/full")
+    named = page.split("## Its sources")[1].split("\n## ")[0]
+    for source in ("pairs", "hard"):
+        assert all(split in named for split in recipe.sources[source].splits)
