@@ -6,6 +6,8 @@ The public names, each loaded when it is first asked for, since torch takes seco
     Study                               a recipe in a folder: what is missing is trained and evaluated
     train_phase                         one phase, the only training path
     maxsim_scores, candidate_scores     drop-ins for sentence-transformers' `similarity_fct`
+    TrainerLoss                         an objective as a loss of sentence-transformers' own trainers:
+    Contrastive, Distillation, ContrastiveDistillation
 """
 
 from importlib import import_module, metadata
@@ -17,9 +19,24 @@ _NAMES = {
     "train_phase": "training.phase",
     "maxsim_scores": "maxsim.scores",
     "candidate_scores": "maxsim.scores",
+    "TrainerLoss": "training.trainer_loss",
+    "Contrastive": "training.objectives",
+    "Distillation": "training.objectives",
+    "ContrastiveDistillation": "training.objectives",
 }
 
-__all__ = ["Study", "__version__", "candidate_scores", "load_recipe", "maxsim_scores", "train_phase"]
+__all__ = [
+    "Contrastive",
+    "ContrastiveDistillation",
+    "Distillation",
+    "Study",
+    "TrainerLoss",
+    "__version__",
+    "candidate_scores",
+    "load_recipe",
+    "maxsim_scores",
+    "train_phase",
+]
 
 
 def __getattr__(name: str) -> Any:

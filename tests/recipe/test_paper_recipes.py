@@ -2,6 +2,9 @@
 that theirs have on the Hub."""
 
 import json
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -14,6 +17,8 @@ from colbert_zero.models.scratch import train_tokenizer, write_scratch
 from colbert_zero.recipe.reading import load_recipe, shipped_recipes
 from colbert_zero.study.show import Quiet
 from colbert_zero.study.study import Study
+from colbert_zero.study.sweep import plan_sweep
+from helpers import ROOT
 
 NAMES = [name for name in shipped_recipes() if "/" in name]
 PROMPTS = {"query": "search_query: ", "document": "search_document: "}
@@ -58,19 +63,54 @@ def theirs(tmp_path_factory):
     }
     nano = folders["sentence-transformers/NanoBEIR-en"]
     _configurations(nano, {(name, split): rows for name, rows in tables.items() for split in splits})
+    _lighton(folders, root)
     plain, dense = root / "plain", root / "dense"
     architecture = {
         "model_type": "modernbert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-        "intermediate_size": 16, "max_position_embeddings": 640,
+        "intermediate_size": 16, "max_position_embeddings": 8704,
     }  # fmt: skip
-    write_scratch(plain, architecture, train_tokenizer([*TEXTS, *PROMPTS.values()] * 4, 400, [], 640), 3)
+    write_scratch(plain, architecture, train_tokenizer([*TEXTS, *PROMPTS.values()] * 4, 400, [], 8704), 3)
     modules = [Transformer(str(plain)), Pooling(16, pooling_mode="mean"), Normalize()]
     SentenceTransformer(modules=modules, prompts=PROMPTS, device="cpu").save_pretrained(str(dense))
     folders["answerdotai/ModernBERT-base"] = plain
     for name in ("modernbert-embed-base", "modernbert-embed-base-unsupervised"):
         folders[f"nomic-ai/{name}"] = dense
-    folders["Alibaba-NLP/gte-modernbert-base"] = plain
+    for name in ("Alibaba-NLP/gte-modernbert-base", "jhu-clsp/mmBERT-base", "jhu-clsp/ettin-encoder-32m"):
+        folders[name] = plain
     return folders
+
+
+def _lighton(folders, root):
+    """LightOn's mixtures, a configuration a group, and the rows made of its three tables of the fine-tuning data."""
+    for name in ("embeddings-pre-training-curated", "contrastive-multilingual"):
+        rows = [{"query": f"{n}", "document": text} for n, text in enumerate(TEXTS)]
+        folders[f"lightonai/{name}"] = root / name
+        _configurations(root / name, {(group, "train"): rows for group in ("agnews", "paq")})
+    ids, tables = [f"d{n}" for n in range(60)], root / "tables"
+    for split in ("nq_en", "fiqa_en"):
+        scores = [
+            {"query_id": f"q{n}", "document_ids": ids[n:] + ids[:n], "scores": [0.9, 0.899, *([0.5] * 58)],
+             "rerank_scores": [3.0, *(k / 20 for k in range(59))]}
+            for n in range(5)
+        ]  # fmt: skip
+        scores[4]["scores"] = [0.9] * 60  # no negative is left
+        _parquet(tables / "scores" / f"{split}-00000-of-00001.parquet", scores)
+        queries = [{"query_id": f"q{n}", "query": TEXTS[n]} for n in range(5)]
+        _parquet(tables / "queries" / f"{split}-00000-of-00001.parquet", queries)
+        documents = [{"document_id": name, "document": f"heat {name}"} for name in ids]
+        _parquet(tables / "documents" / f"{split}-00000-of-00001.parquet", documents)
+    for name, options in {
+        "lateon": ["--below", "0.99", "--keep", "50"],
+        "mlateon": ["--below", "0.95", "--keep", "10", "--teacher", "rerank_scores"],
+    }.items():
+        made = lighton_rows(tables, root / name, *options)
+        assert made.stdout.splitlines()[1].startswith("nq_en: 4 of 5 rows"), made.stderr
+        folders[f"data/{name}/*.parquet"] = root / name / "*.parquet"
+
+
+def lighton_rows(*words):
+    command = [sys.executable, str(ROOT / "examples" / "lighton_rows.py"), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def _parquet(path, rows):
@@ -88,13 +128,16 @@ def _configurations(folder, tables):
     (folder / "README.md").write_text("\n".join([*lines, "---"]))
 
 
-def small(name, theirs, tmp_path, monkeypatch):
-    """A recipe's study with each of the Hub's names replaced by a folder, and small batches."""
+def small(name, theirs, tmp_path, monkeypatch, collections=None):
+    """A recipe's study with each of the Hub's names replaced by a folder, and small batches; of all its collections, or
+    of these."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     whole = load_recipe(name)
     changes = [f"model.base={theirs[whole.model.base]}"]
-    changes += [f"sources.{key}.path={theirs[source.path]}" for key, source in whole.sources.items()]
-    changes += [f"collections.{key}.path={theirs[entry.path]}" for key, entry in whole.collections.items()]
+    paths = {key: source.path for key, source in whole.sources.items()}
+    changes += [f"sources.{k}.path={theirs[p[0] if isinstance(p, list) else p]}" for k, p in paths.items()]
+    entries = {k: v.model_dump() for k, v in whole.collections.items() if k in (collections or whole.collections)}
+    changes += [f"collections={json.dumps({k: v | {'path': str(theirs[v['path']])} for k, v in entries.items()})}"]
     for phase in whole.phases:
         changes += [f"phases.{phase}.global_batch_size=4", f"phases.{phase}.steps=1", f"phases.{phase}.epochs=null"]
         changes += [f"phases.{phase}.evaluate_every=null"]
@@ -107,15 +150,23 @@ def chains(study):
 
 
 @pytest.mark.parametrize(
-    "name", [name if name.startswith("others/") else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+    "name",
+    [name if name == "others/gte-moderncolbert" else pytest.param(name, marks=pytest.mark.slow) for name in NAMES],
 )
 def test_a_recipe_reads_data_and_base_as_they_lie_on_the_hub(name, theirs, tmp_path, monkeypatch):
-    study = small(name, theirs, tmp_path, monkeypatch)
+    # The others have the collections of paper/full.
+    study = small(name, theirs, tmp_path, monkeypatch, None if name == "paper/full" else ["scifact"])
     study.prepare(chains(study))
-    if "pairs" in study.recipe.sources:
-        assert len(study.sources["pairs"].parts) == 29
-    if "hard" in study.recipe.sources:
-        assert len(study.sources["hard"].parts) == 10
+    parts = {name: list(source.parts) for name, source in study.sources.items()}
+    if "lateon" in name:
+        assert parts.pop("pairs") == ["pairs/agnews", "pairs/paq"]
+        [(of, rows)] = parts.items()
+        assert rows == [f"{of}/fiqa_en", f"{of}/nq_en"]
+        lengths = {tuple(part.lengths()) for part in study.sources[of].parts.values()}
+        assert lengths == {(50,) if of == "hard" else (8,)}
+        return
+    assert len(parts.get("pairs", range(29))) == 29
+    assert len(parts.get("hard", range(10))) == 10
     lengths = {name: part.lengths() for name, part in study.sources["scored"].parts.items()}
     assert lengths == {"scored/train": [32]}
 
@@ -123,7 +174,7 @@ def test_a_recipe_reads_data_and_base_as_they_lie_on_the_hub(name, theirs, tmp_p
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_phase_of_a_recipe_trains(name, theirs, tmp_path, monkeypatch):
-    study = small(name, theirs, tmp_path, monkeypatch)
+    study = small(name, theirs, tmp_path, monkeypatch, ["scifact"])
     study.prepare(chains(study))
     for chain in chains(study):
         record = study.train(chain)
@@ -131,8 +182,11 @@ def test_every_phase_of_a_recipe_trains(name, theirs, tmp_path, monkeypatch):
         for length in range(1, len(chain) + 1):
             told = json.loads((study.phase_folder(chain[:length]) / "phase.json").read_text())
             asked = study.recipe.phases[chain[length - 1]]
-            assert (told["weight_decay"], told["warmup"], told["seed"]) == (0, 0, 42)
-            assert told["query_tokens"] == (39 if any(told["prompts"].values()) or "length" in name else 32)
+            assert (told["weight_decay"], told["seed"], told["lengths"]) == (0, 42, "all")
+            assert told["warmup"] == asked.warmup
+            if name.startswith("paper/"):
+                assert asked.warmup == 0
+                assert told["query_tokens"] == (39 if any(told["prompts"].values()) or "length" in name else 32)
             assert told["objective"] == asked.objective
 
 
@@ -156,3 +210,46 @@ def test_a_variant_differs_from_what_it_extends_in_what_it_says_alone():
         assert {k for k in type(phase).model_fields if getattr(phase, k) != getattr(other, k)} == {"document_tokens"}
     assert list(load_recipe("paper/kd-only").phases) == ["distillation"]
     assert list(load_recipe("paper/equal").pipelines) == ["full", "kd-only", "supervised-kd"]
+
+
+def test_the_grids_of_the_paper_are_planned_as_they_are_documented():
+    page = (ROOT / "docs" / "paper.md").read_text()
+    commands = re.findall(r"^ {4}colbert-zero sweep (\S+) (.*) --steps (\d+)$", page, re.MULTILINE)
+    planned = {}
+    for recipe, grids, steps in commands:
+        sweep = plan_sweep(recipe, grids.replace("--grid ", "").split(), None, int(steps), [])
+        planned[sweep.phase] = (sweep.points, load_recipe(recipe).phases[sweep.phase])
+    assert list(planned) == ["unsupervised", "supervised", "distillation"]
+    for phase, (points, chosen) in planned.items():
+        keys = {f"phases.{phase}.{key}": getattr(chosen, key) for key in ("learning_rate", "temperature")}
+        assert keys in [values for values, _ in points]
+
+
+def test_the_arms_of_equal_data_read_the_same_rows_at_the_same_lengths():
+    recipe = load_recipe("paper/equal")
+    for phase in ("unsupervised", "supervised"):
+        arms = [recipe.phases[phase], recipe.phases[f"dense-{phase}"]]
+        keys = (
+            "sources",
+            "global_batch_size",
+            "epochs",
+            "steps",
+            "document_tokens",
+            "query_tokens",
+            "negatives",
+            "seed",
+        )
+        assert {key: getattr(arms[0], key) for key in keys} == {key: getattr(arms[1], key) for key in keys}
+
+
+def test_rows_cannot_be_made_of_a_folder_without_tables(tmp_path):
+    made = lighton_rows(tmp_path, tmp_path / "out", "--below", "0.99", "--keep", "50")
+    assert made.returncode == 2
+    assert "download the data set there first" in made.stderr
+
+
+def test_the_page_names_every_source_of_the_paper():
+    page, recipe = (ROOT / "docs" / "paper.md").read_text(), load_recipe("paper/full")
+    named = page.split("## Its sources")[1].split("\n## ")[0]
+    for source in ("pairs", "hard"):
+        assert all(split in named for split in recipe.sources[source].splits)

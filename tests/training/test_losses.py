@@ -17,6 +17,7 @@ from colbert_zero.training import gradcache
 from colbert_zero.training.gradcache import TokenisedTexts, grad_cache
 from colbert_zero.training.losses import contrastive_loss, distillation_loss, false_negatives, margin_mse_loss
 from colbert_zero.training.objectives import Contrastive, ContrastiveDistillation, Distillation, identities
+from colbert_zero.training.trainer_loss import TrainerLoss
 from oracles import distillation, margin_mse, maxsim_matrix
 
 WORDS = """
@@ -189,6 +190,38 @@ def test_both_objectives_at_once_are_the_weighted_sum_of_each(model, contrastive
         loss_found, found = cached(model, objective, features, tokens, teacher)
         assert loss_found.item() == pytest.approx(expected_loss.item(), rel=1e-5)
         assert_same_gradient(found, expected)
+
+
+@pytest.mark.parametrize("mask_duplicates", [True, False])
+def test_a_trainers_loss_has_the_gradient_of_training_itself(model, mask_duplicates):
+    features = batch(model, queries=4, columns=3)
+    for key in ("input_ids", "attention_mask"):
+        features[2][key] = features[1][key].roll(1, 0)  # each query's hard negative is another's answer
+    expected_loss, expected = cached(model, Contrastive(0.3, mask_duplicates=mask_duplicates), features, 60)
+    loss = TrainerLoss(model, Contrastive(0.3, mask_duplicates=mask_duplicates))(features)
+    assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-5)
+    assert_same_gradient(gradients(model, loss), expected)
+
+
+@pytest.mark.parametrize("objective", [Distillation, ContrastiveDistillation])
+def test_a_trainers_loss_takes_a_teachers_scores_as_labels(model, objective):
+    features = batch(model, queries=4, columns=3)
+    teacher = torch.rand(4, 3, generator=torch.Generator().manual_seed(1))
+    expected_loss, expected = cached(model, objective(temperature=0.5), features, 60, teacher)
+    loss = TrainerLoss(model, objective(temperature=0.5))(features, teacher)
+    assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-5)
+    assert_same_gradient(gradients(model, loss), expected)
+
+
+def test_a_trainers_loss_tells_which_columns_it_wants(model):
+    features = batch(model, queries=4, columns=3)
+    loss = TrainerLoss(model, Distillation())
+    with pytest.raises(ValueError, match="a query and at least one document"):
+        loss(features[:1])
+    with pytest.raises(ValueError, match=r"scores of shape \(4, 2\), but 4 queries have 3 documents each"):
+        loss(features, torch.rand(4, 2))
+    with pytest.raises(ValueError, match="distillation needs the teacher's scores"):
+        loss(features)
 
 
 def oracle_scores(model, features):

@@ -124,6 +124,11 @@ class Contrastive(Objective):
         length_normalised: See there.
         mask_duplicates: A document equal to a query's own, and the own document of an equal query, are not counted as
             its negatives.
+
+    Example:
+        >>> from colbert_zero import Contrastive
+        >>> f"{Contrastive(temperature=0.3).temperature:.1f}"
+        '0.3'
     """
 
     def __init__(
@@ -158,6 +163,11 @@ class Distillation(Objective):
         teacher_temperature: Divides the teacher's side in its place.
         scaling: "min-max" or "raw": what becomes of the scores.
         loss: "kl" or "margin-mse"; the latter has no temperature.
+
+    Example:
+        >>> from colbert_zero import Distillation
+        >>> Distillation(temperature=0.5, scaling="raw", teacher_temperature=0.1).scaling
+        'raw'
     """
 
     def __init__(
@@ -205,6 +215,11 @@ class ContrastiveDistillation(Distillation):
         contrastive_weight: Of the contrastive loss; distillation's is 1.
         mask_duplicates: As for `Contrastive`.
         options: As for `Distillation`.
+
+    Example:
+        >>> from colbert_zero import ContrastiveDistillation
+        >>> ContrastiveDistillation(contrastive_temperature=0.3, temperature=0.5).contrastive_weight
+        1.0
     """
 
     def __init__(
