@@ -1,9 +1,10 @@
-"""Fill the tables of recipes.md and records.md from the fields' own docstrings: `make docs`.
+"""Fill pages' tables from the fields' own docstrings, and reckon the shipped recipes' device-hours: `make docs`.
 
 A block from `<!-- keys of CLASS -->` to `<!-- end -->` is made here; everything around it is written by hand. A test
 compares, so that no page is behind the program.
 """
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from colbert_zero.planning.shipped import h100_hours
 from colbert_zero.recipe import data, schema
 from colbert_zero.recipe.entry import Entry
+from colbert_zero.recipe.reading import DEVICE_HOURS as HOURS
+from colbert_zero.recipe.reading import load_recipe, shipped_recipes
 from colbert_zero.training import record
 
 FOLDER = Path(__file__).parent
@@ -23,6 +27,13 @@ def main() -> None:
     """Write the pages anew."""
     for path in pages():
         path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
+    HOURS.write_text(hours(), encoding="utf-8")
+
+
+def hours() -> str:
+    """Device-hours of the shipped recipes, as JSON, a line each; null where nothing is published of what they read."""
+    found = {name: h100_hours(load_recipe(name)) for name in shipped_recipes()}
+    return "{\n" + ",\n".join(f" {json.dumps(name)}: {json.dumps(value)}" for name, value in found.items()) + "\n}\n"
 
 
 def pages() -> list[Path]:

@@ -20,6 +20,10 @@ def test_a_generated_page_is_up_to_date(page):
     assert generate.filled(text) == text, "run `make docs`"
 
 
+def test_the_shipped_recipes_hours_are_up_to_date():
+    assert generate.HOURS.read_text(encoding="utf-8") == generate.hours(), "run `make docs`"
+
+
 def test_every_key_of_a_recipe_has_its_place_in_the_reference():
     page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     for name in Recipe.model_json_schema()["$defs"]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -17,15 +18,16 @@ from helpers import ROOT, data, environment, launch, write_rows
 def test_every_command_is_in_the_help_and_teaches_by_example(command):
     code, out, _ = command("--help")
     assert code == 0
-    for name in ("run", "train", "sweep", "data", "evaluate", "report", "doctor", "recipes", "schema"):
+    for name in ("run", "plan", "train", "sweep", "data", "evaluate", "report", "doctor", "recipes", "schema"):
         assert name in out
         if name not in ("recipes", "schema"):
             assert f"colbert-zero {name}" in command(name, "--help")[1]
 
 
 def test_recipes_are_listed_a_line_each_and_shown_as_they_are(command):
-    lines = command("recipes")[1].splitlines()
+    _, *lines = command("recipes")[1].split("\n\n")[0].splitlines()
     assert [line.split()[0] for line in lines] == list(shipped_recipes())
+    assert any(re.match(r"paper/full  +\d+ to \d+  The paper's pipeline", line) for line in lines)
     assert {"paper/full", "quickstart", "small", "smoke"} < set(shipped_recipes())
     assert command("recipes", "show", "paper/kd-only")[1].startswith("extends: paper/full")
     assert command("recipes", "show", "smoke")[1] == (RECIPES / "smoke.yaml").read_text()

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.recipe.reading import load_recipe, shipped_recipes
+from colbert_zero.recipe.reading import device_hours, load_recipe, shipped_recipes
 from colbert_zero.recipe.schema import Recipe
 from colbert_zero.terminal import console, put
 
@@ -19,10 +19,18 @@ recipes_app = typer.Typer(
 def list_recipes(context: typer.Context) -> None:
     """The shipped recipes, one line each."""
     if context.invoked_subcommand is None:
-        shipped = shipped_recipes()
+        shipped, hours = shipped_recipes(), device_hours()
         width = max(map(len, shipped))
+        console.print(f"{'':{width}}  {'H100-hours':>10}", style="bold")
         for name, path in shipped.items():
-            console.print(f"{name:{width}}  {load_recipe(path).description}", markup=False, soft_wrap=True)
+            span = "–" if (known := hours.get(name)) is None else f"{known[0]} to {known[1]}"
+            console.print(f"{name:{width}}  {span:>10}  {load_recipe(path).description}", markup=False, soft_wrap=True)
+        console.print(
+            "\nH100-hours: as `plan` reckons them where no text is at hand, each the longest allowed; –: of your own "
+            "data, or nothing is published. `plan NAME` says more.",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 @recipes_app.command("show")

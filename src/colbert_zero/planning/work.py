@@ -97,16 +97,19 @@ def look(
         for step in range(steps.steps):
             counts = counts.plus(count(spec, batches[step], on), on.count)
         return Looked(counts, True)
+    longest: Counts | None = None  # of a share of texts of which none is at hand: all parts' are alike
     for name, drawn in order.drawn(steps.steps).items():
         if not drawn:
             continue
+        if (tokenise is None or parts[name].seen is None) and longest:
+            counts = counts.plus(longest, on.count * drawn)
+            continue
         rows = max(16, LOOKED_AT * drawn // steps.steps // (1 + steps.ways))
-        looked = [
-            filled(batch, share)
-            for batch in batches_of(spec, parts[name], rows, share, tokenise, alignment, steps.ways)
-        ]
-        for batch in looked:
-            counts = counts.plus(count(spec, batch, on), on.count * drawn / len(looked))
+        some = batches_of(spec, parts[name], rows, share, tokenise, alignment, steps.ways)
+        looked = [count(spec, filled(batch, share), on) for batch in some]
+        for counted in looked:
+            counts = counts.plus(counted, on.count * drawn / len(looked))
+        longest = looked[0] if parts[name].seen is None else longest
     return Looked(counts, False)
 
 

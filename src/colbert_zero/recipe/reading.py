@@ -1,5 +1,6 @@
 """A recipe is read, overridden and checked."""
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -19,6 +20,8 @@ from colbert_zero.recipe.mistakes import SECTIONS, contradictions, explain, wron
 from colbert_zero.recipe.schema import HeadLayer, Model, PerTask, Phase, Recipe, Teacher, Temperature, Validation
 
 _BUNDLED = Path(__file__).parents[1] / "recipes"
+
+DEVICE_HOURS = Path(__file__).with_name("device_hours.json")
 
 RECIPES = _BUNDLED if _BUNDLED.is_dir() else Path(__file__).parents[3] / "recipes"
 
@@ -50,6 +53,12 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
 def shipped_recipes() -> dict[str, Path]:
     """The shipped recipes' files by name, as `smoke` and `paper/full`."""
     return {path.relative_to(RECIPES).with_suffix("").as_posix(): path for path in sorted(RECIPES.rglob("*.yaml"))}
+
+
+def device_hours() -> dict[str, list[int] | None]:
+    """Hours of one H100 that shipped recipes take, least and most, as `make docs` reckoned them."""
+    hours: dict[str, list[int] | None] = json.loads(DEVICE_HOURS.read_text(encoding="utf-8"))
+    return hours
 
 
 def read_values(text: str) -> list[Any]:
