@@ -155,7 +155,7 @@ BROKEN: list[tuple[str, Any, str]] = [
     (
         "collections.held.kind",
         "trec",
-        'collections.held.kind: "trec" is unknown (there are: held-out, beir, hub)',
+        'collections.held.kind: "trec" is unknown (there are: held-out, beir, hub, named)',
     ),
     (
         "phases.dense.representation",

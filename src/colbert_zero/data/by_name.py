@@ -6,9 +6,9 @@ from pathlib import Path
 
 from colbert_zero.data.collection import DEFAULT_RULES, Collection, Rules
 from colbert_zero.data.layouts import load_beir, load_collection, load_hub
-from colbert_zero.errors import ColbertZeroError, near
+from colbert_zero.errors import ColbertZeroError
 from colbert_zero.files import place_of
-from colbert_zero.recipe.named import GROUPS, HOME, Named, known, members
+from colbert_zero.recipe.named import GROUPS, HOME, Named, meant, members
 
 
 def load_named(named: Named, rules: Rules = DEFAULT_RULES) -> Collection:
@@ -43,7 +43,7 @@ def named_by(word: str) -> list[Named]:
         return []
     found = members(word)
     if not found and word.split("/")[0] in GROUPS:
-        raise ColbertZeroError(f"{word}: no such folder, no public collection of that name{near(word, known())}")
+        raise ColbertZeroError(f"{word}: no such folder, no public collection of that name{meant(word)}")
     return found
 
 
@@ -67,9 +67,7 @@ def load_all(words: list[str], split: str | None = None, rules: Rules = DEFAULT_
     loaded: dict[str, Collection] = {}
     for word in dict.fromkeys(words):
         for found in (
-            (load_named(each, rules) for each in named[word])
-            if named[word]
-            else [load_collection(word, split, rules)]
+            (load_named(each, rules) for each in named[word]) if named[word] else [load_collection(word, split, rules)]
         ):
             if found.name in loaded and not named[word]:
                 raise ColbertZeroError(f"{word}: another collection is called {found.name} too; rename a folder")

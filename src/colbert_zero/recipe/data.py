@@ -10,9 +10,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from colbert_zero.errors import near
 from colbert_zero.recipe.entry import Entry, Int, Neutral
-from colbert_zero.recipe.named import GROUPS, MTEB, Named, known, members
+from colbert_zero.recipe.named import GROUPS, MTEB, Named, meant, members
 
 
 def _as_list(value: Any) -> Any:
@@ -246,8 +245,8 @@ class HubCollection(_Rules):
 
 def _known_name(name: str) -> str:
     if not members(name):
-        mend = "; `evaluate` alone hands tasks to mteb" if name.startswith(MTEB) else near(name, known())
-        raise PydanticCustomError("name", f"a public collection's name{mend}".replace("{", "{{"))
+        mend = "; `evaluate` alone hands tasks to mteb" if name.startswith(MTEB) else meant(name)
+        raise PydanticCustomError("name", f"a public collection's name{mend}")
     return name
 
 

@@ -7,6 +7,7 @@ sentence-transformers' `NanoBEIREvaluator`.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 HOME = "BEIR_HOME"
 """Environment variable: a folder with collections by name in BEIR's layout, in place of the Hub."""
@@ -139,6 +140,7 @@ def members(name: str) -> list[Named]:
     return GROUPS[name] if name in GROUPS else [NAMED[name]] if name in NAMED else []
 
 
-def known() -> list[str]:
-    """What one may write: groups first, then collections, without parts."""
-    return list(dict.fromkeys([*GROUPS, *(named.whole for named in NAMED.values())]))
+def meant(word: str) -> str:
+    """The end of a message about a name that nobody knows."""
+    alike = get_close_matches(word, [*GROUPS, *NAMED], 1, 0.7)
+    return f", did you mean {alike[0]}?" if alike else " (docs/data.md lists beir/…, nanobeir/…, decontaminated/…)"
