@@ -89,6 +89,12 @@ def means_of_parts(scores: dict[str, dict[str, float]], whole_of: Callable[[str]
     }
 
 
+def mean_of_collections(scores: dict[str, dict[str, float]]) -> dict[str, float]:
+    """{measure: mean over the collections}, each with the same weight; of the measures that all of them have."""
+    measures = [m for m in next(iter(scores.values())) if all(m in of_one for of_one in scores.values())]
+    return {m: math.fsum(of_one[m] for of_one in scores.values()) / len(scores) for m in measures}
+
+
 def write_run(path: str | Path, run: Run, tag: str) -> None:
     """Write a run in TREC format (query Q0 document rank score tag), atomically; gzipped under a name in .gz.
 

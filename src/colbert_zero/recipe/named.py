@@ -5,7 +5,7 @@ have BEIR's texts and judgements (`BeIR/` on the Hub has scripts, which `dataset
 sentence-transformers' `NanoBEIREvaluator`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -46,7 +46,7 @@ class Named:
 
     @property
     def whole(self) -> str:
-        """The name under which it counts in a mean: of a part the collection's, else its own."""
+        """The name under which it counts in a mean, if all of its parts are there: of a part the collection's."""
         return "/".join(self.name.split("/")[:2])
 
 
@@ -138,6 +138,18 @@ def members(name: str) -> list[Named]:
         (26, 15)
     """
     return GROUPS[name] if name in GROUPS else [NAMED[name]] if name in NAMED else []
+
+
+def counted_as(name: str, names: Container[str]) -> str:
+    """The name under which a collection counts among others: a part, with all other parts, as the whole.
+
+    Args:
+        name: One of the names; any.
+        names: Of all that are averaged.
+    """
+    named = NAMED.get(name)
+    whole = GROUPS.get(named.whole, []) if named and named.part else []
+    return named.whole if named and whole and all(part.name in names for part in whole) else name
 
 
 def meant(word: str) -> str:

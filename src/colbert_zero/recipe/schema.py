@@ -12,6 +12,7 @@ from pydantic import (
 
 from colbert_zero.recipe.data import CollectionSpec, NamedCollection, SourceSpec, written_out
 from colbert_zero.recipe.entry import Entry, Float, Int, Name, Neutral, Seed
+from colbert_zero.recipe.named import GROUPS
 
 Beta = Annotated[Float, Field(ge=0, lt=1)]
 
@@ -317,10 +318,14 @@ class Recipe(Entry):
         return self.seed if phase.seed is None else phase.seed
 
     def whole_of(self, collection: str) -> str:
-        """The name under which a collection counts in means: of a part the whole's, which counts once."""
+        """The name under which a collection counts in means: of a part, where all are there, the whole's."""
         spec = self.collections[collection]
         part = spec.of.part if isinstance(spec, NamedCollection) else None
-        return collection.removesuffix(f"-{part}") if part else collection
+        whole = collection.removesuffix(f"-{part}")
+        if part is None or whole == collection:
+            return collection
+        parts = [f"{whole}-{named.part}" for named in GROUPS["beir/cqadupstack"]]
+        return whole if all(name in self.collections for name in parts) else collection
 
     def longest(self, phase: Phase) -> dict[str, int | None]:
         """Query and document tokens that a phase is asked for."""

@@ -76,12 +76,13 @@ def _sizes(study: Study) -> dict[str, Any]:
     """Documents and queries of each collection, of one in parts altogether; a public collection's name."""
     sizes: dict[str, Any] = {}
     for name, collection in study.collections.items():
-        size = sizes.setdefault(study.recipe.whole_of(name), {"documents": 0, "queries": 0})
+        whole = study.recipe.whole_of(name)
+        size = sizes.setdefault(whole, {"documents": 0, "queries": 0})
         size["documents"] += collection.documents_count
         size["queries"] += len(collection.qrels)
         spec = study.recipe.collections[name]
         if isinstance(spec, NamedCollection):
-            size["name"] = spec.of.whole
+            size["name"] = spec.name if whole == name else spec.of.whole
     return sizes
 
 
