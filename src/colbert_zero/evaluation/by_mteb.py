@@ -40,7 +40,8 @@ def load_task(task: Any) -> None:
         ColbertZeroError: It could not; says why.
     """
     try:
-        task.load_data()
+        for part in getattr(task.metadata, "tasks", [task]):  # CQADupstackRetrieval puts twelve together
+            part.load_data()
     except Exception as error:  # of data sets, of the Hub's client, of mteb itself
         raise ColbertZeroError(
             f"{MTEB}{task.metadata.name}: mteb cannot load its data: {reason(error)}; check the network, or load them "
