@@ -34,6 +34,7 @@ def task(tmp_path, monkeypatch, offline):
 
 
 @INSTALLED
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("kind", ["multi-vector", "dense"])
 def test_mteb_gives_a_checkpoint_the_scores_that_we_give_it(
@@ -52,6 +53,7 @@ def test_mteb_gives_a_checkpoint_the_scores_that_we_give_it(
 
 
 @INSTALLED
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize(
     ("word", "message"),
@@ -66,6 +68,7 @@ def test_what_is_no_task_of_retrieval_is_told(word, message):
 
 
 @INSTALLED
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_data_that_mteb_cannot_load_are_told_before_anything_is_evaluated(command, offline, tiny_dense, tmp_path):
     tiny_dense.save_pretrained(str(tmp_path / "model"), create_model_card=False)

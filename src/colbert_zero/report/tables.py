@@ -268,7 +268,7 @@ def collections_table(records: Records) -> Table:
     for name, sizes in records.collections.items():
         known = sizes | records.data.get("collections", {}).get(name, {})
         counts = [number(known.get(key)) for key in ("documents", "queries", "judgements")]
-        rows.append([name, str(known.get("from", "–")), *counts])
+        rows.append([name, str(known.get("from", known.get("name", "–"))), *counts])
     columns = ["collection", "from", "documents", "queries", "judgements"]
     return Table("Collections to test on", columns, [("", rows)], words=(0, 1))
 
