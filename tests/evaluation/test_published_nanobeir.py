@@ -30,7 +30,6 @@ def hub_answers():
 
 
 @pytest.mark.hub
-@pytest.mark.slow
 @pytest.mark.timeout(0)
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("model", MEANS)
