@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from colbert_zero.errors import STOPPED, Stopped
+from colbert_zero.report.published import published_on
 from colbert_zero.report.records import MEASURE
 from colbert_zero.report.sweep import short_key, short_value
 from colbert_zero.report.words import duration, operations
@@ -194,6 +195,52 @@ def results_tables(results: dict[str, Any], width: int) -> list[Table]:
             shown.append({})
         shown[-1] |= column
     return [_results_table(results["systems"], groups, columns) for columns in shown]
+
+
+def evaluation_table(
+    records: dict[str, dict[str, Any]],
+    wholes: dict[str, str],
+    scores: dict[str, dict[str, float]],
+    mean: dict[str, float],
+) -> Table:
+    """A model's scores on several collections, and their mean.
+
+    Args:
+        records: What was evaluated, of a collection in parts each part.
+        wholes: {name of a record: the collection that it is, or is a part of}.
+        scores: {collection: {measure: score}}.
+        mean: {measure: score} over `scores`.
+    """
+    measures = list(next(iter(scores.values())))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("", overflow="fold")
+    for title in ("documents", "queries", *measures):
+        table.add_column(title, justify="right")
+    for whole, of_one in scores.items():
+        parts = [name for name in records if wholes[name] == whole]
+        sizes = [
+            f"{sum(records[part][key] for part in parts):,}" if key in records[parts[0]] else "–"
+            for key in ("documents", "queries")
+        ]
+        label = whole if parts == [whole] else f"{whole}, mean of {len(parts)} parts"
+        table.add_row(Text(label), *sizes, *(_score(of_one.get(m)) for m in measures))
+        for part in parts if parts != [whole] else []:
+            sizes = [f"{records[part][key]:,}" for key in ("documents", "queries")]
+            values = (_score(records[part]["scores"].get(m)) for m in measures)
+            table.add_row(Text(f"  {part.removeprefix(whole + '/')}"), *sizes, *values, style="dim")
+    if len(scores) > 1:
+        table.add_row(f"mean of {len(scores)}", "", "", *(_score(mean.get(m)) for m in measures), style="bold")
+    return table
+
+
+def published_lines(names: list[str]) -> list[str]:
+    """Published figures on public collections of these names, each with its source; what to say if there is none."""
+    lines = [f"published {MEASURE}, not measured here:"]
+    for figures in published_on(names):
+        shown = [f"{name} {score:.4f}" for name, score in figures.scores.items()]
+        mean = [f"mean of {figures.benchmark} {figures.mean:.4f}"] if figures.mean is not None else []
+        lines.append(f"  {figures.model}: {', '.join(mean + shown)} ({figures.source})")
+    return lines if len(lines) > 1 else [f"published {MEASURE}: none on these collections that this program knows of"]
 
 
 def _groups(systems: dict[str, Any]) -> list[tuple[str, list[str]]]:

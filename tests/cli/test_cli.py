@@ -11,8 +11,9 @@ import yaml
 
 from colbert_zero.data.collection import Collection
 from colbert_zero.data.layouts import write_beir
+from colbert_zero.recipe.named import NAMED
 from colbert_zero.recipe.reading import RECIPES, load_recipe, shipped_recipes
-from helpers import ROOT, data, environment, launch, write_rows
+from helpers import DOCUMENTS, ROOT, data, environment, launch, write_rows
 
 
 def test_every_command_is_in_the_help_and_teaches_by_example(command):
@@ -93,6 +94,70 @@ def test_evaluate_says_how_it_scores_a_plain_encoder_that_says_nothing_of_it(com
     code, out, _ = command("evaluate", backbone, "--collection", tmp_path / "tiny")
     assert code == 0
     assert "is a plain encoder, never trained to give embeddings: it is scored by the mean of its states" in out
+
+
+@pytest.fixture
+def several(tmp_path, monkeypatch, collection):
+    """Public collections in BEIR_HOME, two of CQADupStack's parts of their own, and a folder."""
+    other = Collection.from_memory("x", DOCUMENTS, {"q": "wing"}, {"q": {"flutter": 1, "lift": 1}})
+    for named in NAMED.values():
+        few = named.name in ("beir/cqadupstack/tex", "beir/cqadupstack/gis")
+        write_beir(other if few else collection, tmp_path / "home" / named.folder, named.qrels)
+    write_beir(other, tmp_path / "mine")
+    monkeypatch.setenv("BEIR_HOME", str(tmp_path / "home"))
+    return tmp_path
+
+
+def test_several_collections_are_evaluated_at_once_each_and_their_mean(command, several):
+    options = [
+        word for name in ("beir/scifact", "beir/cqadupstack", several / "mine") for word in ("--collection", name)
+    ]
+    code, out, err = command("evaluate", "bm25", *options, "--json", several / "s.json", "--run", several / "runs")
+    assert code == 0, err
+    found = json.loads((several / "s.json").read_text())
+    assert len(found["collections"]) == 14
+    assert set(found["collections"]["beir/cqadupstack/tex"]["per_query"]) == {"q"}
+    assert list(found["scores"]) == ["beir/scifact", "beir/cqadupstack", "mine"]
+    for measure in ("nDCG@10", "R@100", "RR@10"):
+        parts = [r["scores"][measure] for n, r in found["collections"].items() if n.startswith("beir/cqa")]
+        assert found["scores"]["beir/cqadupstack"][measure] == pytest.approx(sum(parts) / 12)
+        counted = [scores[measure] for scores in found["scores"].values()]
+        assert found["mean"][measure] == pytest.approx(sum(counted) / 3)
+    rows = {line.split("  ")[0].strip(): line.split() for line in out.splitlines() if line[-4:].isdigit()}
+    assert rows["mean of 3"][-3:] == [f"{found['mean'][m]:.4f}" for m in ("nDCG@10", "R@100", "RR@10")]
+    assert "beir/cqadupstack, mean of 12 parts" in rows
+    assert len(list((several / "runs").glob("*.trec"))) == 14
+    assert len((several / "runs" / "beir-scifact.trec").read_text().splitlines()) > 5
+    assert "beir/scifact: from " in out
+
+
+def test_a_group_is_all_of_its_collections_and_its_published_figures_stand_apart(command, several):
+    code, out, _ = command("evaluate", "bm25", "--collection", "beir", "--published", "--json", several / "s.json")
+    assert code == 0
+    assert "mean of 15" in out
+    published = out[out.index("published nDCG@10, not measured here:") :]
+    assert "ColBERT-Zero, pipeline (c) after KD: mean of beir 0.5543, beir/fiqa 0.4262" in published
+    assert "lightonai/LateOn: mean of beir 0.5722" in published
+    assert "(arXiv 2602.16609" in published
+    assert "published" not in (several / "s.json").read_text()
+    one = command("evaluate", "bm25", "--collection", "nanobeir/scifact", "--published")[1]
+    assert "published nDCG@10: none on these collections" in one
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--collection", "beir/scifact", "--collection", "beir/nq", "--run", "s.trec"), "--run s.trec: 2 rankings do"),
+        (("--collection", "beir/scifact", "--collection", "beir/nqq"), "beir/nqq: no such folder, no public collec"),
+        (("--collection", "mteb:SciFact"), "mteb:SciFact: mteb takes checkpoints only"),
+        (("--collection", "mteb:SciFact", "--run", "s.trec"), "mteb"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_told_before_anything_is(command, several, monkeypatch, words, message):
+    monkeypatch.chdir(several)
+    monkeypatch.setattr("colbert_zero.evaluation.ranking.rank_bm25", None)
+    code, _, error = command("evaluate", "bm25", *words)
+    assert (code, message in error, "Traceback" in error) == (2, True, False), error
 
 
 def test_bm25_is_a_model_to_evaluate_too(command, collection, tmp_path):

@@ -217,6 +217,32 @@ def test_a_difference_on_one_of_seven_collections_is_none_of_the_mean():
     assert mean["p_value_holm"] > 0.05
 
 
+def test_parts_of_a_collection_are_tested_together_and_count_once():
+    generator = np.random.default_rng(3)
+    differences = {name: generator.normal(0.1, 0.3, size) for name, size in {"w-x": 3, "w-y": 5, "v": 4}.items()}
+    per_query = {
+        name: {
+            "a": {f"q{i}": {"nDCG@10": float(d)} for i, d in enumerate(values)},
+            "b": {f"q{i}": {"nDCG@10": 0.0} for i in range(len(values))},
+        }
+        for name, values in differences.items()
+    }
+    rows = compare(per_query, [("a", "b")], "nDCG@10", rounds=500, whole_of=lambda name: name[0])
+    assert [row["collection"] for row in rows] == [None, "w", "v"]
+    means = {name: values.mean() for name, values in differences.items()}
+    whole = (means["w-x"] + means["w-y"]) / 2
+    assert rows[1]["difference"] == pytest.approx(whole)
+    assert rows[0]["difference"] == pytest.approx((whole + means["v"]) / 2)
+    assert [row["queries"] for row in rows] == [12, 8, 4]
+    # 12 pairs: all patterns are tried.
+    weight = {"w-x": 1 / 2, "w-y": 1 / 2, "v": 1}
+    shares = np.concatenate([weight[name] * values / len(values) for name, values in differences.items()])
+    assert rows[0]["p_value"] == pytest.approx(exact_p_value(shares, 0 * shares))
+    drawn = bootstrap_means(list(differences.values()), 500, 0)
+    expected = percentile_interval(((drawn[0] + drawn[1]) / 2 + drawn[2]) / 2)
+    assert rows[0]["interval"] == pytest.approx(list(expected))
+
+
 def test_compare_names_what_is_missing():
     per_query = {"c": {"a": {"q1": {"RR@10": 1.0}}, "b": {"q2": {"RR@10": 1.0}}, "empty": {}}}
     with pytest.raises(ColbertZeroError, match="a and b differ in 2 queries"):

@@ -155,7 +155,7 @@ BROKEN: list[tuple[str, Any, str]] = [
     (
         "collections.held.kind",
         "trec",
-        'collections.held.kind: "trec" is unknown (there are: held-out, beir, hub)',
+        'collections.held.kind: "trec" is unknown (there are: held-out, beir, hub, named)',
     ),
     (
         "phases.dense.representation",
@@ -585,3 +585,39 @@ def test_the_command_line_prints_the_mistakes_alone_and_exits_with_2(tmp_path: P
     assert done.stderr.startswith(b"colbert-zero: broken.yaml: ")
     assert b"\n  modle: unknown key, did you mean model?\n" in done.stderr
     assert b"Traceback" not in done.stderr
+
+
+def test_a_group_of_public_collections_is_written_out_an_entry_each():
+    collections = {
+        "b": {"kind": "named", "name": "beir", "exclude_self": True},
+        "c": {"kind": "named", "name": "beir/nq"},
+    }
+    recipe = check_recipe(changed("collections", collections))
+    assert len(recipe.collections) == 27
+    assert recipe.collections["b-scifact"].model_dump(exclude_none=True) == {
+        "kind": "named", "name": "beir/scifact", "exclude_self": True,
+    }  # fmt: skip
+    assert len({recipe.whole_of(name) for name in recipe.collections}) == 16
+    assert recipe.whole_of("b-cqadupstack-tex") == "b-cqadupstack"
+    assert check_recipe(recipe.model_dump()) == recipe
+    one = {"x-tex": {"kind": "named", "name": "beir/cqadupstack/tex"}}
+    assert check_recipe(changed("collections", one)).whole_of("x-tex") == "x-tex", "a part alone is not the whole"
+
+
+@pytest.mark.parametrize(
+    ("collections", "message"),
+    [
+        ({"b": {"kind": "named", "name": "beir/scifct"}}, 'did you mean beir/scifact?, found "beir/scifct"'),
+        ({"b": {"kind": "named", "name": "mteb:SciFact"}}, "`evaluate` alone hands tasks to mteb"),
+        ({"b": {"kind": "named"}}, "collections.b.name: missing; this key is required"),
+        ({"b": {"kind": "named", "name": "beir/nq", "splt": 1}}, "collections.b.splt: unknown key"),
+        (
+            {"b": {"kind": "named", "name": "beir"}, "b-nq": {"kind": "named", "name": "beir/nq"}},
+            "collections: should be entries of different names, but a group has b-nq too",
+        ),
+    ],
+)
+def test_a_mistake_in_a_public_collection_is_one_message(collections, message):
+    told = mistakes(changed("collections", collections))
+    assert len(told) == 1, told
+    assert message in told[0]

@@ -93,6 +93,19 @@ def test_hostile_names_stay_text(tmp_path):
     assert "[a](" not in "".join(rows)
 
 
+def test_published_figures_stand_in_a_table_of_their_own_with_their_sources(tmp_path):
+    results = result_record(ALL)
+    results["collections"]["scifact"]["name"] = "beir/scifact"
+    page = Page(write_report(write_records(tmp_path, results)).read_text()).text
+    table = page[page.index("Published figures, nDCG@10 × 100: not measured here") :]
+    assert table.split().index("scifact") < table.split().index("gte-modernbert-base")
+    assert "beir, published" in table
+    assert "arXiv 2602.16609" in table
+    assert "77.40" in table, "gte-modernbert-base on SciFact, which no system of this study is"
+    assert "fiqa" not in table[: table.index("Comparisons")], "a folder that is called so is not the public one"
+    assert "77.40" not in page[: page.index("Published figures")]
+
+
 def test_only_results_are_needed(tmp_path):
     results = result_record(ALL, collections=("scifact",)) | {"comparisons": []}
     write_json(tmp_path / "results.json", results)

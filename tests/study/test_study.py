@@ -22,6 +22,7 @@ from colbert_zero.errors import ColbertZeroError
 from colbert_zero.evaluation import ranking as evaluation
 from colbert_zero.files import read_json, write_json
 from colbert_zero.recipe import schema as recipes
+from colbert_zero.recipe.named import GROUPS, NAMED
 from colbert_zero.recipe.reading import check_recipe, load_recipe
 from colbert_zero.report import write_report
 from colbert_zero.study.comparison import families, run_study
@@ -395,6 +396,43 @@ def test_a_collection_in_hub_layout_is_ranked_and_compared_under_its_own_name(tm
     assert (tmp_path / "out" / "runs" / "full.nano.trec").is_file()
     counted = read_json(tmp_path / "out" / "data.json")["collections"]["nano"]
     assert [counted[key] for key in ("queries", "judgements", "missing", "missing_queries")] == [6, 6, 0, 1]
+
+
+@pytest.mark.slow
+def test_public_collections_are_named_a_group_once_and_change_no_phase(tmp_path, monkeypatch):
+    write_rows(tmp_path / "pairs.jsonl")
+    for place, named in enumerate([NAMED["beir/scifact"], *GROUPS["beir/cqadupstack"]]):
+        few = dict(list(QRELS.items())[: 1 + place % 5])
+        write_beir(Collection.from_memory("x", DOCUMENTS, QUERIES, few), tmp_path / "home" / named.folder)
+    monkeypatch.setenv("BEIR_HOME", str(tmp_path / "home"))
+    recipe = data(tmp_path)
+    recipe["pipelines"] = {"full": ["unsupervised"], "other": ["dense", "unsupervised"]}
+    before = study(tmp_path, recipe)
+    before.prepare([("unsupervised",)])
+    recipe["collections"]["scifact"] = {"kind": "named", "name": "beir/scifact"}
+    recipe["collections"]["cqa"] = {"kind": "named", "name": "beir/cqadupstack"}
+    one = study(tmp_path, recipe)
+    results = run_study(one, None, "test")
+    assert one.phase_id(("unsupervised",)) == before.phase_id(("unsupervised",))
+    parts = [f"cqa-{named.part}" for named in GROUPS["beir/cqadupstack"]]
+    assert list(one.collections) == ["held-out", "scifact", *parts]
+    assert list(results["collections"]) == ["held-out", "scifact", "cqa"]
+    assert results["collections"]["cqa"] == {"documents": 240, "queries": 35, "name": "beir/cqadupstack"}
+    scores = results["systems"]["full"]["scores"]
+    of_parts = [read_json(tmp_path / "out" / "per_query" / f"full.{part}.json").values() for part in parts]
+    means = [sum(scores["nDCG@10"] for scores in queries) / len(queries) for queries in of_parts]
+    assert scores["cqa"]["nDCG@10"] == pytest.approx(sum(means) / 12)
+    whole = sum(of_one["nDCG@10"] for of_one in scores.values()) / 3
+    other = sum(of_one["nDCG@10"] for of_one in results["systems"]["other"]["scores"].values()) / 3
+    [mean] = [t for t in results["comparisons"] if t["collection"] is None and (t["a"], t["b"]) == ("full", "other")]
+    assert mean["difference"] == pytest.approx(whole - other)
+    assert {test["collection"] for test in results["comparisons"]} == {None, "held-out", "scifact", "cqa"}
+    known = read_json(tmp_path / "out" / "data.json")["collections"]["cqa-tex"]
+    assert known["read_from"] == str(tmp_path / "home" / "cqadupstack" / "tex")
+    assert known["from"]["name"] == "beir/cqadupstack/tex"
+    assert "Published figures" in write_report(tmp_path / "out").read_text()
+    again = check_recipe(read_json(tmp_path / "out" / "recipe.json"))
+    assert list(again.collections) == list(one.collections)
 
 
 def test_a_plan_has_the_steps_that_are_trained(tmp_path):

@@ -57,6 +57,7 @@ class Collection:
         missing_queries: Judged queries that are not there, and are left out.
         empty: Documents and judged queries without a text.
         rules: What to do with queries' own documents and with missing ones.
+        place: Where a public collection was read from.
     """
 
     name: str
@@ -70,10 +71,11 @@ class Collection:
     missing_queries: int = 0
     empty: int = 0
     rules: Rules = DEFAULT_RULES
+    place: str | None = None
 
     def peculiarities(self) -> list[str]:
         """What a user should know of it."""
-        told = []
+        told = [f"from {self.place}"] if self.place else []
         if self.own:
             told.append(
                 f"{len(self.own):,} queries are documents too, and left out of their own rankings (exclude_self)"

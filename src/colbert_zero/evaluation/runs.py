@@ -2,7 +2,8 @@
 
 import gzip
 import io
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -55,6 +56,43 @@ def measure(
         per_query[score.query_id][parsed[score.measure]] = float(score.value)
     means = {name: float(np.mean([scores[name] for scores in per_query.values()])) for name in measures}
     return means, per_query
+
+
+def mean_of_queries(per_query: PerQuery) -> dict[str, float]:
+    """{measure: mean over the queries}."""
+    measures = next(iter(per_query.values()))
+    return {m: math.fsum(scores[m] for scores in per_query.values()) / len(per_query) for m in measures}
+
+
+def means_of_parts(scores: dict[str, dict[str, float]], whole_of: Callable[[str], str]) -> dict[str, dict[str, float]]:
+    """Scores with those of a collection's parts as their mean: a part of few queries weighs as much as one of many.
+
+    Args:
+        scores: {collection or part: {measure: score}}.
+        whole_of: The name under which one counts; of what has no parts its own.
+
+    Returns:
+        {collection: {measure: score}}, in the order of the first parts.
+
+    Source: CQADupStack's figure in BEIR (arXiv 2104.08663) is the mean over its 12 forums.
+
+    Example:
+        >>> means_of_parts({"a-x": {"RR@10": 0.2}, "a-y": {"RR@10": 0.4}, "b": {"RR@10": 0.5}}, lambda n: n[0])
+        {'a': {'RR@10': 0.30000000000000004}, 'b': {'RR@10': 0.5}}
+    """
+    wholes: dict[str, list[dict[str, float]]] = {}
+    for name, of_one in scores.items():
+        wholes.setdefault(whole_of(name), []).append(of_one)
+    return {
+        whole: parts[0] if len(parts) == 1 else {m: math.fsum(part[m] for part in parts) / len(parts) for m in parts[0]}
+        for whole, parts in wholes.items()
+    }
+
+
+def mean_of_collections(scores: dict[str, dict[str, float]]) -> dict[str, float]:
+    """{measure: mean over the collections}, each with the same weight; of the measures that all of them have."""
+    measures = [m for m in next(iter(scores.values())) if all(m in of_one for of_one in scores.values())]
+    return {m: math.fsum(of_one[m] for of_one in scores.values()) / len(scores) for m in measures}
 
 
 def write_run(path: str | Path, run: Run, tag: str) -> None:

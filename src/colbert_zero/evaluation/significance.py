@@ -1,6 +1,6 @@
 """Is a difference between two systems more than chance? Tests over the per-query scores."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,9 @@ def paired_randomisation(
     return stratified_randomisation([_differences(a, b)], rounds, seed)
 
 
-def stratified_randomisation(strata: Sequence[np.ndarray], rounds: int = 10_000, seed: int = 0) -> float:
+def stratified_randomisation(
+    strata: Sequence[np.ndarray], rounds: int = 10_000, seed: int = 0, weights: Sequence[float] | None = None
+) -> float:
     """The same test of the mean over collections of each one's mean difference: a collection counts once.
 
     A pair's scores are exchanged within its own query, hence within its collection; a collection of 50 queries weighs
@@ -48,6 +50,7 @@ def stratified_randomisation(strata: Sequence[np.ndarray], rounds: int = 10_000,
         strata: A collection's differences each, (queries,), at least one; the numbers of queries may differ.
         rounds: Random sign patterns; with at most 12 differing pairs over all collections every pattern is tried.
         seed: Of the patterns.
+        weights: Of the collections; all the same by default.
 
     Returns:
         As `paired_randomisation`.
@@ -55,7 +58,7 @@ def stratified_randomisation(strata: Sequence[np.ndarray], rounds: int = 10_000,
     Source: as `paired_randomisation`; that every collection weighs the same is how BEIR reports its mean.
     """
     # Flipping a difference's sign flips its share of the statistic, so all collections' shares are one list.
-    shares = np.concatenate([differences / len(differences) for differences in strata])
+    shares = np.concatenate([d * w / len(d) for d, w in zip(strata, weights or [1.0] * len(strata), strict=True)])
     # Pairs that do not differ add 0 under either sign.
     shares = shares[shares != 0]
     # Sums that are equal on paper may differ by rounding; such patterns count as extreme.
@@ -124,6 +127,7 @@ def compare(
     measure: str,
     rounds: int = 10_000,
     seed: int = 0,
+    whole_of: Callable[[str], str] = str,
 ) -> list[dict[str, Any]]:
     """Test chosen pairs of systems on one measure: on the mean over all collections, and on each for the detail.
 
@@ -136,6 +140,7 @@ def compare(
         measure: The one compared.
         rounds: Of randomisation and of the bootstrap.
         seed: Of both; the same for every pair.
+        whole_of: The name under which a collection counts: parts of one are tested together, and count once.
 
     Returns:
         A row a pair with collection None, the mean over collections, then a row a pair and collection: a, b,
@@ -146,12 +151,24 @@ def compare(
     """
     means: list[dict[str, Any]] = []
     details: list[dict[str, Any]] = []
+    wholes: dict[str, list[int]] = {}
+    for place, name in enumerate(per_query):
+        wholes.setdefault(whole_of(name), []).append(place)
+    # Of a collection's parts each has its share of the collection's weight.
+    size = {place: len(places) for places in wholes.values() for place in places}
+    shares = [1 / size[place] for place in range(len(per_query))]
+    weights = shares if len(wholes) < len(shares) else None
     for a, b in pairs:
         strata = [_paired(scores, a, b, measure) for scores in per_query.values()]
         drawn = bootstrap_means(strata, rounds, seed)
 
         def row(
-            collection: str | None, some: list[np.ndarray], drawn: np.ndarray, a: str = a, b: str = b
+            collection: str | None,
+            some: list[np.ndarray],
+            drawn: np.ndarray,
+            weights: list[float] | None = None,
+            a: str = a,
+            b: str = b,
         ) -> dict[str, Any]:
             return {
                 "a": a,
@@ -159,13 +176,13 @@ def compare(
                 "collection": collection,
                 "measure": measure,
                 "queries": sum(map(len, some)),
-                "difference": float(np.mean([np.mean(differences) for differences in some])),
-                "interval": list(percentile_interval(drawn)),
-                "p_value": stratified_randomisation(some, rounds, seed),
+                "difference": float(np.average([np.mean(differences) for differences in some], weights=weights)),
+                "interval": list(percentile_interval(np.average(drawn, axis=0, weights=weights))),
+                "p_value": stratified_randomisation(some, rounds, seed, weights),
             }
 
-        means.append(row(None, strata, drawn.mean(axis=0)))
-        details += [row(name, [s], d) for name, s, d in zip(per_query, strata, drawn, strict=True)]
+        means.append(row(None, strata, drawn, weights))
+        details += [row(whole, [strata[p] for p in places], drawn[places]) for whole, places in wholes.items()]
     for rows in (means, details):
         for tested, adjusted in zip(rows, holm([tested["p_value"] for tested in rows]), strict=True):
             tested["p_value_holm"] = adjusted

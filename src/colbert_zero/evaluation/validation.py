@@ -18,17 +18,9 @@ from colbert_zero.evaluation.runs import measure
 from colbert_zero.files import atomic_folder, fingerprint, read_json, write_json
 from colbert_zero.models.checkpoints import Encoder
 from colbert_zero.models.encoders import with_own_tokenizer
+from colbert_zero.recipe.named import NANOBEIR, NANOBEIR_SETS
 from colbert_zero.recipe.schema import Recipe
 from colbert_zero.report.records import MEASURE
-
-NANOBEIR = "sentence-transformers/NanoBEIR-en"
-"""The data set of sentence-transformers' evaluators; each set is a split of its corpus, queries and qrels."""
-
-NANOBEIR_SETS = tuple(
-    f"Nano{name}"
-    for name in ("ClimateFEVER", "DBPedia", "FEVER", "FiQA2018", "HotpotQA", "MSMARCO", "NFCorpus", "NQ",
-                 "QuoraRetrieval", "SCIDOCS", "ArguAna", "SciFact", "Touche2020")
-)  # fmt: skip
 
 _TIMEOUT_SECONDS = 5
 

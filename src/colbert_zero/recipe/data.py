@@ -3,6 +3,7 @@
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     WithJsonSchema,
@@ -10,6 +11,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from colbert_zero.recipe.entry import Entry, Int, Neutral
+from colbert_zero.recipe.named import GROUPS, MTEB, Named, meant, members
 
 
 def _as_list(value: Any) -> Any:
@@ -241,4 +243,47 @@ class HubCollection(_Rules):
     """Split of each configuration that has it."""
 
 
-CollectionSpec = Annotated[HeldOut | Beir | HubCollection, Field(discriminator="kind")]
+def _known_name(name: str) -> str:
+    if not members(name):
+        mend = "; `evaluate` alone hands tasks to mteb" if name.startswith(MTEB) else meant(name)
+        raise PydanticCustomError("name", f"a public collection's name{mend}")
+    return name
+
+
+class NamedCollection(_Rules):
+    """A public collection: of BEIR, NanoBEIR or the decontaminated BEIR; from the Hub, or a folder in `BEIR_HOME`."""
+
+    kind: Literal["named"]
+    """A public collection."""
+    name: Annotated[str, AfterValidator(_known_name)]
+    """As `beir/scifact`, `nanobeir/scifact`, `decontaminated/scifact`; docs/data.md lists them. `beir`, `nanobeir` and
+    `decontaminated` stand for all of theirs, `beir/cqadupstack` for its 12 parts: an entry each, of this one's name, a
+    dash and the collection's."""
+
+    @property
+    def of(self) -> Named:
+        """The collection, once groups are written out."""
+        return members(self.name)[0]
+
+
+CollectionSpec = Annotated[HeldOut | Beir | HubCollection | NamedCollection, Field(discriminator="kind")]
+
+
+def written_out(collections: dict[str, CollectionSpec]) -> dict[str, CollectionSpec]:
+    """Collections with an entry for each of a group's, so `beir: {kind: named, name: beir}` gives `beir-scifact` too.
+
+    Raises:
+        PydanticCustomError: Two entries would have one name.
+    """
+    entries: list[tuple[str, CollectionSpec]] = []
+    for entry, spec in collections.items():
+        if not isinstance(spec, NamedCollection) or spec.name not in GROUPS:
+            entries.append((entry, spec))
+            continue
+        for named in GROUPS[spec.name]:
+            below = named.name.removeprefix(f"{spec.name}/").replace("/", "-")
+            entries.append((f"{entry}-{below}", spec.model_copy(update={"name": named.name})))
+    names = [name for name, _ in entries]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise PydanticCustomError("names", f"entries of different names, but a group has {', '.join(twice)} too")
+    return dict(entries)

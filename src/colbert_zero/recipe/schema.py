@@ -3,14 +3,16 @@
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
+    AfterValidator,
     Discriminator,
     Field,
     Tag,
     model_validator,
 )
 
-from colbert_zero.recipe.data import CollectionSpec, SourceSpec
+from colbert_zero.recipe.data import CollectionSpec, NamedCollection, SourceSpec, written_out
 from colbert_zero.recipe.entry import Entry, Float, Int, Name, Neutral, Seed
+from colbert_zero.recipe.named import GROUPS
 
 Beta = Annotated[Float, Field(ge=0, lt=1)]
 
@@ -298,7 +300,7 @@ class Recipe(Entry):
     """Words put before every query and document, in all phases; unset, the base's own."""
     sources: dict[Name, SourceSpec] = Field(min_length=1)
     """Training data by name."""
-    collections: dict[Name, CollectionSpec] = Field(min_length=1)
+    collections: Annotated[dict[Name, CollectionSpec], AfterValidator(written_out)] = Field(min_length=1)
     """What the models are compared on, by name."""
     teachers: dict[Name, Teacher] = Field(default_factory=dict)
     """What scores the candidates for distillation, by name."""
@@ -314,6 +316,16 @@ class Recipe(Entry):
     def seed_of(self, phase: Phase) -> int:
         """A phase's seed."""
         return self.seed if phase.seed is None else phase.seed
+
+    def whole_of(self, collection: str) -> str:
+        """The name under which a collection counts in means: of a part, where all are there, the whole's."""
+        spec = self.collections[collection]
+        part = spec.of.part if isinstance(spec, NamedCollection) else None
+        whole = collection.removesuffix(f"-{part}")
+        if part is None or whole == collection:
+            return collection
+        parts = [f"{whole}-{named.part}" for named in GROUPS["beir/cqadupstack"]]
+        return whole if all(name in self.collections for name in parts) else collection
 
     def longest(self, phase: Phase) -> dict[str, int | None]:
         """Query and document tokens that a phase is asked for."""

@@ -23,6 +23,7 @@ from colbert_zero.report.tables import (
     environment_table,
     glance,
     phase_tables,
+    published_table,
     scores_table,
     sources_table,
     teachers_table,
@@ -54,10 +55,12 @@ def _sections(records: Records) -> list[Section]:
     )
     data = [*([sources_table(records)] if records.data.get("sources") else []), collections_table(records)]
     machine = [environment_table(records)] if records.environment else []
+    published = published_table(records)
     again = ["colbert-zero run recipe.json --out AGAIN", "colbert-zero report AGAIN"]
     sections = [
         first,
         Section("Scores by phase and collection", tables=[scores_table(records, m) for m in (MEASURE, *others)]),
+        Section("Published figures", tables=[published] if published else []),
         Section("Comparisons", tables=[comparisons_table(records)] if records.comparisons else []),
         Section("Cost", plots=[plot for plot in (cost, against_time) if plot], tables=planned_tables(records)),
         Section("Training", plots=[losses] if losses else [], tables=phase_tables(records) if records.phases else []),

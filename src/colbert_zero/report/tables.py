@@ -7,6 +7,7 @@ from typing import Any
 
 from colbert_zero.report.answer import interval, is_significant, sentence_about
 from colbert_zero.report.cost import COMPUTE, TIME, busy_share
+from colbert_zero.report.published import published_on
 from colbert_zero.report.records import MEASURE, Record, Records, chain_of
 from colbert_zero.report.words import duration, number, operations, percent, points, quantity
 
@@ -267,9 +268,23 @@ def collections_table(records: Records) -> Table:
     for name, sizes in records.collections.items():
         known = sizes | records.data.get("collections", {}).get(name, {})
         counts = [number(known.get(key)) for key in ("documents", "queries", "judgements")]
-        rows.append([name, str(known.get("from", "–")), *counts])
+        rows.append([name, str(known.get("from", known.get("name", "–"))), *counts])
     columns = ["collection", "from", "documents", "queries", "judgements"]
     return Table("Collections to test on", columns, [("", rows)], words=(0, 1))
+
+
+def published_table(records: Records) -> Table | None:
+    """What others published on the public collections that a study has; None where that is nothing."""
+    names = {sizes["name"]: name for name, sizes in records.collections.items() if sizes.get("name")}
+    found = published_on(names)
+    columns = [name for name in names if any(name in figures.scores for figures in found)]
+    groups: dict[str, list[list[str]]] = {}
+    for figures in found:
+        cells = [points(figures.mean), *(points(figures.scores.get(name)) for name in columns)]
+        groups.setdefault(f"{figures.benchmark}, published", []).append([figures.model, *cells, figures.source])
+    title = f"Published figures, {MEASURE} × 100: not measured here"
+    headings = ["model", "mean of the benchmark", *(names[name] for name in columns), "source"]
+    return Table(title, headings, list(groups.items()), words=(0, len(headings) - 1)) if found else None
 
 
 def teachers_table(records: Records) -> Table:

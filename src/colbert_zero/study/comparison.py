@@ -18,7 +18,7 @@ from colbert_zero.evaluation.runs import Run
 from colbert_zero.evaluation.significance import compare
 from colbert_zero.files import fingerprint, read_json, write_json
 from colbert_zero.processes import agree, is_main, world_size
-from colbert_zero.recipe.data import Mined, Scored
+from colbert_zero.recipe.data import Mined, NamedCollection, Scored
 from colbert_zero.recipe.schema import Recipe
 from colbert_zero.report.records import MEASURE
 from colbert_zero.study.graph import chains_of, graph
@@ -61,9 +61,7 @@ def run_study(study: Study, only: list[str] | None, command: str) -> dict[str, A
     teachers, data = _teachers(study, nodes), _data(study, nodes)
     results = {
         "schema": 1, "recipe": recipe.name,
-        "collections": {
-            name: {"documents": c.documents_count, "queries": len(c.qrels)} for name, c in study.collections.items()
-        },
+        "collections": _sizes(study),
         "systems": systems.records,
         "comparisons": _comparisons(study, systems.records, list(chains)),
     }  # fmt: skip
@@ -72,6 +70,20 @@ def run_study(study: Study, only: list[str] | None, command: str) -> dict[str, A
         write_json(study.folder / "data.json", data)
         write_json(study.folder / "results.json", results)
     return results
+
+
+def _sizes(study: Study) -> dict[str, Any]:
+    """Documents and queries of each collection, of one in parts altogether; a public collection's name."""
+    sizes: dict[str, Any] = {}
+    for name, collection in study.collections.items():
+        whole = study.recipe.whole_of(name)
+        size = sizes.setdefault(whole, {"documents": 0, "queries": 0})
+        size["documents"] += collection.documents_count
+        size["queries"] += len(collection.qrels)
+        spec = study.recipe.collections[name]
+        if isinstance(spec, NamedCollection):
+            size["name"] = spec.name if whole == name else spec.of.whole
+    return sizes
 
 
 def _bm25(collection: Collection, depth: int) -> Run:
@@ -159,7 +171,7 @@ def _comparisons(study: Study, systems: dict[str, Any], pipelines: list[str]) ->
             }
             for collection in study.collections
         }
-        tested = compare(per_query, pairs, MEASURE, seed=study.recipe.seed)
+        tested = compare(per_query, pairs, MEASURE, seed=study.recipe.seed, whole_of=study.recipe.whole_of)
         rows += [{"family": family, **row} for row in tested]
     return rows
 
@@ -257,6 +269,7 @@ def _data(study: Study, nodes: list[tuple[str, ...]]) -> dict[str, Any]:
                 "missing": collection.missing,
                 "missing_queries": collection.missing_queries,
                 "from": study.recipe.collections[name].model_dump(),
+                **({"read_from": collection.place} if collection.place else {}),
             }
             for name, collection in study.collections.items()
         },

@@ -1,6 +1,5 @@
 """A study: its pipelines become a graph of phases, each found by its fingerprint, made and evaluated if missing."""
 
-import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from sentence_transformers.util import get_device_name
 
+from colbert_zero.data.by_name import load_named
 from colbert_zero.data.collection import Collection, Rules
 from colbert_zero.data.columns import peculiarities
 from colbert_zero.data.layouts import load_beir, load_hub
@@ -19,7 +19,7 @@ from colbert_zero.data.sources import folder_fingerprints, prepare_source, sourc
 from colbert_zero.evaluation import validation
 from colbert_zero.evaluation.layers import layers_add
 from colbert_zero.evaluation.ranking import rank
-from colbert_zero.evaluation.runs import PerQuery, Run
+from colbert_zero.evaluation.runs import Run, mean_of_queries, means_of_parts
 from colbert_zero.files import fingerprint, place_of, read_json, user_cache
 from colbert_zero.maxsim.backends import refused, tell_refused
 from colbert_zero.models.alignment import MARKERS, Alignment, Own
@@ -27,7 +27,7 @@ from colbert_zero.models.bases import check_base, go_offline
 from colbert_zero.models.checkpoints import Encoder, load_model
 from colbert_zero.models.scratch import check_architecture
 from colbert_zero.processes import agree, appears, from_main, is_main, made_by_main, share
-from colbert_zero.recipe.data import Beir, CollectionSpec, Docstrings, HeldOut, Mined, Scored
+from colbert_zero.recipe.data import Beir, CollectionSpec, Docstrings, HeldOut, Mined, NamedCollection, Scored
 from colbert_zero.recipe.schema import Phase, Recipe
 from colbert_zero.report import layers as layers_in_words
 from colbert_zero.study import bases
@@ -225,6 +225,8 @@ class Study:
         if isinstance(spec, HeldOut):
             return load_beir(self.sources[spec.source].folder / f"held-out-{name}", name=name)
         rules = Rules(spec.exclude_self, spec.on_missing)
+        if isinstance(spec, NamedCollection):
+            return replace(load_named(spec.of, rules), name=name)
         if isinstance(spec, Beir):
             return load_beir(Path(os.path.expanduser(spec.path)), spec.split, name, rules)
         return replace(load_hub(place_of(spec.path), spec.split, spec.revision, rules), name=name)
@@ -408,12 +410,15 @@ class Study:
     # ---- Evaluation
 
     def evaluate(self, system: str, identity: str, make: Ranker) -> dict[str, dict[str, float]]:
-        """Scores of a system on every collection; what its identity has ranked before is not ranked again."""
+        """Scores of a system on every collection; what its identity has ranked before is not ranked again.
+
+        Of a collection in parts the mean over these, under the whole's name.
+        """
         scores = {}
         for name, collection in self.collections.items():
             stop_if_asked()
-            scores[name] = _means(self.rankings.scores(system, identity, collection, make))
-        return scores
+            scores[name] = mean_of_queries(self.rankings.scores(system, identity, collection, make))
+        return means_of_parts(scores, self.recipe.whole_of)
 
     def rank(self, chain: tuple[str, ...], collection: Collection, depth: int) -> Run:
         """Rank a collection with a trained phase's model."""
@@ -424,8 +429,3 @@ class Study:
     def evaluate_phase(self, system: str, chain: tuple[str, ...]) -> dict[str, dict[str, float]]:
         """Scores of a trained phase."""
         return self.evaluate(system, self.phase_id(chain), partial(self.rank, chain))
-
-
-def _means(per_query: PerQuery) -> dict[str, float]:
-    measures = next(iter(per_query.values()))
-    return {m: math.fsum(scores[m] for scores in per_query.values()) / len(per_query) for m in measures}
