@@ -5,6 +5,7 @@ from pathlib import Path
 
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.files import read_json
+from colbert_zero.models.bases import go_offline
 from colbert_zero.planning.data import Data, Prepared, Sampled
 from colbert_zero.planning.model import ModelOf, models_at_hand, published_models
 from colbert_zero.planning.plan import Machine, PlannedPhase, calibrate, done_phases, keep_plan, plan_phases
@@ -41,6 +42,7 @@ class Asked:
             if recipe.model.base not in published()["bases"]:
                 raise
             self.unread = f"base {recipe.model.base}: cannot be read here, so its published configuration counts"
+            go_offline()  # a Hub that does not answer would be asked for each source again
         names = {source for chain in chains for phase in chain for source in recipe.phases[phase].sources}
         roots = sorted({root_of(recipe, name) for name in names})
         made = self.unread is None and all(study.is_made(root) for root in roots)
