@@ -41,16 +41,18 @@ def planned(folder, recipe, machine=CPU, seconds=None, tmp="samples"):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A study that was planned from a sample, planned again when its sources were prepared, and trained."""
+    """A study that was planned from a sample, planned again and prepared its sources, and trained."""
     folder = tmp_path_factory.mktemp("planned")
     write_rows(folder / "pairs.jsonl", 400)
     recipe = data(folder)
     recipe["phases"]["unsupervised"]["mini_batch_tokens"] = 300  # a batch is encoded twice
-    asked, sampled = planned(folder, recipe)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(planning_data, "SMALL", 0)
+        asked, sampled = planned(folder, recipe)
     before = sorted(path.name for path in (folder / "out").rglob("*")) if (folder / "out").exists() else []
     one = study(folder, recipe)
-    one.prepare(nodes_of(one.recipe))
     again, prepared = planned(folder, recipe)
+    one.prepare(nodes_of(one.recipe))
     kept = again.keep(list(prepared.values()))
     plan = read_json(kept)["phases"]
     run_study(one, None, "test")
@@ -85,7 +87,7 @@ def test_a_checkpoint_is_as_large_as_planned(trained):
         assert trained["prepared"][chain].model_bytes == pytest.approx(record["model_bytes"], rel=0.1)
 
 
-def test_planning_leaves_nothing_in_the_study_and_tells_what_it_sampled(trained):
+def test_a_sample_leaves_nothing_in_the_study_and_is_told(trained):
     assert trained["before"] == ["data", "fingerprints.json"]  # of the files, which are read once
     assert trained["told"] == ["source pairs: the first 2,048 usable rows of each part are looked at"]
 
@@ -120,6 +122,7 @@ def test_what_is_finished_is_planned_as_it_was_done(trained):
 
 def test_rows_that_only_a_sample_was_read_of_count_as_the_file_has_lines(tmp_path, monkeypatch):
     monkeypatch.setattr(planning_data, "SAMPLED_ROWS", 50)
+    monkeypatch.setattr(planning_data, "SMALL", 0)
     write_rows(tmp_path / "pairs.jsonl", 400)
     recipe = data(tmp_path)
     recipe["phases"] = {"unsupervised": {**recipe["phases"]["unsupervised"], "steps": None, "epochs": 2}}
@@ -234,7 +237,7 @@ def test_a_plan_is_printed_and_kept(tmp_path, monkeypatch):
         assert said in done.output
     assert len(read_json(tmp_path / "out" / "tiny" / "plan.json")["phases"]) == 5
     printed = CliRunner().invoke(app, ["plan", "my.yaml", "--json"])
-    assert [row["counted"] for row in json.loads(printed.output.splitlines()[-1])["phases"]] == ["sampled"] * 5
+    assert [row["counted"] for row in json.loads(printed.output.splitlines()[-1])["phases"]] == ["whole"] * 5
 
 
 # ---- What is published

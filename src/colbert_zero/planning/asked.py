@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.files import read_json
+from colbert_zero.files import read_json, writing
 from colbert_zero.models.bases import go_offline
-from colbert_zero.planning.data import Data, Prepared, Sampled
+from colbert_zero.planning.data import Data, Prepared, Sampled, is_small
 from colbert_zero.planning.model import ModelOf, models_at_hand, published_models
 from colbert_zero.planning.plan import Machine, PlannedPhase, calibrate, done_phases, keep_plan, plan_phases
 from colbert_zero.planning.published import published
@@ -21,7 +21,7 @@ class Asked:
     """What a user wants to know of a study.
 
     Args:
-        study: Nothing of it is trained; what it mines of prepared sources is kept.
+        study: Nothing of it is trained; small sources that it prepares, and what it mines of prepared ones, are kept.
         chains: Of phases, each once.
         machine: Planned for.
         folder: For samples.
@@ -45,8 +45,9 @@ class Asked:
             go_offline()  # a Hub that does not answer would be asked for each source again
         names = {source for chain in chains for phase in chain for source in recipe.phases[phase].sources}
         roots = sorted({root_of(recipe, name) for name in names})
-        made = self.unread is None and all(study.is_made(root) for root in roots)
-        self.data: Data = Prepared(study) if made else Sampled(study, folder)
+        self.data: Data = Sampled(study, folder)
+        if self.unread is None and self._prepared(roots):
+            self.data = Prepared(study)
         for root in roots:
             self.data.parts(root)
         self.models: ModelOf = self._models()
@@ -56,6 +57,16 @@ class Asked:
     def told(self) -> list[str]:
         """What was assumed."""
         return [*([self.unread] if self.unread else []), *dict.fromkeys(self.data.told)]
+
+    def _prepared(self, roots: list[str]) -> bool:
+        """Whether all sources are prepared; those that are small are prepared now, as a run would."""
+        study, missing = self.study, [root for root in roots if not self.study.is_made(root)]
+        if not all(is_small(study.recipe, root) for root in missing):
+            return False
+        if missing:
+            with writing(study.folder, study.show.say):
+                study.prepare_sources(set(roots))
+        return True
 
     def _models(self) -> ModelOf:
         if self.unread is not None:

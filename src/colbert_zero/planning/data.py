@@ -2,9 +2,9 @@
 
 | a source that is not prepared | how many rows | which of them are looked at |
 |---|---|---|
+| files of at most 256 MB together, unpacked; docstrings | all | all: they are prepared as a run would, and kept |
 | JSON lines, tab-separated | its lines, by the usable share of those looked at | the first 2,048 usable of each file |
 | Parquet, Hub (streamed, also over the network) | what its files say | the first 2,048 usable of each part |
-| docstrings | all | all: they are parsed, as training would, and kept |
 | three tables | all | all, prepared in a folder that is deleted again |
 | Hub, which cannot be reached | published.yaml | none: each text counts as the longest allowed |
 | mined, scored | as of what they are made of | mined from the sample; a teacher's candidates are those of its `of` |
@@ -23,18 +23,22 @@ from datasets import Dataset
 from colbert_zero.data.order import evenly_spaced
 from colbert_zero.data.prepared import ArrowPart, Part
 from colbert_zero.data.readers import input_files
-from colbert_zero.data.streams import StreamedPart
+from colbert_zero.data.streams import StreamedPart, is_streamed
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.files import place_of, read_lines
 from colbert_zero.planning.published import published, rows_of
 from colbert_zero.recipe.data import Docstrings, HeldOut, Hub, Jsonl, Mined, Parquet, Scored, SourceSpec, Tsv
 from colbert_zero.recipe.schema import Phase, Recipe
+from colbert_zero.study.disk import source_bytes
 from colbert_zero.study.graph import root_of
 from colbert_zero.study.study import Study
 from colbert_zero.teaching.derived import share_out
 
 SAMPLED_ROWS = 2048
 """Of each part."""
+
+SMALL = 256 * 2**20
+"""Bytes of a source's texts."""
 
 MINED_ROWS = 512
 """Queries of a sample for which hard negatives are mined."""
@@ -231,6 +235,15 @@ def published_parts(name: str, spec: Hub, rows: Mapping[str, int]) -> dict[str, 
     texts = (spec.candidates or known.get("candidates", 2)) if scored else known.get("negatives", 0)
     full = {f"{name}/{part}": count for part, count in rows.items()}
     return {part: PlannedPart(part, count, scored, (texts,), None, False) for part, count in full.items()}
+
+
+def is_small(recipe: Recipe, name: str) -> bool:
+    """Whether a source is prepared in no time: of docstrings, or of files here that are small."""
+    spec = recipe.sources[name]
+    if isinstance(spec, Docstrings):
+        return True
+    here = not isinstance(spec, Hub) or Path(place_of(spec.path)).is_dir()
+    return here and not is_streamed(spec) and source_bytes(recipe, name) <= SMALL and not getattr(spec, "limit", None)
 
 
 def held_rows(part: Part, most: int) -> ArrowPart:

@@ -77,7 +77,7 @@ def disk_for(
         checkpoints = max(0, parameters * (models * MODEL_BYTES + most * CHECKPOINT_BYTES) - begun) if names else 0
     wanted = dict.fromkeys(origin for name in sources for origin in _origins(recipe, name))
     missing = [name for name in wanted if not any(folder.glob(f"data/{name}-*"))]
-    data = sum(_source_bytes(recipe, name) for name in missing)
+    data = sum(source_bytes(recipe, name) for name in missing)
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
     return Disk(checkpoints, data, shutil.disk_usage(there).free)
 
@@ -132,11 +132,11 @@ def _read_in_part(spec: Hub) -> bool:
     return bool(spec.configs or spec.splits or spec.train)
 
 
-def _source_bytes(recipe: Recipe, name: str) -> int:
+def source_bytes(recipe: Recipe, name: str) -> int:
     """Bytes of a source once prepared; of a derived one, those of the documents that it keeps beside its rows."""
     spec = recipe.sources[name]
     if isinstance(spec, Mined | Scored):
-        return _source_bytes(recipe, root_of(recipe, name))
+        return source_bytes(recipe, root_of(recipe, name))
     if spec.limit or is_streamed(spec):
         return 0
     if isinstance(spec, Jsonl | Parquet | Tsv):
