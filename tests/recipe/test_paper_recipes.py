@@ -14,6 +14,7 @@ from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from colbert_zero.models.scratch import train_tokenizer, write_scratch
+from colbert_zero.recipe.named import NAMED
 from colbert_zero.recipe.reading import load_recipe, shipped_recipes
 from colbert_zero.study.show import Quiet
 from colbert_zero.study.study import Study
@@ -31,7 +32,8 @@ def theirs(tmp_path_factory):
     root = tmp_path_factory.mktemp("hub")
     recipe = load_recipe("paper/full")
     folders = {source.path: root / source.path for source in recipe.sources.values()}
-    folders |= {collection.path: root / collection.path for collection in recipe.collections.values()}
+    named = [NAMED[collection.name] for collection in recipe.collections.values()]
+    folders |= {collection.dataset: root / collection.dataset for collection in named}
     pairs, hard, scored = (folders[recipe.sources[name].path] for name in ("pairs", "hard", "scored"))
     for split in recipe.sources["pairs"].splits:
         rows = [
@@ -55,7 +57,7 @@ def theirs(tmp_path_factory):
         "documents": [{"document_id": n, "text": f"heat {n}"} for n in ids],
     }
     _configurations(scored, {(name, "train"): rows for name, rows in tables.items()})
-    splits = [collection.split for collection in recipe.collections.values()]
+    splits = [collection.split for collection in named]
     tables = {
         "corpus": [{"_id": f"d{n}", "text": text} for n, text in enumerate(TEXTS)],
         "queries": [{"_id": f"q{n}", "text": text[:20]} for n, text in enumerate(TEXTS[:3])],
@@ -136,8 +138,9 @@ def small(name, theirs, tmp_path, monkeypatch, collections=None):
     changes = [f"model.base={theirs[whole.model.base]}"]
     paths = {key: source.path for key, source in whole.sources.items()}
     changes += [f"sources.{k}.path={theirs[p[0] if isinstance(p, list) else p]}" for k, p in paths.items()]
-    entries = {k: v.model_dump() for k, v in whole.collections.items() if k in (collections or whole.collections)}
-    changes += [f"collections={json.dumps({k: v | {'path': str(theirs[v['path']])} for k, v in entries.items()})}"]
+    named = {k: NAMED[v.name] for k, v in whole.collections.items() if k in (collections or whole.collections)}
+    entries = {k: {"kind": "hub", "path": str(theirs[v.dataset]), "split": v.split} for k, v in named.items()}
+    changes.append(f"collections={json.dumps(entries)}")
     for phase in whole.phases:
         changes += [f"phases.{phase}.global_batch_size=4", f"phases.{phase}.steps=1", f"phases.{phase}.epochs=null"]
         changes += [f"phases.{phase}.evaluate_every=null"]
@@ -155,7 +158,7 @@ def chains(study):
 )
 def test_a_recipe_reads_data_and_base_as_they_lie_on_the_hub(name, theirs, tmp_path, monkeypatch):
     # The others have the collections of paper/full.
-    study = small(name, theirs, tmp_path, monkeypatch, None if name == "paper/full" else ["scifact"])
+    study = small(name, theirs, tmp_path, monkeypatch, None if name == "paper/full" else ["nanobeir-scifact"])
     study.prepare(chains(study))
     parts = {name: list(source.parts) for name, source in study.sources.items()}
     if "lateon" in name:
@@ -174,7 +177,7 @@ def test_a_recipe_reads_data_and_base_as_they_lie_on_the_hub(name, theirs, tmp_p
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_phase_of_a_recipe_trains(name, theirs, tmp_path, monkeypatch):
-    study = small(name, theirs, tmp_path, monkeypatch, ["scifact"])
+    study = small(name, theirs, tmp_path, monkeypatch, ["nanobeir-scifact"])
     study.prepare(chains(study))
     for chain in chains(study):
         record = study.train(chain)
