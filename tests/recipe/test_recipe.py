@@ -233,6 +233,23 @@ BROKEN: list[tuple[str, Any, str]] = [
     ("phases.distillation.contrastive_temperature", 2, "contrastive_temperature: only of `objective: contrastive + "),
     ("phases.distillation.mask_duplicates", False, "mask_duplicates: distillation compares a query's own candidates"),
     ("phases.dense", phase(objective="contrastive + distillation", sources=["hard"]), "'hard' has no teacher scores"),
+    ("phases.distillation.max_relative", 0.9, "max_relative: distillation compares a query's own candidates alone"),
+    (
+        "phases.dense",
+        phase(sources=["scored"], max_relative=0.9),
+        "phases.dense.max_relative: is of hard negatives, and the phase takes none; add `negatives`, or leave it out",
+    ),
+    (
+        "phases.dense",
+        phase(sources=["hard"], max_relative=0.9, negatives=3),
+        "phases.dense.sources: 'hard' has no recorded scores for `max_relative`; use a source of kind scored",
+    ),
+    ("phases.dense", phase(sources=["scored"], max_relative=0.9, negatives=9), "negatives: 9, but 'scored' has 7"),
+    (
+        "phases.dense",
+        phase(sources=["scored"], max_relative=1.2, negatives=3),
+        "phases.dense.max_relative: should be at most 1, found 1.2",
+    ),
     ("phases.dense.objective", "contrastive+distillation", "did you mean contrastive + distillation?"),
     (
         "phases.distillation",

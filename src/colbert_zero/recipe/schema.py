@@ -123,10 +123,13 @@ class Negatives(NamedTuple):
     Attributes:
         taken: None takes as many as every row has, the first ones.
         of: Of how many they are drawn, or at most so many of all; None takes the first.
+        max_relative: They are taken from scored candidates, of which this share of the answer's score is the most;
+            None where rows are pairs.
     """
 
     taken: int | None
     of: int | None
+    max_relative: float | None = None
 
     def of_part(self, least: int) -> int:
         """How many a query of a part gets, whose rows have at least so many."""
@@ -205,6 +208,11 @@ class Phase(Entry):
     """Hard negatives per query: the row's first so many; 0 uses in-batch negatives alone; `all` takes as many as every
     row of a part has (the paper's rule), of a streamed one as many as its first row has, `all of 10` at most ten; `7 of
     50` draws seven anew at each reading, of the row's first fifty or however many it has."""
+    max_relative: Annotated[Float | None, Field(gt=0, le=1), Neutral(None)] = None
+    """Of contrastive losses on rows with recorded scores, whose first candidate is the answer: a candidate that scores
+    above this share of its answer's score is no negative of its query (NV-Retriever, arXiv 2407.15831: 0.95). Those
+    below are taken first; where they are fewer than asked for, the query has fewer. An answer that scores 0 or less has
+    no shares, so only what scores above it is left out, which is told."""
     steps: Int | None = Field(None, ge=1)
     """Length of the phase in optimiser steps; or give `epochs`."""
     epochs: Float | None = Field(None, gt=0)
@@ -240,10 +248,11 @@ class Phase(Entry):
     @property
     def hard_negatives(self) -> Negatives:
         """How many hard negatives a query gets, and of how many."""
+        most = None if self.distils else self.max_relative
         if isinstance(self.negatives, int):
-            return Negatives(self.negatives, None)
+            return Negatives(self.negatives, None, most)
         taken, _, of = self.negatives.partition(" of ")
-        return Negatives(None if taken == "all" else int(taken), int(of) if of else None)
+        return Negatives(None if taken == "all" else int(taken), int(of) if of else None, most)
 
     @property
     def contrasts(self) -> bool:
@@ -252,8 +261,13 @@ class Phase(Entry):
 
     @property
     def distils(self) -> bool:
-        """Whether it learns from a teacher's scores, which its rows must have."""
+        """Whether it learns from a teacher's scores."""
         return "distillation" in self.objective
+
+    @property
+    def reads_scores(self) -> bool:
+        """Whether its rows must be candidates with scores."""
+        return self.distils or self.max_relative is not None
 
 
 class Validation(Entry):

@@ -8,6 +8,7 @@ from colbert_zero.recipe.schema import Phase
 from colbert_zero.study.graph import root_of
 from colbert_zero.study.study import Study
 from colbert_zero.teaching.derived import share_out
+from colbert_zero.training.batches import least_negatives
 from colbert_zero.training.phase import order_of, steps_of
 
 
@@ -79,7 +80,7 @@ def _rows(study: Study, spec: Phase) -> tuple[dict[str, int], int]:
         for name, part in parts.items():
             if spec.distils and part.scored:
                 ways = max(ways, *part.lengths())
-            elif spec.hard_negatives.taken is None and not part.scored:
-                ways = max(ways, spec.hard_negatives.of_part(min(part.lengths(), default=0)) + 1)
+            elif spec.hard_negatives.taken is None:
+                ways = max(ways, spec.hard_negatives.of_part(least_negatives(part)) + 1)
             rows[f"{source}/{name.split('/', 1)[1]}"] = shares[name]
     return rows, ways

@@ -38,6 +38,7 @@ from colbert_zero.training.gradcache import Precision, Work, grad_cache
 from colbert_zero.training.heads import fit_head
 from colbert_zero.training.log import Entry, Log
 from colbert_zero.training.machine import going_on, machine_of, tell_tf32
+from colbert_zero.training.near import check_near
 from colbert_zero.training.objectives import objective_of
 from colbert_zero.training.optimiser import optimiser_of
 from colbert_zero.training.record import phase_record
@@ -140,6 +141,7 @@ def train_phase(
         log.tell(f"model.skip_list: no single tokens of this tokenizer, so not skipped: {' '.join(unknown)}")
     sampled = check_texts(training, model, parts, batches.tokenise, log)
     tell_saturated(training.name, spec, parts, log.tell)
+    near = check_near(training.name, spec, parts, log.say, log.tell)
     first_steps = FirstSteps(training, model, objective, log.tell, log.step)
     prefetched = Prefetched(batches, log.step)
     log.start()
@@ -188,7 +190,7 @@ def train_phase(
         if spec.select == "best" and best and best["step"] < steps:
             _load_best(checkpoint_path(work, best["step"]), training, trained)
         layers = _measured(layers_add, model, training, log) if layers_add else None
-        record = phase_record(training, model, batches, log, machine, sampled, layers)
+        record = phase_record(training, model, batches, log, machine, sampled, near, layers)
         if is_main():
             with atomic_folder(folder) as temporary:
                 save_model(model, temporary / "model", training.alignment)

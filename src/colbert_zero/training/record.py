@@ -103,6 +103,7 @@ class PhaseRecord(_Record):
     length_normalised: bool
     teacher_temperature: float | None
     negatives: int | str
+    max_relative: float | None
     alpha: float
     precision: str
     global_batch_size: int
@@ -182,6 +183,10 @@ class PhaseRecord(_Record):
     sampled: dict[str, dict[str, int]]
     """Of `query` and `document` texts of a sample of rows, as this phase cuts them: how many `texts`, how many of them
     are `cut`, their `tokens` before that and how many are `lost`; how many are `different`, and `different_cut`."""
+    near: dict[str, dict[str, int]] = {}
+    """Of a sample of each part's rows, what `max_relative` leaves out: how many `rows`, their `candidates` beside the
+    answers, how many of these are `left_out`; rows with `fewer` negatives than asked for, and `without_shares`, whose
+    answer scores 0 or less. Empty without the key."""
     told: list[str]
     """Of what may keep the phase from learning, and of what could not be measured."""
     layers: LayersRecord | None
@@ -197,6 +202,7 @@ def phase_record(
     log: Log,
     machine: dict[str, Any],
     sampled: dict[str, dict[str, int]],
+    near: dict[str, dict[str, int]],
     layers: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """phase.json's content, after a training's last step."""
@@ -267,6 +273,7 @@ def phase_record(
         best_step=best["step"] if best else None,
         selected_step=best["step"] if best and spec.select == "best" else training.steps,
         sampled=sampled,
+        near=near,
         told=log.told,
         layers=LayersRecord(**layers) if layers else None,
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
