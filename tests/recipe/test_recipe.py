@@ -192,6 +192,8 @@ BROKEN: list[tuple[str, Any, str]] = [
     ("phases.dense.epochs", 2, "phases.dense: give `steps` or `epochs`, not both"),
     ("model", {}, "model: give exactly one of `base` (a Hub id or folder) and `architecture`"),
     ("model.base", "bert", "model: give exactly one of `base` (a Hub id or folder) and `architecture`"),
+    ("model.pool", 0, "model.pool: should be at least 1, found 0"),
+    ("model.pool", 1.5, "model.pool: should be a whole number, found 1.5"),
     ("model.skip_list", "commas", 'model.skip_list: should be one of punctuation, found "commas"'),
     ("model.skip_list", [1], "model.skip_list[0]: should be text, found 1"),
     ("model.query_expansion", True, "model.query_expansion: should be one of attend, ignore, false, found true"),

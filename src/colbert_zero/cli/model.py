@@ -37,6 +37,12 @@ def evaluate(
             "--without-layers", help="Take every transformer layer out first: what its token embeddings score alone."
         ),
     ] = False,
+    pool: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Pool documents' tokens, about N into one; 1 pools none, also where MODEL does."
+        ),
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write scores, also of each query.")
     ] = None,
@@ -52,6 +58,7 @@ def evaluate(
       colbert-zero evaluate lightonai/GTE-ModernColBERT-v1 --collection zeta-alpha-ai/NanoSciFact --json scores.json
       colbert-zero evaluate bm25 --collection data/scifact
       colbert-zero evaluate my/model --collection data/scifact --without-layers
+      colbert-zero evaluate my/model --collection data/scifact --pool 2
     """
     import torch
     from sentence_transformers.util import get_device_name
@@ -64,22 +71,28 @@ def evaluate(
     from colbert_zero.maxsim.backends import refused, tell_refused
     from colbert_zero.models.checkpoints import load_model
     from colbert_zero.models.layers import without_layers
+    from colbert_zero.models.pooling import pooling_of, with_pooling
     from colbert_zero.processes import is_main
     from colbert_zero.watch import leave
 
     if bare and model == "bm25":
         raise ColbertZeroError("--without-layers: bm25 has none; name a checkpoint")
+    if pool and model == "bm25":
+        raise ColbertZeroError("--pool: bm25 has no token vectors; name a multi-vector checkpoint")
     start_processes()
     commit = None if model == "bm25" else _checked(model)
     tell_refused(refused(torch.device(get_device_name())), RichShow().say)
     loaded = load_collection(collection, split, Rules(exclude_self, on_missing))
     for told in loaded.peculiarities():
         console.print(f"{loaded.name}: {told}", markup=False, soft_wrap=True)
+    pooled = 1.0
     if model == "bm25":
         ranking = rank_bm25(loaded)
     else:
         encoder = load_model(model, revision=commit)
         encoder = without_layers(encoder, model) if bare else encoder
+        encoder = with_pooling(encoder, pool) if pool else encoder
+        pooled = pooling_of(encoder)
         with RichShow().bar(f"evaluating on {loaded.name}", loaded.documents_count) as advance:
             ranking = rank(encoder, loaded, progress=lambda done, total: advance(done, {}))
     scores, per_query = measure(ranking, loaded.qrels)
@@ -87,6 +100,7 @@ def evaluate(
         "model": model,
         "commit": commit,
         "without_layers": bare,
+        "pool": pooled,
         "collection": loaded.name,
         "documents": loaded.documents_count,
         "queries": len(loaded.qrels),
@@ -97,6 +111,8 @@ def evaluate(
     console.print(f"{loaded.name}: {loaded.documents_count:,} documents, {len(loaded.qrels):,} queries", markup=False)
     if bare:
         console.print(f"{model}: every transformer layer taken out", markup=False, soft_wrap=True)
+    if pooled > 1:
+        console.print(f"{model}: documents' tokens pooled, about {pooled:g} into one", markup=False, soft_wrap=True)
     for name, value in scores.items():
         console.print(f"  {name:8} {value:.4f}", markup=False)
     if run_file and is_main():

@@ -73,6 +73,7 @@ class Own:
         filled_to: Tokens that queries of fewer are filled up to; None where they are not, or always to their length.
         skip_list: Words that a multi-vector checkpoint leaves out of documents.
         query_expansion: Whether it fills queries up, and attends to what fills them: `false`, `attend`, `ignore`.
+        pool: Tokens of a document that a multi-vector checkpoint makes one of, about; 1: it pools none.
         can_expand: Whether its tokenizer has a token to fill queries up with.
         similarity: What a dense checkpoint scores by.
         words: For people.
@@ -88,6 +89,7 @@ class Own:
     filled_to: int | None = None
     skip_list: Sequence[str] = ()
     query_expansion: str = "false"
+    pool: float = 1.0
     can_expand: bool = True
     similarity: str | None = None
     words: str = ""

@@ -91,6 +91,11 @@ class Model(Entry):
     """Whether multi-vector phases fill queries up with mask tokens that are scored too, as in ColBERT, and whether
     the query attends to these; `false` is neither. Unset, a multi-vector base's own, else `false`. Encoding without
     padding (`flash_attention_2`) has no states of tokens that are ignored."""
+    pool: Annotated[Int | None, Field(ge=1), Neutral(None)] = None
+    """Token vectors of a document that become one, about, where models of multi-vector phases are evaluated, and in
+    their checkpoints: hierarchical clustering, as in arXiv 2409.14683. Training scores all tokens. Unset, a
+    multi-vector base's own, else 1, which pools none. It is part of every phase's id; `evaluate --pool` shows what
+    another number is worth without training anew."""
     attention: Literal["sdpa", "flash_attention_2"] | None = None
     """How the encoder attends; `flash_attention_2` needs CUDA and bfloat16, and encodes without padding."""
     trust_remote_code: bool = False

@@ -48,10 +48,11 @@ class Resolved:
 
     @property
     def scored(self) -> ScoredTokens:
-        """What multi-vector phases are asked to leave out of documents and to fill queries up with."""
+        """What multi-vector phases are asked to leave out of documents, to fill queries up with and to pool."""
         words = self.recipe.model.skip_list
         words = list(string.punctuation) if words == "punctuation" else words
-        return ScoredTokens(None if words is None else tuple(words), self.recipe.model.query_expansion)
+        model = self.recipe.model
+        return ScoredTokens(None if words is None else tuple(words), model.query_expansion, model.pool)
 
     def alignment(self, spec: Phase) -> Alignment:
         """Prompts, markers and lengths of a phase."""
@@ -102,6 +103,7 @@ class Resolved:
         given = {
             "skip_list": model.skip_list is not None,
             "query_expansion": model.query_expansion is not None,
+            "pool": model.pool is not None,
             "head": isinstance(model.head, list),
             "start": model.start != "random",
         }

@@ -18,6 +18,7 @@ from colbert_zero.files import atomic_folder, write_json
 from colbert_zero.maxsim.backends import scoring_with, tell_refused
 from colbert_zero.models.checkpoints import Encoder
 from colbert_zero.models.encoders import assemble, save_model, tokeniser
+from colbert_zero.models.pooling import with_pooling
 from colbert_zero.models.scored_tokens import unknown_words
 from colbert_zero.processes import agree, average_gradients, from_main, is_main, share, sums, wait, world_size
 from colbert_zero.recipe.schema import Phase
@@ -121,6 +122,7 @@ def train_phase(
         training.scored,
         **training.options,
     )
+    encoder = with_pooling(model, 1)  # clustering teaches nothing, and takes a while for each document
     batches = Batches(parts, training.order, tokeniser(model), steps, spec.hard_negatives)
     objective = objective_of(spec).to(model.device)
     trained = nn.ModuleDict({"model": model, "objective": objective}).train()
@@ -150,7 +152,7 @@ def train_phase(
             batch = batch.to(model.device)
             # 1. The loss of the global batch, and its gradient: in-batch negatives are those of all processes.
             loss_of = objective.of(*batch)
-            own, counted = grad_cache(model, batch[:2], loss_of, spec.mini_batch_tokens, precision)
+            own, counted = grad_cache(encoder, batch[:2], loss_of, spec.mini_batch_tokens, precision)
             average_gradients(trained.parameters())
             loss, wall, cpu, stops, *counts = sums(own.item(), *log.clocks(), stop_requested(), *counted)
             # 2. One step of the optimiser. A learned temperature is not clipped along with the weights.

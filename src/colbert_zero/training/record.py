@@ -8,6 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from colbert_zero.models.checkpoints import Encoder
+from colbert_zero.models.pooling import pooling_of
 from colbert_zero.models.scored_tokens import scored_in_words
 from colbert_zero.processes import world_size
 from colbert_zero.training.batches import Batches
@@ -127,6 +128,8 @@ class PhaseRecord(_Record):
     """Words whose tokens are left out of documents."""
     query_expansion: str
     """Whether queries are filled up, and attend to that: `false`, `attend`, `ignore`."""
+    pool: float = 1.0
+    """Tokens of a document that become one, about, in the model that the phase ends with; 1 pools none."""
     steps: int
     temperature: float
     """At the last step, where it is learned."""
@@ -230,6 +233,7 @@ def phase_record(
         lengths="all" if alignment.whole else "text",
         skip_list=skipped,
         query_expansion=filled,
+        pool=pooling_of(model),
         steps=training.steps,
         temperature=steps[-1]["temperature"],
         seed=training.seed,
