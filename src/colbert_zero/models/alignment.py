@@ -74,6 +74,7 @@ class Own:
         skip_list: Words that a multi-vector checkpoint leaves out of documents.
         query_expansion: Whether it fills queries up, and attends to what fills them: `false`, `attend`, `ignore`.
         pool: Tokens of a document that a multi-vector checkpoint makes one of, about; 1: it pools none.
+        can_recompute: Whether its layers can be computed again in a backward pass.
         can_expand: Whether its tokenizer has a token to fill queries up with.
         similarity: What a dense checkpoint scores by.
         words: For people.
@@ -90,6 +91,7 @@ class Own:
     skip_list: Sequence[str] = ()
     query_expansion: str = "false"
     pool: float = 1.0
+    can_recompute: bool = True
     can_expand: bool = True
     similarity: str | None = None
     words: str = ""
@@ -249,6 +251,19 @@ def check_similarity(similarity: str | None, phase: str, base: str) -> None:
         raise ColbertZeroError(
             f"phases.{phase}: the start {base!r} scores by {similarity}; a dense phase trains cosine or dot product. "
             "Take another base, or a new head by `model.head: new`"
+        )
+
+
+def check_recomputing(can_recompute: bool, phase: str) -> None:
+    """Refuse `gradient_checkpointing` of an encoder whose layers cannot be computed again.
+
+    Raises:
+        ColbertZeroError: Names the mend.
+    """
+    if not can_recompute:
+        raise ColbertZeroError(
+            f"phases.{phase}.gradient_checkpointing: transformers cannot compute the layers of this encoder again; "
+            "leave it out, and lower `mini_batch_tokens`"
         )
 
 

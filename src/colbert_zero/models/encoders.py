@@ -74,7 +74,8 @@ def read_own(base: str, asked: Iterable[Asked] = (), **options: Any) -> Own:
         raise ColbertZeroError(f"model.base: {base!r} gives states that are not finite; fetch it again")
     prefixes = _prefixes(own, transformer.tokenizer, asked)
     has_token = transformer.tokenizer.mask_token is not None or own.query_expansion != "false"
-    return replace(own, prefixes=prefixes, can_expand=has_token)
+    can_recompute = bool(getattr(transformer.model, "supports_gradient_checkpointing", False))
+    return replace(own, prefixes=prefixes, can_expand=has_token, can_recompute=can_recompute)
 
 
 def _prefixes(own: Own, tokenizer: Any, asked: Iterable[Asked]) -> dict[str, int]:

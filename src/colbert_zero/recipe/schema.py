@@ -233,6 +233,10 @@ class Phase(Entry):
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the encoder in both of its passes, and on CUDA of the products in scores; weights, sums of products
     and losses are float32."""
+    gradient_checkpointing: Annotated[bool, Neutral(False)] = False
+    """Keep of each layer of the encoder what comes in alone, and compute the rest again for the gradient (arXiv
+    1604.06174): the same gradients, a third more computing, a fraction of the memory for a chunk of
+    `mini_batch_tokens`. Not part of the phase's id."""
     checkpoint_every: Int = Field(200, ge=1)
     """Steps between checkpoints from which a killed run continues."""
     keep_checkpoints: Int = Field(2, ge=1)

@@ -22,7 +22,7 @@ from colbert_zero.evaluation.ranking import rank
 from colbert_zero.evaluation.runs import PerQuery, Run
 from colbert_zero.files import fingerprint, place_of, read_json, user_cache
 from colbert_zero.maxsim.backends import refused, tell_refused
-from colbert_zero.models.alignment import MARKERS, Alignment, Own
+from colbert_zero.models.alignment import MARKERS, Alignment, Own, check_recomputing
 from colbert_zero.models.bases import check_base, go_offline
 from colbert_zero.models.checkpoints import Encoder, load_model
 from colbert_zero.models.scratch import check_architecture
@@ -49,6 +49,9 @@ T = TypeVar("T")
 
 RECORD_VERSION = 1
 """Part of every fingerprint: raised when a change of the code makes older phases incomparable."""
+
+_NOT_LEARNT = {"checkpoint_every", "keep_checkpoints", "gradient_checkpointing"}
+"""Keys of a phase that change nothing of what it learns."""
 
 
 @dataclass
@@ -149,9 +152,11 @@ class Study:
         for told in self.resolved.peculiarities(phases.values()):
             self._say_once(told)
         if model.architecture:
-            check_architecture(model.architecture)
+            can_recompute = check_architecture(model.architecture).supports_gradient_checkpointing
         for name, phase in phases.items():
             share(phase.global_batch_size, f"phases.{name}.global_batch_size")
+            if model.architecture and phase.gradient_checkpointing:
+                check_recomputing(can_recompute, name)
 
     def check_data(self, chains: list[tuple[str, ...]]) -> None:
         """Refuse phases that their sources cannot serve, as far as these are prepared."""
@@ -265,7 +270,7 @@ class Study:
         """Fingerprint of all that makes the last phase of a chain: its entry, data, prompts, and its parent's."""
         spec = self.recipe.phases[chain[-1]]
         parent = self.phase_id(chain[:-1]) if len(chain) > 1 else self.start_id()
-        made_of = spec.asked(exclude={"checkpoint_every", "keep_checkpoints", "evaluate_every", "select"})
+        made_of = spec.asked(exclude={*_NOT_LEARNT, "evaluate_every", "select"})
         if spec.select == "best":
             judged_on = [[c.name, c.fingerprint] for c in self.prepare_validation()]
             made_of |= {"select": "best", "evaluate_every": spec.evaluate_every, "validation": judged_on}

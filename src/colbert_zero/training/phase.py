@@ -18,7 +18,6 @@ from colbert_zero.files import atomic_folder, write_json
 from colbert_zero.maxsim.backends import scoring_with, tell_refused
 from colbert_zero.models.checkpoints import Encoder
 from colbert_zero.models.encoders import assemble, save_model, tokeniser
-from colbert_zero.models.pooling import with_pooling
 from colbert_zero.models.scored_tokens import unknown_words
 from colbert_zero.processes import agree, average_gradients, from_main, is_main, share, sums, wait, world_size
 from colbert_zero.recipe.schema import Phase
@@ -34,6 +33,7 @@ from colbert_zero.training.checkpoint import (
     save_checkpoint,
     seed_process,
 )
+from colbert_zero.training.execution import as_trained
 from colbert_zero.training.first_steps import FirstSteps
 from colbert_zero.training.gradcache import Precision, Work, grad_cache
 from colbert_zero.training.heads import fit_head
@@ -122,10 +122,10 @@ def train_phase(
         training.scored,
         **training.options,
     )
-    encoder = with_pooling(model, 1)  # clustering teaches nothing, and takes a while for each document
     batches = Batches(parts, training.order, tokeniser(model), steps, spec.hard_negatives)
     objective = objective_of(spec).to(model.device)
     trained = nn.ModuleDict({"model": model, "objective": objective}).train()
+    encoder = as_trained(model, spec)
     optimizer, schedule = optimiser_of(trained, spec, steps)
     precision, machine = precision_of(spec, model.device), machine_of(model)
     tell_refused(machine["maxsim_refused"], say)

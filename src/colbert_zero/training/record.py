@@ -109,6 +109,7 @@ class PhaseRecord(_Record):
     precision: str
     global_batch_size: int
     mini_batch_tokens: int
+    gradient_checkpointing: bool = False
     learning_rate: float
     optimiser: str
     betas: tuple[float, float]
@@ -167,6 +168,8 @@ class PhaseRecord(_Record):
     """The part that was padding's."""
     second_pass_flops: float
     """The part of the second passes."""
+    recomputed_flops: float = 0
+    """The part of `gradient_checkpointing`: × 2 for each token and padding."""
     peak_memory_bytes: int
     """Of the main process: with CUDA the device's in this phase, since it was begun or resumed; on a CPU since the
     process began."""
@@ -215,6 +218,7 @@ def phase_record(
     parameters = sum(p.numel() for p in model.parameters())
     computing = parameters - embeddings.get_input_embeddings().weight.numel()
     padding, second = 6 * computing * spent["padding"], 2 * computing * spent["repeated"]
+    recomputed = 2 * computing * (spent["tokens"] + spent["padding"]) if spec.gradient_checkpointing else 0
     drawn, left_out, order = batches.order.drawn(training.steps), batches.dropped(), batches.order
     markers = (alignment.query_marker, alignment.document_marker) if spec.representation == "multi-vector" else ("", "")
     asked = {key: getattr(spec, key) for key in PhaseRecord.model_fields if key in type(spec).model_fields}
@@ -258,9 +262,10 @@ def phase_record(
         tokens=spent["tokens"],
         padding_tokens=spent["padding"],
         second_pass_tokens=spent["repeated"],
-        flops=6 * computing * spent["tokens"] + padding + second,
+        flops=6 * computing * spent["tokens"] + padding + second + recomputed,
         padding_flops=padding,
         second_pass_flops=second,
+        recomputed_flops=recomputed,
         peak_memory_bytes=_peak_memory(model.device),
         parameters=parameters,
         losses=[{key: entry.get(key) for key in _CURVE} for entry in steps],
