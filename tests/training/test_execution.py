@@ -5,8 +5,9 @@ import torch
 from safetensors.torch import load_file
 
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.training.execution import recompute
-from helpers import data, study, write_rows
+from colbert_zero.models.encoding import encode
+from colbert_zero.training.execution import compiled, recompute
+from helpers import DOCUMENTS, data, study, write_rows
 
 
 def weights_after(folder, name="unsupervised", **phase):
@@ -63,3 +64,33 @@ def test_an_encoder_whose_layers_cannot_be_computed_again_is_refused_before_data
         recipe["model"] = {"base": str(backbone), "dim": 16}
     with pytest.raises(ColbertZeroError, match=r"unsupervised.gradient_checkpointing: transformers cannot"):
         study(tmp_path, recipe).prepare([("unsupervised",)])
+
+
+def test_a_compiled_encoder_shares_the_weights_and_leaves_the_model_as_it_is(tiny_multi_vector):
+    names = list(tiny_multi_vector.state_dict())
+    made = compiled(tiny_multi_vector, backend="eager", options=None)
+    assert list(made.state_dict()) == names
+    assert all(one is other for one, other in zip(made.parameters(), tiny_multi_vector.parameters(), strict=True))
+    encoders = [model[0].get_submodule("model")._compiled_call_impl for model in (made, tiny_multi_vector)]
+    assert [impl is None for impl in encoders] == [False, True]
+    found, expected = (encode(model, list(DOCUMENTS.values()), "document") for model in (made, tiny_multi_vector))
+    assert torch.equal(found.values, expected.values)
+
+
+def test_a_host_without_a_compiler_is_refused_before_data_is_prepared(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("/nowhere/c++",))
+    recipe = data(tmp_path)  # pairs.jsonl is not there
+    recipe["phases"]["unsupervised"]["compile"] = True
+    with pytest.raises(ColbertZeroError, match=r"unsupervised.compile: cannot be done on this host \(No working C"):
+        study(tmp_path, recipe).prepare([("unsupervised",)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [{}, {"gradient_checkpointing": True}], ids=["alone", "layers computed again"])
+def test_a_compiled_encoder_learns_the_same(tmp_path, more):
+    expected, plain = weights_after(tmp_path / "plain", mini_batch_tokens=150)
+    found, record = weights_after(tmp_path / "compiled", mini_batch_tokens=150, compile=True, **more)
+    assert expected.keys() == found.keys()
+    for key, tensor in expected.items():
+        torch.testing.assert_close(found[key], tensor, atol=1e-5, rtol=0)
+    assert (record["compile"], record["id"]) == (True, plain["id"])

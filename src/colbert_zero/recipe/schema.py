@@ -237,6 +237,9 @@ class Phase(Entry):
     """Keep of each layer of the encoder what comes in alone, and compute the rest again for the gradient (arXiv
     1604.06174): the same gradients, a third more computing, a fraction of the memory for a chunk of
     `mini_batch_tokens`. Not part of the phase's id."""
+    compile: Annotated[bool, Neutral(False)] = False
+    """Compile the encoder for training (`torch.compile`, for texts of any length), which takes a minute or more and
+    pays in long phases. Needs a C++ compiler, on CUDA Triton too. Not part of the phase's id."""
     checkpoint_every: Int = Field(200, ge=1)
     """Steps between checkpoints from which a killed run continues."""
     keep_checkpoints: Int = Field(2, ge=1)

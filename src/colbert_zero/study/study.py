@@ -40,6 +40,7 @@ from colbert_zero.study.start import write_start
 from colbert_zero.teaching.negatives import mine, told_of_random
 from colbert_zero.teaching.teacher import score
 from colbert_zero.training.batches import check_columns
+from colbert_zero.training.execution import check_compiler
 from colbert_zero.training.phase import order_of_parts, steps_of, train_phase
 from colbert_zero.training.reporters import check_reporters, reporting
 from colbert_zero.training.training import Training
@@ -50,7 +51,7 @@ T = TypeVar("T")
 RECORD_VERSION = 1
 """Part of every fingerprint: raised when a change of the code makes older phases incomparable."""
 
-_NOT_LEARNT = {"checkpoint_every", "keep_checkpoints", "gradient_checkpointing"}
+_NOT_LEARNT = {"checkpoint_every", "keep_checkpoints", "gradient_checkpointing", "compile"}
 """Keys of a phase that change nothing of what it learns."""
 
 
@@ -155,6 +156,8 @@ class Study:
             can_recompute = check_architecture(model.architecture).supports_gradient_checkpointing
         for name, phase in phases.items():
             share(phase.global_batch_size, f"phases.{name}.global_batch_size")
+            if phase.compile:
+                check_compiler(torch.device(get_device_name()), f"phases.{name}")
             if model.architecture and phase.gradient_checkpointing:
                 check_recomputing(can_recompute, name)
 

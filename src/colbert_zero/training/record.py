@@ -110,6 +110,7 @@ class PhaseRecord(_Record):
     global_batch_size: int
     mini_batch_tokens: int
     gradient_checkpointing: bool = False
+    compile: bool = False
     learning_rate: float
     optimiser: str
     betas: tuple[float, float]
