@@ -86,6 +86,7 @@ def test_a_host_without_a_compiler_is_refused_before_data_is_prepared(tmp_path, 
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("more", [{}, {"gradient_checkpointing": True}], ids=["alone", "layers computed again"])
 def test_a_compiled_encoder_learns_the_same(tmp_path, more):
     expected, plain = weights_after(tmp_path / "plain", mini_batch_tokens=150)

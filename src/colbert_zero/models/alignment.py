@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from colbert_zero.errors import ColbertZeroError
+from colbert_zero.errors import ColbertZeroError, near
 from colbert_zero.files import read_json
 
 Representation = Literal["dense", "multi-vector"]
@@ -75,6 +75,7 @@ class Own:
         query_expansion: Whether it fills queries up, and attends to what fills them: `false`, `attend`, `ignore`.
         pool: Tokens of a document that a multi-vector checkpoint makes one of, about; 1: it pools none.
         can_recompute: Whether its layers can be computed again in a backward pass.
+        linears: Names of the linear layers of its encoder, without where they stand.
         can_expand: Whether its tokenizer has a token to fill queries up with.
         similarity: What a dense checkpoint scores by.
         words: For people.
@@ -92,6 +93,7 @@ class Own:
     query_expansion: str = "false"
     pool: float = 1.0
     can_recompute: bool = True
+    linears: Sequence[str] = ()
     can_expand: bool = True
     similarity: str | None = None
     words: str = ""
@@ -254,16 +256,21 @@ def check_similarity(similarity: str | None, phase: str, base: str) -> None:
         )
 
 
-def check_recomputing(can_recompute: bool, phase: str) -> None:
-    """Refuse `gradient_checkpointing` of an encoder whose layers cannot be computed again.
+def check_training(own: Own, gradient_checkpointing: bool, targets: Sequence[str], phase: str) -> None:
+    """Refuse `gradient_checkpointing` of layers that cannot be computed again, and adapters of unknown layers.
 
     Raises:
-        ColbertZeroError: Names the mend.
+        ColbertZeroError: Names the key and the mend.
     """
-    if not can_recompute:
+    if gradient_checkpointing and not own.can_recompute:
         raise ColbertZeroError(
             f"phases.{phase}.gradient_checkpointing: transformers cannot compute the layers of this encoder again; "
             "leave it out, and lower `mini_batch_tokens`"
+        )
+    if unknown := [name for name in targets if name not in own.linears]:
+        raise ColbertZeroError(
+            f"phases.{phase}.low_rank.targets: the encoder has no linear layers {unknown[0]!r}"
+            f"{near(unknown[0], own.linears)}"
         )
 
 

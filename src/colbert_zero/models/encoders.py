@@ -20,6 +20,7 @@ from sentence_transformers.base.modules.dense import Dense
 from sentence_transformers.multi_vector_encoder.modules import HierarchicalTokenPooling, MultiVectorMask
 from sentence_transformers.sentence_transformer.modules import Pooling
 from sentence_transformers.util import batch_to_device
+from torch import nn
 
 from colbert_zero.errors import ColbertZeroError, reason
 from colbert_zero.files import write_json
@@ -74,8 +75,14 @@ def read_own(base: str, asked: Iterable[Asked] = (), **options: Any) -> Own:
         raise ColbertZeroError(f"model.base: {base!r} gives states that are not finite; fetch it again")
     prefixes = _prefixes(own, transformer.tokenizer, asked)
     has_token = transformer.tokenizer.mask_token is not None or own.query_expansion != "false"
-    can_recompute = bool(getattr(transformer.model, "supports_gradient_checkpointing", False))
-    return replace(own, prefixes=prefixes, can_expand=has_token, can_recompute=can_recompute)
+    return replace(own, prefixes=prefixes, can_expand=has_token, **ways_to_train(transformer.model))
+
+
+def ways_to_train(encoder: nn.Module) -> dict[str, Any]:
+    """What `Own` has of an encoder's layers: whether they can be computed again, the names of the linear ones."""
+    linears = {name.rpartition(".")[2] for name, module in encoder.named_modules() if isinstance(module, nn.Linear)}
+    can_recompute = bool(getattr(encoder, "supports_gradient_checkpointing", False))
+    return {"can_recompute": can_recompute, "linears": sorted(linears)}
 
 
 def _prefixes(own: Own, tokenizer: Any, asked: Iterable[Asked]) -> dict[str, int]:

@@ -147,6 +147,11 @@ def contradictions(data: dict[str, Any]) -> list[str]:
     for name, phase in _entries(data, "phases"):
         if len(_given(phase, "steps", "epochs")) == 2:
             wrong.append(f"phases.{name}: give `steps` or `epochs`, not both")
+        if _given(phase, "low_rank") and phase.get("optimiser") == "muon":
+            wrong.append(
+                f"phases.{name}.low_rank: muon makes whole matrices' updates orthogonal, and adapters are narrow "
+                "factors of them; take `optimiser: adamw`"
+            )
         wrong += [f"phases.{name}.{text}" for text in (*_wrong_objective(phase), *_wrong_schedule(phase))]
         if phase.get("select") == "best" and not _given(phase, "evaluate_every"):
             wrong.append(f"phases.{name}.select: best needs `evaluate_every`, the steps between evaluations; add it")

@@ -122,6 +122,19 @@ class Temperature(Entry):
     """Whether it is trained."""
 
 
+class LowRank(Entry):
+    """Adapters in place of an encoder's own weights."""
+
+    rank: Int = Field(16, ge=1)
+    """Width of the two factors."""
+    alpha: Float = Field(32.0, gt=0)
+    """Their product is multiplied by it and divided by the rank."""
+    targets: Annotated[list[str], Field(min_length=1)] | None = None
+    """Names of the linear layers that get some, as the encoder has them (`query`, `Wqkv`, …); unset, all."""
+    dropout: Float = Field(0.0, ge=0, lt=1)
+    """Of what comes into an adapter."""
+
+
 class Negatives(NamedTuple):
     """How many hard negatives a query gets.
 
@@ -240,6 +253,10 @@ class Phase(Entry):
     compile: Annotated[bool, Neutral(False)] = False
     """Compile the encoder for training (`torch.compile`, for texts of any length), which takes a minute or more and
     pays in long phases. Needs a C++ compiler, on CUDA Triton too. Not part of the phase's id."""
+    low_rank: Annotated[LowRank | None, Neutral(None)] = None
+    """Train low-rank adapters of the encoder's linear layers (LoRA, arXiv 2106.09685) and the heads; all else of the
+    encoder is frozen, token embeddings too, so that new markers keep their random vectors. Merged when saved. Needs
+    peft: `pip install colbert-zero[peft]`."""
     checkpoint_every: Int = Field(200, ge=1)
     """Steps between checkpoints from which a killed run continues."""
     keep_checkpoints: Int = Field(2, ge=1)
@@ -275,6 +292,11 @@ class Phase(Entry):
     def distils(self) -> bool:
         """Whether it learns from a teacher's scores."""
         return "distillation" in self.objective
+
+    @property
+    def targets(self) -> list[str]:
+        """Linear layers that get adapters by name."""
+        return (self.low_rank and self.low_rank.targets) or []
 
     @property
     def reads_scores(self) -> bool:

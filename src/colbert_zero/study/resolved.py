@@ -14,8 +14,8 @@ from colbert_zero.models.alignment import (
     check_alignment,
     check_dim,
     check_lengths,
-    check_recomputing,
     check_similarity,
+    check_training,
     differences,
 )
 from colbert_zero.models.heads import Head
@@ -85,8 +85,7 @@ class Resolved:
                 check_similarity(own.similarity, name, base)
             if spec.representation == "multi-vector":
                 check_expansion(self.own, self.scored)
-            if spec.gradient_checkpointing:
-                check_recomputing(self.own.can_recompute, name)
+            check_training(self.own, spec.gradient_checkpointing, spec.targets, name)
             if not spec.allow_prompt_mismatch:
                 check_alignment(own, self.alignment(spec), spec.representation, name, base)
             switched_off = self.scored.query_expansion is False

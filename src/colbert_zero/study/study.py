@@ -22,9 +22,10 @@ from colbert_zero.evaluation.ranking import rank
 from colbert_zero.evaluation.runs import PerQuery, Run
 from colbert_zero.files import fingerprint, place_of, read_json, user_cache
 from colbert_zero.maxsim.backends import refused, tell_refused
-from colbert_zero.models.alignment import MARKERS, Alignment, Own, check_recomputing
+from colbert_zero.models.alignment import MARKERS, Alignment, Own, check_training
 from colbert_zero.models.bases import check_base, go_offline
 from colbert_zero.models.checkpoints import Encoder, load_model
+from colbert_zero.models.encoders import ways_to_train
 from colbert_zero.models.scratch import check_architecture
 from colbert_zero.processes import agree, appears, from_main, is_main, made_by_main, share
 from colbert_zero.recipe.data import Beir, CollectionSpec, Docstrings, HeldOut, Mined, Scored
@@ -41,6 +42,7 @@ from colbert_zero.teaching.negatives import mine, told_of_random
 from colbert_zero.teaching.teacher import score
 from colbert_zero.training.batches import check_columns
 from colbert_zero.training.execution import check_compiler
+from colbert_zero.training.low_rank import check_peft
 from colbert_zero.training.phase import order_of_parts, steps_of, train_phase
 from colbert_zero.training.reporters import check_reporters, reporting
 from colbert_zero.training.training import Training
@@ -153,13 +155,15 @@ class Study:
         for told in self.resolved.peculiarities(phases.values()):
             self._say_once(told)
         if model.architecture:
-            can_recompute = check_architecture(model.architecture).supports_gradient_checkpointing
+            encoder = Own(**ways_to_train(check_architecture(model.architecture)))
         for name, phase in phases.items():
             share(phase.global_batch_size, f"phases.{name}.global_batch_size")
             if phase.compile:
                 check_compiler(torch.device(get_device_name()), f"phases.{name}")
-            if model.architecture and phase.gradient_checkpointing:
-                check_recomputing(can_recompute, name)
+            if phase.low_rank:
+                check_peft(f"phases.{name}")
+            if model.architecture:
+                check_training(encoder, phase.gradient_checkpointing, phase.targets, name)
 
     def check_data(self, chains: list[tuple[str, ...]]) -> None:
         """Refuse phases that their sources cannot serve, as far as these are prepared."""

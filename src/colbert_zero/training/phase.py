@@ -38,6 +38,7 @@ from colbert_zero.training.first_steps import FirstSteps
 from colbert_zero.training.gradcache import Precision, Work, grad_cache
 from colbert_zero.training.heads import fit_head
 from colbert_zero.training.log import Entry, Log
+from colbert_zero.training.low_rank import add_adapters, merge_adapters
 from colbert_zero.training.machine import going_on, machine_of, tell_tf32
 from colbert_zero.training.near import check_near
 from colbert_zero.training.objectives import objective_of
@@ -122,6 +123,9 @@ def train_phase(
         training.scored,
         **training.options,
     )
+    if spec.low_rank:
+        add_adapters(model, spec.low_rank, training.seed)
+    trained_parameters = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     batches = Batches(parts, training.order, tokeniser(model), steps, spec.hard_negatives)
     objective = objective_of(spec).to(model.device)
     trained = nn.ModuleDict({"model": model, "objective": objective}).train()
@@ -191,8 +195,10 @@ def train_phase(
         best = log.best()
         if spec.select == "best" and best and best["step"] < steps:
             _load_best(checkpoint_path(work, best["step"]), training, trained)
+        if spec.low_rank:
+            merge_adapters(model)
         layers = _measured(layers_add, model, training, log) if layers_add else None
-        record = phase_record(training, model, batches, log, machine, sampled, near, layers)
+        record = phase_record(training, model, batches, log, machine, trained_parameters, sampled, near, layers)
         if is_main():
             with atomic_folder(folder) as temporary:
                 save_model(model, temporary / "model", training.alignment)

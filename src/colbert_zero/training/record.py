@@ -109,6 +109,7 @@ class PhaseRecord(_Record):
     precision: str
     global_batch_size: int
     mini_batch_tokens: int
+    low_rank: dict[str, Any] | None = None
     gradient_checkpointing: bool = False
     compile: bool = False
     learning_rate: float
@@ -163,8 +164,8 @@ class PhaseRecord(_Record):
     """Encoded a second time by GradCache, padding included: 0 where the batches' activations fitted in memory."""
     flops: float
     """From the tokens that each step counted, over all processes and resumes, by the usual estimate: encoder parameters
-    (token embeddings left out) × 6 for each real token and each padding, × 2 for each encoded twice. Attention's
-    products and MaxSim are not in it."""
+    (token embeddings left out) × 6 for each real token and each padding, × 2 for each encoded twice; of frozen
+    ones × 4 in place of × 6. Attention's products and MaxSim are not in it."""
     padding_flops: float
     """The part that was padding's."""
     second_pass_flops: float
@@ -176,6 +177,9 @@ class PhaseRecord(_Record):
     process began."""
     parameters: int
     """All of the model's, token embeddings too."""
+    trained_parameters: int | None = None
+    """Of these; with `low_rank` the adapters', which are merged into the others, and the heads'. Older records lack
+    it."""
     losses: list[dict[str, Any]]
     """Of every step: step, loss, source, learning_rate, temperature, elapsed_seconds. Where a phase has more than
     10,000 steps, of every n-th, with the mean loss since the entry before."""
@@ -208,6 +212,7 @@ def phase_record(
     batches: Batches,
     log: Log,
     machine: dict[str, Any],
+    trained_parameters: int,
     sampled: dict[str, dict[str, int]],
     near: dict[str, dict[str, int]],
     layers: dict[str, Any] | None,
@@ -218,7 +223,9 @@ def phase_record(
     embeddings: Any = model[0].get_submodule("model")
     parameters = sum(p.numel() for p in model.parameters())
     computing = parameters - embeddings.get_input_embeddings().weight.numel()
-    padding, second = 6 * computing * spent["padding"], 2 * computing * spent["repeated"]
+    # Forward, gradients of what comes in, gradients of the weights that are trained: × 2 each.
+    step = 4 * computing + 2 * (trained_parameters if spec.low_rank else computing)
+    padding, second = step * spent["padding"], 2 * computing * spent["repeated"]
     recomputed = 2 * computing * (spent["tokens"] + spent["padding"]) if spec.gradient_checkpointing else 0
     drawn, left_out, order = batches.order.drawn(training.steps), batches.dropped(), batches.order
     markers = (alignment.query_marker, alignment.document_marker) if spec.representation == "multi-vector" else ("", "")
@@ -263,12 +270,14 @@ def phase_record(
         tokens=spent["tokens"],
         padding_tokens=spent["padding"],
         second_pass_tokens=spent["repeated"],
-        flops=6 * computing * spent["tokens"] + padding + second + recomputed,
+        flops=step * spent["tokens"] + padding + second + recomputed,
         padding_flops=padding,
         second_pass_flops=second,
         recomputed_flops=recomputed,
         peak_memory_bytes=_peak_memory(model.device),
         parameters=parameters,
+        trained_parameters=trained_parameters,
+        low_rank=spec.low_rank.model_dump() if spec.low_rank else None,
         losses=[{key: entry.get(key) for key in _CURVE} for entry in steps],
         final_loss=steps[-1]["loss"],
         validation=[
@@ -291,7 +300,7 @@ def phase_record(
     return {"schema": record.pop("schema_version"), **record}
 
 
-_FOUND = ("prompts", "query_tokens", "document_tokens", "steps", "temperature", "seed", "sources")
+_FOUND = ("low_rank", "prompts", "query_tokens", "document_tokens", "steps", "temperature", "seed", "sources")
 """Keys of a recipe's entry whose values here are the resolved ones."""
 
 
