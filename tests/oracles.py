@@ -102,3 +102,28 @@ def train(model, objective, batches, spec, seed: int) -> list[float]:
         optimizer.zero_grad()
         losses.append(loss.item())
     return losses
+
+
+def pooled(vectors: Tensor, factor: int) -> Tensor:
+    """A document's token vectors, (tokens, dim) of length 1, pooled as by Clavié et al. 2024 (arXiv 2409.14683).
+
+    Two clusters at a time become one, those whose joining adds least to the squared distances from the centres (Ward,
+    by the recurrence of Lance and Williams on cosine distances), until there are `tokens // factor` beside the first
+    token. Each is then its mean, at length 1.
+    """
+    rest = vectors[1:].double()
+    members = [[i] for i in range(len(rest))]
+    apart = {(i, j): float(1 - rest[i] @ rest[j]) ** 2 for j in range(len(rest)) for i in range(j)}
+    while len(members) > max(1, len(rest) // factor):
+        i, j = min(apart, key=lambda pair: apart[pair])
+        sizes = [len(cluster) for cluster in members]
+        joined, all_apart = apart.pop((i, j)), dict(apart)
+        for k in range(len(members)):
+            if k not in (i, j):
+                to_i, to_j = (all_apart[min(k, other), max(k, other)] for other in (i, j))
+                weighed = (sizes[i] + sizes[k]) * to_i + (sizes[j] + sizes[k]) * to_j - sizes[k] * joined
+                apart[min(i, k), max(i, k)] = weighed / (sizes[i] + sizes[j] + sizes[k])
+        members[i] += members.pop(j)
+        apart = {(a - (a > j), b - (b > j)): value for (a, b), value in apart.items() if j not in (a, b)}
+    means = torch.stack([rest[cluster].mean(0) for cluster in members])
+    return torch.nn.functional.normalize(torch.cat([vectors[:1].double(), means]), dim=1)

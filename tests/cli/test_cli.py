@@ -11,6 +11,7 @@ import yaml
 
 from colbert_zero.data.collection import Collection
 from colbert_zero.data.layouts import write_beir
+from colbert_zero.models.pooling import with_pooling
 from colbert_zero.recipe.named import NAMED
 from colbert_zero.recipe.reading import RECIPES, load_recipe, shipped_recipes
 from helpers import DOCUMENTS, ROOT, data, environment, launch, write_rows
@@ -74,6 +75,28 @@ def test_evaluate_takes_the_layers_out_where_asked_and_says_so(command, collecti
     assert scores[0]["per_query"] != scores[1]["per_query"]
     code, _, err = command("evaluate", "bm25", "--collection", tmp_path / "tiny", "--without-layers")
     assert (code, "--without-layers: bm25 has none" in err) == (2, True)
+
+
+def test_evaluate_pools_documents_where_asked_and_says_so(command, collection, tiny_multi_vector, tiny_dense, tmp_path):
+    pooled = with_pooling(tiny_multi_vector, 3)
+    for name, model in {"whole": tiny_multi_vector, "pooled": pooled, "dense": tiny_dense}.items():
+        model.save_pretrained(str(tmp_path / name), create_model_card=False)
+    write_beir(collection, tmp_path / "tiny")
+    cases = [("whole", (), 1), ("whole", ("--pool", 3), 3), ("pooled", (), 3), ("pooled", ("--pool", 1), 1)]
+    records = []
+    for name, more, factor in cases:
+        arguments = ("--collection", tmp_path / "tiny", "--json", tmp_path / "s.json", *more)
+        code, out, _ = command("evaluate", tmp_path / name, *arguments)
+        assert code == 0
+        assert ("documents' tokens pooled, about 3 into one" in out) == (factor == 3)
+        records.append(json.loads((tmp_path / "s.json").read_text()))
+        assert records[-1]["pool"] == factor
+    scores = [record["per_query"] for record in records]
+    assert scores[0] == scores[3] != scores[1] == scores[2]
+    for name, message in (("dense", "one vector a text already"), ("bm25", "--pool: bm25 has no token vectors")):
+        path = name if name == "bm25" else tmp_path / name
+        code, _, err = command("evaluate", path, "--collection", tmp_path / "tiny", "--pool", 2)
+        assert (code, message in err) == (2, True)
 
 
 def test_evaluate_records_which_model_it_was_and_what_it_did_unasked(command, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from colbert_zero.planning.published import device_named, published, rows_of
 from colbert_zero.planning.work import Counts, Devices
 from colbert_zero.recipe.data import Hub
 from colbert_zero.recipe.reading import check_recipe, load_recipe
+from colbert_zero.recipe.schema import LowRank
 from colbert_zero.report import write_report
 from colbert_zero.study.comparison import run_study
 from colbert_zero.study.graph import chains_of, graph
@@ -160,33 +162,52 @@ def test_steps_are_measured_and_give_hours(tmp_path):
     assert all(entry["seconds"] and entry["host"] for entry in kept)
 
 
-def test_operations_are_those_of_the_formulas():
-    size = Size(parameters=1000, computing=600, width=8, layers=2, dim=4, model_bytes=4000)
-    counts = Counts(texts=6, tokens=30, padding=6, repeated=0, squares=220, products=48, best=12)
-    once = operations_of(counts, size)
-    assert (once.encoder, once.padding, once.second_pass) == (6 * 600 * 30, 6 * 600 * 6, 0)
+SIZE = Size(parameters=1000, computing=600, trained=1000, width=8, layers=2, dim=4, model_bytes=4000)
+COUNTS = Counts(texts=6, tokens=30, padding=6, repeated=0, squares=220, products=48, best=12)
+
+
+def spec(tmp_path, **more):
+    return check_recipe(data(tmp_path)).phases["unsupervised"].model_copy(update=more)
+
+
+def test_operations_are_those_of_the_formulas(tmp_path):
+    once = operations_of(spec(tmp_path), COUNTS, SIZE)
+    assert once.encoding == (6 * 600 * 30, 6 * 600 * 6, 0, 0)
     # Both products of attention, 2 operations an element, in a forward and a backward of twice that, in two layers.
     assert once.attention == 2 * 2 * 3 * 2 * 8 * 220
     assert once.maxsim == 2 * 4 * 48 + 4 * 4 * 12
-    twice = operations_of(Counts(6, 30, 6, 36, 220, 48, 12), size)
-    assert (twice.second_pass, twice.attention) == (2 * 600 * 36, 2 * 2 * 4 * 2 * 8 * 220)
+    twice = operations_of(spec(tmp_path), replace(COUNTS, repeated=36), SIZE)
+    assert (twice.encoding.second_pass, twice.attention) == (2 * 600 * 36, 2 * 2 * 4 * 2 * 8 * 220)
+
+
+def test_what_is_recomputed_counts_and_frozen_weights_have_no_gradient(tmp_path):
+    again = operations_of(spec(tmp_path, gradient_checkpointing=True), COUNTS, SIZE)
+    assert (again.encoding.recomputed, again.attention) == (2 * 600 * 36, 2 * 2 * 4 * 2 * 8 * 220)
+    frozen = operations_of(spec(tmp_path, low_rank=LowRank(rank=2)), COUNTS, replace(SIZE, trained=50))
+    assert frozen.encoding[:2] == ((4 * 600 + 2 * 50) * 30, (4 * 600 + 2 * 50) * 6)
 
 
 def test_memory_is_states_embeddings_and_one_chunk(tmp_path):
-    spec = check_recipe(data(tmp_path)).phases["unsupervised"].model_copy(update={"mini_batch_tokens": 20})
-    size = Size(parameters=1000, computing=600, width=8, layers=2, dim=4, model_bytes=4000)
     counts = Counts(texts=6, tokens=300, padding=0, repeated=300, squares=0, products=0, best=0)
-    found = memory_of(spec, counts, 10, size, Devices(1, "cpu"), has=100_000)
+    found = memory_of(spec(tmp_path, mini_batch_tokens=20), counts, 10, SIZE, Devices(1, "cpu"), has=100_000)
     assert found.states == 16 * 1000
     assert found.embeddings == 2 * 4 * 4 * 30
     assert found.chunk == 66 * 2 * 8 * 20
     assert found.largest_chunk == (90_000 - found.states - found.embeddings) // (66 * 2 * 8)
+    deep = replace(SIZE, layers=20)
+    whole, less = (
+        memory_of(spec(tmp_path, gradient_checkpointing=on), counts, 10, deep, Devices(1, "cpu"), None)
+        for on in (False, True)
+    )
+    assert less.chunk < whole.chunk / 4
+    assert memory_of(spec(tmp_path), counts, 10, replace(SIZE, trained=50), Devices(1, "cpu"), None).states == 4600
 
 
 def test_hours_are_operations_by_shares_of_the_peak():
-    spec = load_recipe("paper/full").phases["unsupervised"]
-    counted = operations_of(Counts(tokens=1e9, products=1e12), Size(0, 10**8, 0, 0, 128, 0))
-    least, most = hours_on(device_named("h100"), spec, counted, 8)
+    phase = load_recipe("paper/full").phases["unsupervised"]
+    size = replace(SIZE, computing=10**8, layers=0, dim=128)
+    counted = operations_of(phase, Counts(tokens=1e9, products=1e12), size)
+    least, most = hours_on(device_named("h100"), phase, counted, 8)
     encoding, scoring = 6e17, 2.56e14
     assert least == pytest.approx((encoding / 0.4 + scoring / 0.33) / (8 * 989e12 * 3600))
     assert most == pytest.approx((encoding / 0.2 + scoring / 0.12) / (8 * 989e12 * 3600))

@@ -2,6 +2,7 @@ import copy
 import itertools
 import socket
 from datetime import timedelta
+from functools import partial
 
 import pytest
 import torch
@@ -220,8 +221,27 @@ def test_a_trainers_loss_tells_which_columns_it_wants(model):
         loss(features[:1])
     with pytest.raises(ValueError, match=r"scores of shape \(4, 2\), but 4 queries have 3 documents each"):
         loss(features, torch.rand(4, 2))
-    with pytest.raises(ValueError, match="distillation needs the teacher's scores"):
+    with pytest.raises(ValueError, match="the candidates' scores are needed"):
         loss(features)
+
+
+@pytest.mark.parametrize("objective", [Contrastive, ContrastiveDistillation])
+def test_own_candidates_too_near_to_the_answer_are_no_negatives_and_others_candidates_are(model, objective):
+    features = batch(model, queries=4, columns=3)
+    teacher = torch.tensor([[1.0, 0.96, 0.2], [0.5, 0.4, 0.6], [-1.0, -0.5, -1.5], [0.0, 0.0, 0.1]])
+    near = [(0, 1), (1, 2), (2, 1), (3, 2)]  # (query, column); of answers of 0 or less what scores above them
+    scores = oracle_scores(model, features)
+    left = scores.clone()
+    for query, column in near:
+        left[query, 4 * column + query] = float("-inf")
+    expected_loss = nn.functional.cross_entropy(left / 0.5, torch.arange(4))
+    if objective is ContrastiveDistillation:
+        expected_loss = expected_loss + oracle_distillation(scores, teacher, "min-max", "kl")
+    expected = gradients(model, expected_loss)
+    for tokens in (60, 100_000):
+        found_loss, found = cached(model, objective(temperature=0.5, max_relative=0.95), features, tokens, teacher)
+        assert found_loss.item() == pytest.approx(expected_loss.item(), rel=1e-5)
+        assert_same_gradient(found, expected)
 
 
 def oracle_scores(model, features):
@@ -303,6 +323,7 @@ OBJECTIVES = {
     "contrastive": (Contrastive, None),
     "distillation": (Distillation, TEACHER),
     "both": (ContrastiveDistillation, TEACHER),
+    "contrastive, with a bound": (partial(Contrastive, max_relative=0.5), TEACHER),
 }
 
 

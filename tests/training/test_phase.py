@@ -1,5 +1,7 @@
 """The training loop: its plain version, its precision, what it records of itself."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,7 +15,7 @@ from colbert_zero.training import gradcache, phase
 from colbert_zero.training.batches import Batches
 from colbert_zero.training.machine import going_on, machine_of, tell_tf32
 from colbert_zero.training.objectives import Contrastive, objective_of
-from helpers import data, study, write_rows
+from helpers import data, rows, study, write_rows
 from oracles import train
 
 SMALL = {"mini_batch_tokens": 150}
@@ -53,6 +55,27 @@ def test_a_phase_is_trained_as_the_plain_loop_trains_it_to_the_bit(tmp_path, nam
     written = load_file(one.phase_folder((name,)) / "model" / "model.safetensors")
     trained = model[0].get_submodule("model").state_dict()
     assert all(torch.equal(tensor, trained[key]) for key, tensor in written.items())
+
+
+def test_a_contrastive_phase_takes_negatives_from_scored_candidates_below_max_relative(tmp_path):
+    write_rows(tmp_path / "pairs.jsonl")
+    pairs = list(rows(64))
+    with open(tmp_path / "scored.jsonl", "w") as file:
+        for n, row in enumerate(pairs):
+            documents = [row["document"], *(pairs[(n + k) % 64]["document"] for k in (1, 2, 3))]
+            scores = [1.0, 0.99 if n < 32 else 0.5, 0.98, 0.2]
+            file.write(json.dumps({"query": row["query"], "documents": documents, "scores": scores}) + "\n")
+    recipe = data(tmp_path)
+    recipe["sources"]["own"] = {"kind": "jsonl", "path": str(tmp_path / "scored.jsonl")}
+    recipe["phases"]["supervised"] |= {"sources": ["own"], "max_relative": 0.95}
+    one = study(tmp_path, recipe)
+    one.prepare([("supervised",)])
+    record = one.train(("supervised",))
+    [near] = record["near"].values()
+    assert near == {"rows": 64, "candidates": 192, "left_out": 96, "fewer": 32, "without_shares": 0}
+    [source] = record["sources"].values()
+    assert source["negatives"] == 2
+    assert record["texts"] == 3 * 8 * 4
 
 
 class Casts(TorchDispatchMode):

@@ -44,6 +44,12 @@ def evaluate(
     published: Annotated[
         bool, typer.Option("--published", help="Show others' published figures on these collections as well.")
     ] = False,
+    pool: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Pool documents' tokens, about N into one; 1 pools none, also where MODEL does."
+        ),
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write scores, also of each query.")
     ] = None,
@@ -64,6 +70,7 @@ def evaluate(
       colbert-zero evaluate my/model --collection mteb:SciFact
       colbert-zero evaluate bm25 --collection data/scifact
       colbert-zero evaluate my/model --collection data/scifact --without-layers
+      colbert-zero evaluate my/model --collection data/scifact --pool 2
     """
     import torch
     from sentence_transformers.util import get_device_name
@@ -74,6 +81,7 @@ def evaluate(
     from colbert_zero.maxsim.backends import refused, tell_refused
     from colbert_zero.models.checkpoints import load_model
     from colbert_zero.models.layers import without_layers
+    from colbert_zero.models.pooling import pooling_of, with_pooling
     from colbert_zero.processes import is_main
     from colbert_zero.recipe.named import MTEB
     from colbert_zero.watch import leave
@@ -85,6 +93,8 @@ def evaluate(
         )
     if run_file and tasks:
         raise ColbertZeroError(f"--run: mteb keeps {tasks[0]}'s ranking to itself; leave --run or the task out")
+    if pool and model == "bm25":
+        raise ColbertZeroError("--pool: bm25 has no token vectors; name a multi-vector checkpoint")
     start_processes()
     found = [find_task(word) for word in tasks]
     commit = None if model == "bm25" else _checked(model)
@@ -99,11 +109,15 @@ def evaluate(
             console.print(f"{one.name}: {told}", markup=False, soft_wrap=True)
     encoder = None if model == "bm25" else load_model(model, revision=commit)
     encoder = without_layers(encoder, model) if encoder is not None and bare else encoder
+    encoder = with_pooling(encoder, pool) if encoder is not None and pool else encoder
+    pooled = pooling_of(encoder) if encoder is not None else 1.0
     records = {one.name: _ranked(encoder, one, runs.get(one.name), Path(model).name or "run") for one in loaded}
     records |= {word: _by_mteb(encoder, task) for word, task in zip(tasks, found, strict=True)}
     if bare:
         console.print(f"{model}: every transformer layer taken out", markup=False, soft_wrap=True)
-    _tell({"model": model, "commit": commit, "without_layers": bare}, records, published, json_file)
+    if pooled > 1:
+        console.print(f"{model}: documents' tokens pooled, about {pooled:g} into one", markup=False, soft_wrap=True)
+    _tell({"model": model, "commit": commit, "without_layers": bare, "pool": pooled}, records, published, json_file)
     leave()
 
 

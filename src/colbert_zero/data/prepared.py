@@ -19,7 +19,20 @@ from colbert_zero.recipe.data import SourceSpec
 from colbert_zero.recipe.schema import Phase
 
 
-class Part(Protocol):
+class Rows(Protocol):
+    """How many rows a part has, and of how many texts."""
+
+    @property
+    def scored(self) -> bool:
+        """Whether they are candidates with scores rather than pairs."""
+
+    def __len__(self) -> int: ...
+
+    def lengths(self) -> list[int]:
+        """The different numbers of candidates, or of hard negatives, that rows have."""
+
+
+class Part(Rows, Protocol):
     """What training needs of a part of a source, be it prepared or streamed."""
 
     @property
@@ -27,20 +40,11 @@ class Part(Protocol):
         """SOURCE/PART."""
 
     @property
-    def scored(self) -> bool:
-        """Whether its rows are candidates with scores rather than pairs."""
-
-    @property
     def block(self) -> int | None:
         """Rows that are shuffled among themselves, whole batches; None: all of them."""
 
-    def __len__(self) -> int: ...
-
     def read(self, indices: Sequence[int] | np.ndarray) -> dict[str, list[Any]]:
         """Columns of these rows as texts: `query`, and `document` and `negatives`, or `documents` and `scores`."""
-
-    def lengths(self) -> list[int]:
-        """The different numbers of candidates, or of hard negatives, that rows have."""
 
     def sample(self, most: int) -> Iterator[dict[str, list[Any]]]:
         """Columns of the rows a tokenizer is trained on, a thousand at a time; `most` is for what is streamed."""

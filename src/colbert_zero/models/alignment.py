@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from colbert_zero.errors import ColbertZeroError
+from colbert_zero.errors import ColbertZeroError, near
 from colbert_zero.files import read_json
 
 Representation = Literal["dense", "multi-vector"]
@@ -73,6 +73,9 @@ class Own:
         filled_to: Tokens that queries of fewer are filled up to; None where they are not, or always to their length.
         skip_list: Words that a multi-vector checkpoint leaves out of documents.
         query_expansion: Whether it fills queries up, and attends to what fills them: `false`, `attend`, `ignore`.
+        pool: Tokens of a document that a multi-vector checkpoint makes one of, about; 1: it pools none.
+        can_recompute: Whether its layers can be computed again in a backward pass.
+        linears: Names of the linear layers of its encoder, without where they stand.
         can_expand: Whether its tokenizer has a token to fill queries up with.
         similarity: What a dense checkpoint scores by.
         words: For people.
@@ -88,6 +91,9 @@ class Own:
     filled_to: int | None = None
     skip_list: Sequence[str] = ()
     query_expansion: str = "false"
+    pool: float = 1.0
+    can_recompute: bool = True
+    linears: Sequence[str] = ()
     can_expand: bool = True
     similarity: str | None = None
     words: str = ""
@@ -247,6 +253,24 @@ def check_similarity(similarity: str | None, phase: str, base: str) -> None:
         raise ColbertZeroError(
             f"phases.{phase}: the start {base!r} scores by {similarity}; a dense phase trains cosine or dot product. "
             "Take another base, or a new head by `model.head: new`"
+        )
+
+
+def check_training(own: Own, gradient_checkpointing: bool, targets: Sequence[str], phase: str) -> None:
+    """Refuse `gradient_checkpointing` of layers that cannot be computed again, and adapters of unknown layers.
+
+    Raises:
+        ColbertZeroError: Names the key and the mend.
+    """
+    if gradient_checkpointing and not own.can_recompute:
+        raise ColbertZeroError(
+            f"phases.{phase}.gradient_checkpointing: transformers cannot compute the layers of this encoder again; "
+            "leave it out, and lower `mini_batch_tokens`"
+        )
+    if unknown := [name for name in targets if name not in own.linears]:
+        raise ColbertZeroError(
+            f"phases.{phase}.low_rank.targets: the encoder has no linear layers {unknown[0]!r}"
+            f"{near(unknown[0], own.linears)}"
         )
 
 

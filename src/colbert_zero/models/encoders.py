@@ -17,9 +17,10 @@ import torch
 from sentence_transformers import MultiVectorEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.base.modules.dense import Dense
-from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+from sentence_transformers.multi_vector_encoder.modules import HierarchicalTokenPooling, MultiVectorMask
 from sentence_transformers.sentence_transformer.modules import Pooling
 from sentence_transformers.util import batch_to_device
+from torch import nn
 
 from colbert_zero.errors import ColbertZeroError, reason
 from colbert_zero.files import write_json
@@ -41,6 +42,7 @@ from colbert_zero.models.checkpoints import SAFE, Encoder, give_padding, load_mo
 from colbert_zero.models.encoding import EXPANSION, PROMPT_LENGTH, prompt_of
 from colbert_zero.models.heads import TOKENS, Head, new_layers
 from colbert_zero.models.kinds import kind_of
+from colbert_zero.models.pooling import pooling_of, with_pooling
 from colbert_zero.models.scored_tokens import ScoredTokens, scored_in_words, set_scored
 from colbert_zero.models.untrusted import check_checkpoint
 
@@ -73,7 +75,14 @@ def read_own(base: str, asked: Iterable[Asked] = (), **options: Any) -> Own:
         raise ColbertZeroError(f"model.base: {base!r} gives states that are not finite; fetch it again")
     prefixes = _prefixes(own, transformer.tokenizer, asked)
     has_token = transformer.tokenizer.mask_token is not None or own.query_expansion != "false"
-    return replace(own, prefixes=prefixes, can_expand=has_token)
+    return replace(own, prefixes=prefixes, can_expand=has_token, **ways_to_train(transformer.model))
+
+
+def ways_to_train(encoder: nn.Module) -> dict[str, Any]:
+    """What `Own` has of an encoder's layers: whether they can be computed again, the names of the linear ones."""
+    linears = {name.rpartition(".")[2] for name, module in encoder.named_modules() if isinstance(module, nn.Linear)}
+    can_recompute = bool(getattr(encoder, "supports_gradient_checkpointing", False))
+    return {"can_recompute": can_recompute, "linears": sorted(linears)}
 
 
 def _prefixes(own: Own, tokenizer: Any, asked: Iterable[Asked]) -> dict[str, int]:
@@ -158,6 +167,7 @@ def _own(model: Encoder, base: str) -> Own:
         filled_to=expansion["length"] if fills else None,
         skip_list=skipped,
         query_expansion=filled,
+        pool=pooling_of(model),
         similarity=None if multi_vector else str(model.similarity_fn_name),
         words=_words(model, whole, longest),
     )
@@ -193,6 +203,8 @@ def _words(model: Encoder, prefixes: dict[str, str], longest: dict[str, Any]) ->
                 said.append(f"{len(module.skiplist_words)} skipped tokens")
             case MultiVectorMask():
                 pass
+            case HierarchicalTokenPooling():
+                said.append(f"documents' tokens pooled by {module.pool_factor:g}")
             case _:
                 said.append(type(module).__name__)
     transformer: Any = model[0]
@@ -232,7 +244,7 @@ def assemble(
         allow_prompt_mismatch: Do not compare prompts and markers with those of the start.
         head: A new one, where the start has none of the phase's kind or `head.new` puts it in place of its own.
         fit: Sets the weights that a new one starts with, where `head.start` is `pca`.
-        scored: Skip list and query expansion of a multi-vector model.
+        scored: Skip list, query expansion and token pooling of a multi-vector model.
         options: `attn_implementation`; `revision` and `trust_remote_code` for the Hub.
 
     Raises:
@@ -270,7 +282,7 @@ def assemble(
     set_scored(model, scored, alignment.text_tokens("query", before) + before)
     if fit and not kept and head.start == "pca":
         fit(model)
-    return model
+    return model if scored.pool is None else with_pooling(model, scored.pool)
 
 
 def _make_special(tokenizer: Any, alignment: Alignment) -> None:

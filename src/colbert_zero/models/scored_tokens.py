@@ -18,10 +18,12 @@ class ScoredTokens:
     Attributes:
         skip_list: Words whose tokens are left out of documents.
         query_expansion: False, or whether tokens that queries are filled up with are attended to.
+        pool: Tokens of a document that become one, about, wherever it is not trained.
     """
 
     skip_list: tuple[str, ...] | None = None
     query_expansion: Literal[False, "attend", "ignore"] | None = None
+    pool: int | None = None
 
 
 def set_scored(model: Encoder, asked: ScoredTokens, query_tokens: int) -> None:
@@ -65,6 +67,8 @@ def scored_differences(own: Own, asked: ScoredTokens) -> Iterator[str]:
     expansion = str(asked.query_expansion).lower()
     if asked.query_expansion is not None and own.representation == "multi-vector" and expansion != own.query_expansion:
         yield f"query_expansion: {expansion} instead of its own {own.query_expansion}"
+    if asked.pool is not None and own.pool > 1 and asked.pool != own.pool:
+        yield f"pool: {asked.pool} instead of its own {own.pool:g}"
 
 
 def check_expansion(own: Own, asked: ScoredTokens) -> None:

@@ -4,11 +4,11 @@ import difflib
 import inspect
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from colbert_zero.errors import ColbertZeroError, reason
 
@@ -21,8 +21,8 @@ _SPECIAL = {
 }
 
 
-def check_architecture(architecture: dict[str, Any]) -> None:
-    """Refuse an unknown model type or key before anything is loaded.
+def check_architecture(architecture: dict[str, Any]) -> PreTrainedModel:
+    """Refuse an unknown model type or key before anything is loaded; returns the encoder without weights.
 
     Raises:
         ColbertZeroError: Names the key and the nearest known one.
@@ -52,6 +52,7 @@ def check_architecture(architecture: dict[str, Any]) -> None:
             f"model.architecture.model_type: {architecture['model_type']!r} reads no text, or not text alone; bert and "
             "modernbert do"
         )
+    return cast(PreTrainedModel, model)
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int, markers: list[str], longest: int) -> PreTrainedTokenizerFast:

@@ -19,6 +19,7 @@ from colbert_zero.planning.work import Counts, Devices, batches_of, count, fille
 from colbert_zero.recipe.schema import Phase
 from colbert_zero.study.steps import Steps
 from colbert_zero.training.batches import Batch
+from colbert_zero.training.execution import as_trained
 from colbert_zero.training.gradcache import TokenisedTexts, grad_cache
 from colbert_zero.training.machine import machine_of
 from colbert_zero.training.objectives import Objective, objective_of
@@ -105,6 +106,7 @@ class _Trial:
         objective: Objective = objective_of(spec).to(self.model.device)
         self.objective = objective
         self.trained = nn.ModuleDict({"model": self.model, "objective": objective}).train()
+        self.encoder = as_trained(self.model, spec)
         self.optimiser, _ = optimiser_of(self.trained, spec, steps.steps)
         self.maxsim = machine_of(self.model)["maxsim"]
         drawn = {name: batches for name, batches in steps.order.drawn(steps.steps).items() if batches}
@@ -118,7 +120,7 @@ class _Trial:
         began = _now(self.model) if self.model.device.type == "cuda" else began
         with scoring_with(self.maxsim):
             precision = precision_of(spec, self.model.device)
-            grad_cache(self.model, batch[:2], self.objective.of(*batch), spec.mini_batch_tokens, precision)
+            grad_cache(self.encoder, batch[:2], self.objective.of(*batch), spec.mini_batch_tokens, precision)
             both = _now(self.model)
             scoring = self._scoring(batch)
         moving = _now(self.model)

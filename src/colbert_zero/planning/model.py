@@ -16,9 +16,10 @@ from colbert_zero.models.checkpoints import Encoder
 from colbert_zero.models.encoders import Tokenise, assemble, tokeniser
 from colbert_zero.models.heads import Head
 from colbert_zero.planning.published import published
-from colbert_zero.recipe.schema import Recipe
+from colbert_zero.recipe.schema import LowRank, Recipe
 from colbert_zero.study.resolved import Resolved
 from colbert_zero.study.study import Study
+from colbert_zero.training.low_rank import add_adapters
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Size:
     Attributes:
         parameters: All of them.
         computing: Without token embeddings.
+        trained: Those that move; with `low_rank` the adapters' and the heads'.
         width: Of the encoder's states.
         layers: Of the encoder.
         dim: Of an embedding.
@@ -36,6 +38,7 @@ class Size:
 
     parameters: int
     computing: int
+    trained: int
     width: int
     layers: int
     dim: int
@@ -68,18 +71,26 @@ def models_at_hand(study: Study) -> ModelOf:
     start, options = study.start()
 
     @cache
-    def of(alignment: Alignment, representation: Representation, head: Head) -> PlannedModel:
-        def make() -> Encoder:
+    def of(alignment: Alignment, representation: Representation, head: Head, low_rank: str | None) -> PlannedModel:
+        def plain() -> Encoder:
             dim, scored, seed = study.resolved.dim, study.resolved.scored, study.recipe.seed
             return assemble(start, representation, alignment, dim, seed, "plan", True, head, None, scored, **options)
 
-        model = make()
-        return PlannedModel(_size(model), tokeniser(model), alignment, make)
+        def make() -> Encoder:
+            model = plain()
+            if low_rank:
+                add_adapters(model, LowRank.model_validate_json(low_rank), study.recipe.seed)
+            return model
+
+        model = plain()
+        moving = sum(weight.numel() for weight in make().parameters() if weight.requires_grad) if low_rank else None
+        return PlannedModel(_size(model, moving), tokeniser(model), alignment, make)
 
     def of_phase(name: str) -> PlannedModel:
         spec = study.recipe.phases[name]
         head = study.resolved.head(spec, first=True)  # a later phase has it from the one before
-        return of(study.alignment(spec), spec.representation, head)
+        low_rank = spec.low_rank.model_dump_json() if spec.low_rank else None
+        return of(study.alignment(spec), spec.representation, head, low_rank)
 
     return of_phase
 
@@ -110,10 +121,10 @@ def _published_size(configuration: tuple[tuple[str, Any], ...], dim: int) -> Siz
     parameters = sum(weight.numel() for weight in model.parameters()) + head
     embeddings: Any = model
     computing = parameters - embeddings.get_input_embeddings().weight.numel()
-    return Size(parameters, computing, config.hidden_size, config.num_hidden_layers, dim, 4 * parameters)
+    return Size(parameters, computing, parameters, config.hidden_size, config.num_hidden_layers, dim, 4 * parameters)
 
 
-def _size(model: Any) -> Size:
+def _size(model: Any, trained: int | None) -> Size:
     encoder: Any = model[0].get_submodule("model")
     parameters = sum(weight.numel() for weight in model.parameters())
     config: Any = encoder.config
@@ -123,6 +134,7 @@ def _size(model: Any) -> Size:
     return Size(
         parameters,
         parameters - encoder.get_input_embeddings().weight.numel(),
+        trained or parameters,
         model[0].get_embedding_dimension(),
         getattr(config, "num_hidden_layers", 0) or getattr(config, "num_layers", 1),
         model.get_embedding_dimension() or 1,

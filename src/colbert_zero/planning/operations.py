@@ -6,6 +6,7 @@ from typing import Any
 from colbert_zero.planning.model import Size
 from colbert_zero.planning.work import Counts, Devices
 from colbert_zero.recipe.schema import Phase
+from colbert_zero.training.record import Flops, flops_of
 
 ENCODING, SCORING = (0.2, 0.4), (0.12, 0.33)
 """Shares of a GPU's peak, least and most. Scoring: what late-interaction-kernels reach in training shapes. Encoding:
@@ -15,8 +16,8 @@ ACTIVATIONS = {"bfloat16": 34, "float32": 66}
 """Bytes kept for the backward pass, of a token, a layer and a unit of the encoder's width, where attention keeps no
 scores (Korthikanti et al. 2022, arXiv 2205.05198, eq. 2 without its last term; float32 twice but for the masks)."""
 
-STATE = 16
-"""Bytes of a parameter in training: weight, gradient, AdamW's two moments, in float32."""
+WEIGHT, STATE = 4, 16
+"""Bytes of a parameter in float32: its weight; in training with its gradient and AdamW's two moments."""
 
 
 @dataclass(frozen=True)
@@ -24,33 +25,28 @@ class Operations:
     """Floating-point operations of a phase, all devices together.
 
     Attributes:
-        encoder: 6 for each parameter (token embeddings left out) and real token.
-        padding: Likewise for padding.
-        second_pass: 2 for each parameter and token that GradCache encodes again.
+        encoding: As its record will have them (`training.record.flops_of`).
         attention: Products of queries with keys and of weights with values, in all passes; at most, since it counts
             each layer as attending to all.
         maxsim: All products of the forward pass, and the backward through the best ones.
     """
 
-    encoder: float
-    padding: float
-    second_pass: float
+    encoding: Flops
     attention: float
     maxsim: float
 
     @property
     def recorded(self) -> float:
         """What a phase's record calls `flops`."""
-        return self.encoder + self.padding + self.second_pass
+        return sum(self.encoding)
 
 
-def operations_of(counts: Counts, size: Size) -> Operations:
+def operations_of(spec: Phase, counts: Counts, size: Size) -> Operations:
     """Operations of what is counted."""
-    passes = 4 if counts.repeated else 3  # forward, backward twice that, and GradCache's second forward
+    # Forward, backward twice that, GradCache's second forward, and what is computed again in the backward pass.
+    passes = 3 + bool(counts.repeated) + spec.gradient_checkpointing
     return Operations(
-        encoder=6.0 * size.computing * counts.tokens,
-        padding=6.0 * size.computing * counts.padding,
-        second_pass=2.0 * size.computing * counts.repeated,
+        flops_of(spec, size.computing, size.trained, counts.tokens, counts.padding, counts.repeated),
         attention=4.0 * passes * size.layers * size.width * counts.squares,
         maxsim=2.0 * size.dim * counts.products + 4.0 * size.dim * counts.best,
     )
@@ -89,12 +85,14 @@ def memory_of(spec: Phase, counts: Counts, steps: int, size: Size, on: Devices, 
         on: How many devices there are.
         has: Bytes of one, if known.
     """
-    of_token = ACTIVATIONS[spec.precision] * size.layers * size.width
+    # With gradient_checkpointing a layer keeps what comes in, and one at a time all of it.
+    kept_layers = 1 + size.layers * 2 * 2 / ACTIVATIONS["bfloat16"] if spec.gradient_checkpointing else size.layers
+    of_token = ACTIVATIONS[spec.precision] * kept_layers * size.width
     encoded = (counts.tokens + counts.padding) / steps / on.count
     kept = min(spec.mini_batch_tokens, encoded)
     vectors = counts.texts if spec.representation == "dense" else counts.tokens
     embeddings = round(2 * 4 * size.dim * vectors / steps)  # as good as all of them are documents'
-    states = STATE * size.parameters
+    states = WEIGHT * size.parameters + (STATE - WEIGHT) * size.trained
     room = None if has is None else max(0, int((0.9 * has - states - embeddings) // of_token))
     return Memory(states, embeddings, round(kept * of_token), room)
 

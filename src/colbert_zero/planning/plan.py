@@ -191,7 +191,7 @@ def _planned(recipe: Recipe, chain: tuple[str, ...], data: Data, models: ModelOf
     parts = {part: seen for source in spec.sources for part, seen in data.look(source).items()}
     model = models(name)
     looked = look(spec, steps, parts, model.tokenise, model.alignment, on)
-    counts, operations = looked.counts, operations_of(looked.counts, model.size)
+    counts, operations = looked.counts, operations_of(spec, looked.counts, model.size)
     unseen = model.tokenise is None or any(part.seen is None for part in parts.values())
     return PlannedPhase(
         chain,

@@ -147,6 +147,11 @@ def contradictions(data: dict[str, Any]) -> list[str]:
     for name, phase in _entries(data, "phases"):
         if len(_given(phase, "steps", "epochs")) == 2:
             wrong.append(f"phases.{name}: give `steps` or `epochs`, not both")
+        if _given(phase, "low_rank") and phase.get("optimiser") == "muon":
+            wrong.append(
+                f"phases.{name}.low_rank: muon makes whole matrices' updates orthogonal, and adapters are narrow "
+                "factors of them; take `optimiser: adamw`"
+            )
         wrong += [f"phases.{name}.{text}" for text in (*_wrong_objective(phase), *_wrong_schedule(phase))]
         if phase.get("select") == "best" and not _given(phase, "evaluate_every"):
             wrong.append(f"phases.{name}.select: best needs `evaluate_every`, the steps between evaluations; add it")
@@ -158,7 +163,7 @@ _OF_DISTILLATION = {"student_scores": None, "teacher_temperature": None, "distil
 
 _OF_BOTH = {"contrastive_temperature": None, "contrastive_weight": 1}
 
-_OF_CONTRASTIVE = {"mask_duplicates": True}
+_OF_CONTRASTIVE = {"mask_duplicates": True, "max_relative": None}
 
 
 def _used(entry: dict[str, Any], keys: dict[str, Any]) -> list[str]:
@@ -189,6 +194,8 @@ def _wrong_objective(phase: dict[str, Any]) -> list[str]:
                 "length_normalised: scales each query's scores, and so does `student_scores: min-max`; leave it out, "
                 "or set `student_scores: raw`"
             )
+    if objective == "contrastive" and _given(phase, "max_relative") and not phase.get("negatives"):
+        wrong.append("max_relative: is of hard negatives, and the phase takes none; add `negatives`, or leave it out")
     taken, _, of = str(phase.get("negatives")).partition(" of ")
     if taken.isdecimal() and of.isdecimal() and int(taken) > int(of):
         wrong.append(f"negatives: {taken} cannot be drawn of {of}")
@@ -342,6 +349,12 @@ def _has_pairs(source: Any, allow_mined: bool) -> bool:
     )
 
 
+def _mined(recipe: "Recipe", source: Any) -> int | None:
+    """Hard negatives of a mined source, or of the one that a scored source is made of."""
+    mined: Any = recipe.sources.get(source.of) if source.kind == "scored" else source
+    return mined.negatives if mined and mined.kind == "mined" else None
+
+
 def _wrong_phases(recipe: "Recipe", names: dict[str, Any]) -> list[str]:
     """What is wrong between phases and their sources."""
     wrong = []
@@ -352,19 +365,20 @@ def _wrong_phases(recipe: "Recipe", names: dict[str, Any]) -> list[str]:
                 wrong.append(f"{place}: no source {source_name!r}{near(source_name, names['sources'])}")
             elif source is None:
                 continue
-            elif phase.distils and source.kind in ("docstrings", "mined"):
+            elif phase.reads_scores and source.kind in ("docstrings", "mined"):
+                what = "teacher scores for distillation" if phase.distils else "recorded scores for `max_relative`"
                 wrong.append(
-                    f"{place}: {source_name!r} has no teacher scores for distillation; use a source of kind "
-                    "scored, or rows with `documents` and `scores`"
+                    f"{place}: {source_name!r} has no {what}; use a source of kind scored, or rows with `documents` "
+                    "and `scores`"
                 )
-            elif not phase.distils and source.kind == "scored":
+            elif not phase.reads_scores and source.kind == "scored":
                 wrong.append(f"{place}: {source_name!r} is for distillation; use {source.of!r} here")
-            elif not phase.distils and not _has_pairs(source, allow_mined=True):
+            elif not phase.reads_scores and not _has_pairs(source, allow_mined=True):
                 wrong.append(f"{place}: {source_name!r} has scored candidates, for distillation, and no pairs")
             elif phase.negatives and source.kind == "docstrings":
                 wrong.append(f"phases.{name}.negatives: {source_name!r} has no hard negatives; mine them (kind: mined)")
-            elif source.kind == "mined" and phase.hard_negatives.of_part(0) > source.negatives:
-                wrong.append(f"phases.{name}.negatives: {phase.negatives}, but {source_name!r} has {source.negatives}")
+            elif (had := _mined(recipe, source)) is not None and phase.hard_negatives.of_part(0) > had:
+                wrong.append(f"phases.{name}.negatives: {phase.negatives}, but {source_name!r} has {had}")
         wrong += [
             f"phases.{name}.sources: {s!r} stands twice"
             for s in dict.fromkeys(phase.sources)

@@ -17,7 +17,17 @@ from pydantic import (
 from colbert_zero.errors import ColbertZeroError, near, show
 from colbert_zero.recipe.data import CollectionSpec, Columns, SourceSpec
 from colbert_zero.recipe.mistakes import SECTIONS, contradictions, explain, wrong_references
-from colbert_zero.recipe.schema import HeadLayer, Model, PerTask, Phase, Recipe, Teacher, Temperature, Validation
+from colbert_zero.recipe.schema import (
+    HeadLayer,
+    LowRank,
+    Model,
+    PerTask,
+    Phase,
+    Recipe,
+    Teacher,
+    Temperature,
+    Validation,
+)
 
 _BUNDLED = Path(__file__).parents[1] / "recipes"
 
@@ -238,6 +248,8 @@ def _keys(path: list[Any], kind: str | None) -> Iterable[str]:
             model = Columns
         case ["phases", _, "temperature"]:
             model = Temperature
+        case ["phases", _, "low_rank"]:
+            model = LowRank
         case [*_, "markers" | "prompts"]:
             model = PerTask
     return model.model_fields

@@ -93,6 +93,11 @@ class Model(Entry):
     """Whether multi-vector phases fill queries up with mask tokens that are scored too, as in ColBERT, and whether
     the query attends to these; `false` is neither. Unset, a multi-vector base's own, else `false`. Encoding without
     padding (`flash_attention_2`) has no states of tokens that are ignored."""
+    pool: Annotated[Int | None, Field(ge=1), Neutral(None)] = None
+    """Token vectors of a document that become one, about, where models of multi-vector phases are evaluated, and in
+    their checkpoints: hierarchical clustering, as in arXiv 2409.14683. Training scores all tokens. Unset, a
+    multi-vector base's own, else 1, which pools none. It is part of every phase's id; `evaluate --pool` shows what
+    another number is worth without training anew."""
     attention: Literal["sdpa", "flash_attention_2"] | None = None
     """How the encoder attends; `flash_attention_2` needs CUDA and bfloat16, and encodes without padding."""
     trust_remote_code: bool = False
@@ -119,16 +124,32 @@ class Temperature(Entry):
     """Whether it is trained."""
 
 
+class LowRank(Entry):
+    """Adapters in place of an encoder's own weights."""
+
+    rank: Int = Field(16, ge=1)
+    """Width of the two factors."""
+    alpha: Float = Field(32.0, gt=0)
+    """Their product is multiplied by it and divided by the rank."""
+    targets: Annotated[list[str], Field(min_length=1)] | None = None
+    """Names of the linear layers that get some, as the encoder has them (`query`, `Wqkv`, …); unset, all."""
+    dropout: Float = Field(0.0, ge=0, lt=1)
+    """Of what comes into an adapter."""
+
+
 class Negatives(NamedTuple):
     """How many hard negatives a query gets.
 
     Attributes:
         taken: None takes as many as every row has, the first ones.
         of: Of how many they are drawn, or at most so many of all; None takes the first.
+        max_relative: They are taken from scored candidates, of which this share of the answer's score is the most;
+            None where rows are pairs.
     """
 
     taken: int | None
     of: int | None
+    max_relative: float | None = None
 
     def of_part(self, least: int) -> int:
         """How many a query of a part gets, whose rows have at least so many."""
@@ -207,6 +228,11 @@ class Phase(Entry):
     """Hard negatives per query: the row's first so many; 0 uses in-batch negatives alone; `all` takes as many as every
     row of a part has (the paper's rule), of a streamed one as many as its first row has, `all of 10` at most ten; `7 of
     50` draws seven anew at each reading, of the row's first fifty or however many it has."""
+    max_relative: Annotated[Float | None, Field(gt=0, le=1), Neutral(None)] = None
+    """Of contrastive losses on rows with recorded scores, whose first candidate is the answer: a candidate that scores
+    above this share of its answer's score is no negative of its query (NV-Retriever, arXiv 2407.15831: 0.95). Those
+    below are taken first; where they are fewer than asked for, the query has fewer. An answer that scores 0 or less has
+    no shares, so only what scores above it is left out, which is told."""
     steps: Int | None = Field(None, ge=1)
     """Length of the phase in optimiser steps; or give `epochs`."""
     epochs: Float | None = Field(None, gt=0)
@@ -222,6 +248,17 @@ class Phase(Entry):
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the encoder in both of its passes, and on CUDA of the products in scores; weights, sums of products
     and losses are float32."""
+    gradient_checkpointing: Annotated[bool, Neutral(False)] = False
+    """Keep of each layer of the encoder what comes in alone, and compute the rest again for the gradient (arXiv
+    1604.06174): the same gradients, a third more computing, a fraction of the memory for a chunk of
+    `mini_batch_tokens`. Not part of the phase's id."""
+    compile: Annotated[bool, Neutral(False)] = False
+    """Compile the encoder for training (`torch.compile`, for texts of any length), which takes a minute or more and
+    pays in long phases. Needs a C++ compiler, on CUDA Triton too. Not part of the phase's id."""
+    low_rank: Annotated[LowRank | None, Neutral(None)] = None
+    """Train low-rank adapters of the encoder's linear layers (LoRA, arXiv 2106.09685) and the heads; all else of the
+    encoder is frozen, token embeddings too, so that new markers keep their random vectors. Merged when saved. Needs
+    peft: `pip install colbert-zero[peft]`."""
     checkpoint_every: Int = Field(200, ge=1)
     """Steps between checkpoints from which a killed run continues."""
     keep_checkpoints: Int = Field(2, ge=1)
@@ -242,10 +279,11 @@ class Phase(Entry):
     @property
     def hard_negatives(self) -> Negatives:
         """How many hard negatives a query gets, and of how many."""
+        most = None if self.distils else self.max_relative
         if isinstance(self.negatives, int):
-            return Negatives(self.negatives, None)
+            return Negatives(self.negatives, None, most)
         taken, _, of = self.negatives.partition(" of ")
-        return Negatives(None if taken == "all" else int(taken), int(of) if of else None)
+        return Negatives(None if taken == "all" else int(taken), int(of) if of else None, most)
 
     @property
     def contrasts(self) -> bool:
@@ -254,8 +292,18 @@ class Phase(Entry):
 
     @property
     def distils(self) -> bool:
-        """Whether it learns from a teacher's scores, which its rows must have."""
+        """Whether it learns from a teacher's scores."""
         return "distillation" in self.objective
+
+    @property
+    def targets(self) -> list[str]:
+        """Linear layers that get adapters by name."""
+        return (self.low_rank and self.low_rank.targets) or []
+
+    @property
+    def reads_scores(self) -> bool:
+        """Whether its rows must be candidates with scores."""
+        return self.distils or self.max_relative is not None
 
 
 class Validation(Entry):

@@ -7,7 +7,7 @@ from colbert_zero.files import writing
 from colbert_zero.recipe.schema import Phase, Recipe
 from colbert_zero.study.graph import chain_to
 from colbert_zero.study.study import Study
-from colbert_zero.training.batches import check_columns, take_negatives
+from colbert_zero.training.batches import check_columns, least_negatives, with_taken_negatives
 from colbert_zero.training.phase import order_of_parts, steps_of
 
 
@@ -38,12 +38,8 @@ def step_rows(study: Study, phase: str, step: int) -> dict[str, Any]:
     full_name, numbers = order.batch(step - 1)
     batches = order.rows[full_name] // order.global_batch_size
     columns = parts[full_name].read(numbers)
-    if "negatives" in columns:
-        least = min(parts[full_name].lengths(), default=0)
-        all_rows = slice(0, len(numbers))
-        columns["negatives"] = take_negatives(
-            columns["negatives"], spec.hard_negatives, least, order, step - 1, all_rows
-        )
+    least, all_rows = least_negatives(parts[full_name]), slice(0, len(numbers))
+    columns = with_taken_negatives(columns, spec.hard_negatives, least, order, step - 1, all_rows)
     source, part = full_name.split("/", 1)
     return {
         "phase": name,

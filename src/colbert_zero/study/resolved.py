@@ -15,6 +15,7 @@ from colbert_zero.models.alignment import (
     check_dim,
     check_lengths,
     check_similarity,
+    check_training,
     differences,
 )
 from colbert_zero.models.heads import Head
@@ -48,10 +49,11 @@ class Resolved:
 
     @property
     def scored(self) -> ScoredTokens:
-        """What multi-vector phases are asked to leave out of documents and to fill queries up with."""
+        """What multi-vector phases are asked to leave out of documents, to fill queries up with and to pool."""
         words = self.recipe.model.skip_list
         words = list(string.punctuation) if words == "punctuation" else words
-        return ScoredTokens(None if words is None else tuple(words), self.recipe.model.query_expansion)
+        model = self.recipe.model
+        return ScoredTokens(None if words is None else tuple(words), model.query_expansion, model.pool)
 
     def alignment(self, spec: Phase) -> Alignment:
         """Prompts, markers and lengths of a phase."""
@@ -83,6 +85,7 @@ class Resolved:
                 check_similarity(own.similarity, name, base)
             if spec.representation == "multi-vector":
                 check_expansion(self.own, self.scored)
+            check_training(self.own, spec.gradient_checkpointing, spec.targets, name)
             if not spec.allow_prompt_mismatch:
                 check_alignment(own, self.alignment(spec), spec.representation, name, base)
             switched_off = self.scored.query_expansion is False
@@ -102,6 +105,7 @@ class Resolved:
         given = {
             "skip_list": model.skip_list is not None,
             "query_expansion": model.query_expansion is not None,
+            "pool": model.pool is not None,
             "head": isinstance(model.head, list),
             "start": model.start != "random",
         }

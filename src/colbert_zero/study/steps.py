@@ -2,30 +2,17 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 from colbert_zero.data.order import Order
+from colbert_zero.data.prepared import Rows
 from colbert_zero.files import read_json
 from colbert_zero.recipe.data import Mined, Scored
 from colbert_zero.recipe.schema import Phase, Recipe
 from colbert_zero.study.graph import root_of
 from colbert_zero.study.study import Study
 from colbert_zero.teaching.derived import share_out
+from colbert_zero.training.batches import least_negatives
 from colbert_zero.training.phase import order_of, steps_of
-
-
-class Rows(Protocol):
-    """Of a part, how many there are and of how many texts; see `Part`."""
-
-    @property
-    def scored(self) -> bool:
-        """Whether they are candidates with scores."""
-
-    def __len__(self) -> int: ...
-
-    def lengths(self) -> list[int]:
-        """The different numbers of candidates, or of hard negatives, that rows have."""
-
 
 PartsOf = Callable[[str], Mapping[str, Rows]]
 """Parts of a source that is made of no other."""
@@ -125,7 +112,7 @@ def _rows(recipe: Recipe, spec: Phase, parts_of: PartsOf) -> tuple[dict[str, int
         for name, part in parts.items():
             if spec.distils and part.scored:
                 ways = max(ways, *part.lengths())
-            elif spec.hard_negatives.taken is None and not part.scored:
-                ways = max(ways, spec.hard_negatives.of_part(min(part.lengths(), default=0)) + 1)
+            elif spec.hard_negatives.taken is None:
+                ways = max(ways, spec.hard_negatives.of_part(least_negatives(part)) + 1)
             rows[f"{source}/{name.split('/', 1)[1]}"] = shares[name]
     return rows, ways

@@ -22,9 +22,10 @@ from colbert_zero.evaluation.ranking import rank
 from colbert_zero.evaluation.runs import Run, mean_of_queries, means_of_parts
 from colbert_zero.files import fingerprint, place_of, read_json, user_cache
 from colbert_zero.maxsim.backends import refused, tell_refused
-from colbert_zero.models.alignment import MARKERS, Alignment, Own
+from colbert_zero.models.alignment import MARKERS, Alignment, Own, check_training
 from colbert_zero.models.bases import check_base, go_offline
 from colbert_zero.models.checkpoints import Encoder, load_model
+from colbert_zero.models.encoders import ways_to_train
 from colbert_zero.models.scratch import check_architecture
 from colbert_zero.processes import agree, appears, from_main, is_main, made_by_main, share
 from colbert_zero.recipe.data import Beir, CollectionSpec, Docstrings, HeldOut, Mined, NamedCollection, Scored
@@ -40,6 +41,8 @@ from colbert_zero.study.start import write_start
 from colbert_zero.teaching.negatives import mine, told_of_random
 from colbert_zero.teaching.teacher import score
 from colbert_zero.training.batches import check_columns
+from colbert_zero.training.execution import check_compiler
+from colbert_zero.training.low_rank import check_peft
 from colbert_zero.training.phase import order_of_parts, steps_of, train_phase
 from colbert_zero.training.reporters import check_reporters, reporting
 from colbert_zero.training.training import Training
@@ -49,6 +52,9 @@ T = TypeVar("T")
 
 RECORD_VERSION = 1
 """Part of every fingerprint: raised when a change of the code makes older phases incomparable."""
+
+_NOT_LEARNT = {"checkpoint_every", "keep_checkpoints", "gradient_checkpointing", "compile"}
+"""Keys of a phase that change nothing of what it learns."""
 
 
 @dataclass
@@ -149,9 +155,15 @@ class Study:
         for told in self.resolved.peculiarities(phases.values()):
             self._say_once(told)
         if model.architecture:
-            check_architecture(model.architecture)
+            encoder = Own(**ways_to_train(check_architecture(model.architecture)))
         for name, phase in phases.items():
             share(phase.global_batch_size, f"phases.{name}.global_batch_size")
+            if phase.compile:
+                check_compiler(torch.device(get_device_name()), f"phases.{name}")
+            if phase.low_rank:
+                check_peft(f"phases.{name}")
+            if model.architecture:
+                check_training(encoder, phase.gradient_checkpointing, phase.targets, name)
 
     def check_data(self, chains: list[tuple[str, ...]]) -> None:
         """Refuse phases that their sources cannot serve, as far as these are prepared."""
@@ -267,7 +279,7 @@ class Study:
         """Fingerprint of all that makes the last phase of a chain: its entry, data, prompts, and its parent's."""
         spec = self.recipe.phases[chain[-1]]
         parent = self.phase_id(chain[:-1]) if len(chain) > 1 else self.start_id()
-        made_of = spec.asked(exclude={"checkpoint_every", "keep_checkpoints", "evaluate_every", "select"})
+        made_of = spec.asked(exclude={*_NOT_LEARNT, "evaluate_every", "select"})
         if spec.select == "best":
             judged_on = [[c.name, c.fingerprint] for c in self.prepare_validation()]
             made_of |= {"select": "best", "evaluate_every": spec.evaluate_every, "validation": judged_on}

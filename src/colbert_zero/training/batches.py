@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any, NamedTuple
@@ -11,13 +11,14 @@ import numpy as np
 import torch
 
 from colbert_zero.data.order import Order
-from colbert_zero.data.prepared import Part
+from colbert_zero.data.prepared import Part, Rows
 from colbert_zero.data.streams import StreamedPart
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.models.encoders import Tokenise
 from colbert_zero.processes import process_rank, share
 from colbert_zero.recipe.schema import Negatives, Phase
 from colbert_zero.training.gradcache import TokenisedTexts
+from colbert_zero.training.losses import too_near
 
 
 class Batch(NamedTuple):
@@ -64,8 +65,8 @@ class Batches:
         own: int | None = None,
     ):
         self.parts, self.order, self.steps, self.negatives = parts, order, steps, negatives
-        pairs = {name: part for name, part in parts.items() if not part.scored}
-        self.least = {name: min(part.lengths(), default=0) for name, part in pairs.items()}
+        contrasted = {n: part for n, part in parts.items() if not part.scored or negatives.max_relative is not None}
+        self.least = {name: least_negatives(part) for name, part in contrasted.items()}
         self.tokenise = tokenise
         self.share = own or share(order.global_batch_size, "global_batch_size")
         self.streams = {name: part for name, part in parts.items() if isinstance(part, StreamedPart)}
@@ -77,9 +78,7 @@ class Batches:
         name, indices = self.order.batch(step)
         own = slice(process_rank() * self.share, (process_rank() + 1) * self.share)
         rows = self.parts[name].read(indices[own])
-        if "negatives" in rows:
-            taken = take_negatives(rows["negatives"], self.negatives, self.least.get(name, 0), self.order, step, own)
-            rows = {**rows, "negatives": taken}
+        rows = with_taken_negatives(rows, self.negatives, self.least.get(name, 0), self.order, step, own)
         queries = TokenisedTexts("query", **self.tokenise(rows["query"], "query"))
         documents = TokenisedTexts("document", **self.tokenise(document_texts(rows), "document"))
         return Batch(queries, documents, torch.tensor(rows["scores"]) if "scores" in rows else None)
@@ -139,24 +138,49 @@ class Prefetched:
                 yield batch
 
 
-def take_negatives(
-    negatives: Sequence[Sequence[str]], asked: Negatives, least: int, order: Order, step: int, own: slice
-) -> list[list[str]]:
-    """The hard negatives that queries of a batch get: the first of each row, or some that are drawn anew at each step.
+def with_taken_negatives(
+    rows: Mapping[str, list[Any]], asked: Negatives, least: int, order: Order, step: int, own: slice
+) -> dict[str, list[Any]]:
+    """Rows of a batch with the hard negatives that their queries get: the first, or some drawn anew at each step.
+
+    Of scored candidates, where `max_relative` is asked for, the answer stays the first, and those that score too near
+    to it come last: a query gets one only where others are too few, for its loss to leave out.
 
     Args:
-        negatives: Of some rows of the batch.
+        rows: Some of the batch's; scored candidates stay as they are without `max_relative`.
         asked: How many, and of how many.
         least: As many as every row of the part has, for all that every row has.
         order: Of the data; its seed is the draw's.
         step: The batch, from 0.
         own: Which rows of the global batch these are.
     """
+    if "negatives" in rows:
+        places = _places([len(row) for row in rows["negatives"]], asked, order, step, own)
+        pairs = zip(rows["negatives"], places, strict=True)
+        return {**rows, "negatives": [[row[i] for i in of_row[: asked.of_part(least)]] for row, of_row in pairs]}
+    if asked.max_relative is None:
+        return dict(rows)
+    taken: dict[str, list[Any]] = {**rows, "documents": [], "scores": []}
+    places = _places([len(row) - 1 for row in rows["scores"]], asked, order, step, own)
+    for documents, scores, of_row in zip(rows["documents"], rows["scores"], places, strict=True):
+        near = too_near(torch.tensor([scores]), asked.max_relative)[0, 1:].numpy()
+        chosen = of_row[np.argsort(near[of_row], kind="stable")][: asked.of_part(least)]
+        for key, row in (("documents", documents), ("scores", scores)):
+            taken[key].append([row[0], *(row[1 + i] for i in chosen)])
+    return taken
+
+
+def _places(counts: list[int], asked: Negatives, order: Order, step: int, own: slice) -> list[np.ndarray]:
+    """The hard negatives of each row in the order in which they are taken."""
     if asked.of is None or asked.taken is None:
-        return [list(row[: asked.of_part(least)]) for row in negatives]
+        return [np.arange(count) for count in counts]
     keys = np.random.default_rng((order.seed, step)).random((order.global_batch_size, asked.of))[own]
-    drawn = (np.argsort(key[: len(row)])[: asked.taken] for key, row in zip(keys, negatives, strict=True))
-    return [[row[i] for i in places] for places, row in zip(drawn, negatives, strict=True)]
+    return [np.argsort(key[:count]) for key, count in zip(keys, counts, strict=True)]
+
+
+def least_negatives(part: Rows) -> int:
+    """Hard negatives that every row of a part has; of candidates all but the answer."""
+    return max(0, min(part.lengths(), default=0) - part.scored)
 
 
 def document_texts(rows: Mapping[str, list[Any]]) -> list[str]:
@@ -175,23 +199,23 @@ def check_columns(name: str, spec: Phase, parts: dict[str, Part]) -> None:
     """
     for part in parts.values():
         scored = part.scored
-        if scored != spec.distils:
+        if scored != spec.reads_scores:
             has, wants = ("scored candidates", "pairs") if scored else ("pairs", "candidates with scores")
-            raise ColbertZeroError(f"phases.{name}.sources: {part.name} has {has}, {spec.objective} needs {wants}")
+            who = "`max_relative`" if spec.reads_scores and not spec.distils else spec.objective
+            raise ColbertZeroError(f"phases.{name}.sources: {part.name} has {has}, {who} needs {wants}")
         lengths = part.lengths()
-        if scored and len(lengths) > 1:
+        if spec.distils and len(lengths) > 1:
             raise ColbertZeroError(
                 f"phases.{name}.sources: {part.name} has rows of {min(lengths)} to {max(lengths)} candidates; "
                 "distillation needs the same number in every row of a source"
             )
-        wanted = spec.hard_negatives.of_part(0)
-        if not scored and min(lengths, default=wanted) < wanted:
+        least = least_negatives(part)
+        if not spec.distils and lengths and least < spec.hard_negatives.of_part(0):
             raise ColbertZeroError(
-                f"phases.{name}.negatives: {spec.negatives}, but {part.name} has rows with only {min(lengths)}; "
+                f"phases.{name}.negatives: {spec.negatives}, but {part.name} has rows with only {least}; "
                 "lower it to that, or mine more"
             )
-    pairs = [part for part in parts.values() if not part.scored]
-    if spec.hard_negatives.taken is None and pairs and not any(min(part.lengths(), default=0) for part in pairs):
+    if spec.hard_negatives.taken is None and parts and not any(map(least_negatives, parts.values())):
         raise ColbertZeroError(
             f"phases.{name}.negatives: {spec.negatives}, but every part has a row without any; check `columns`, mine "
             "some (kind: mined), or leave it out"

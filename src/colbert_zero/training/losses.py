@@ -142,6 +142,25 @@ def _telling(student_scores: Tensor, teacher_scores: Tensor) -> Tensor:
     return (span(student_scores) >= FLAT) & (span(teacher_scores) > 0)
 
 
+def too_near(scores: Tensor, max_relative: float) -> Tensor:
+    """Candidates whose recorded score is too near to their answer's for them to be its negatives.
+
+    Args:
+        scores: (queries, n_ways); the first candidate is the query's answer.
+        max_relative: Share of the answer's score that a negative may have, in (0, 1]. Of an answer that scores 0 or
+            less there are no shares: a negative may have its score.
+
+    Returns:
+        (queries, n_ways), never true of the answer.
+
+    Source: NV-Retriever, Moreira et al. 2024, arXiv 2407.15831, section 3.1 (TopK-PercPos).
+    """
+    answers = scores[:, :1]
+    near = scores > torch.minimum(answers, max_relative * answers)
+    near[:, 0] = False
+    return near
+
+
 def false_negatives(queries: Tensor, positives: Tensor, documents: Tensor, asked: Tensor) -> Tensor | None:
     """Documents that must not count as negatives of a query, because they answer it.
 

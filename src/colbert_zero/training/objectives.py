@@ -32,6 +32,7 @@ from colbert_zero.training.losses import (
     logits,
     margin_mse_loss,
     normalised_entropy,
+    too_near,
 )
 
 
@@ -45,7 +46,7 @@ def objective_of(spec: Phase) -> "Objective":
         "length_normalised": spec.length_normalised,
     }
     if spec.objective == "contrastive":
-        return Contrastive(**common, mask_duplicates=spec.mask_duplicates)
+        return Contrastive(**common, mask_duplicates=spec.mask_duplicates, max_relative=spec.max_relative)
     teacher: dict[str, Any] = {
         "teacher_temperature": spec.teacher_temperature,
         "scaling": spec.student_scores or "min-max",
@@ -59,6 +60,7 @@ def objective_of(spec: Phase) -> "Objective":
         contrastive_temperature=spec.contrastive_temperature,
         contrastive_weight=spec.contrastive_weight,
         mask_duplicates=spec.mask_duplicates,
+        max_relative=spec.max_relative,
     )
 
 
@@ -124,6 +126,7 @@ class Contrastive(Objective):
         length_normalised: See there.
         mask_duplicates: A document equal to a query's own, and the own document of an equal query, are not counted as
             its negatives.
+        max_relative: A query's candidate that scores above this share of its answer's recorded score is none either.
 
     Example:
         >>> from colbert_zero import Contrastive
@@ -137,13 +140,15 @@ class Contrastive(Objective):
         learnable: bool = False,
         length_normalised: bool = False,
         mask_duplicates: bool = True,
+        max_relative: float | None = None,
     ):
         super().__init__(temperature, learnable, length_normalised)
-        self.mask_duplicates = mask_duplicates
+        self.mask_duplicates, self.max_relative = mask_duplicates, max_relative
 
     def of(self, queries: TokenisedTexts, documents: TokenisedTexts, teacher_scores: Tensor | None = None) -> LossOf:
         """Document i of the first column answers query i; all other documents, of all processes, are its negatives."""
-        positives, excluded = _answers(queries, documents, self.mask_duplicates)
+        near = None if self.max_relative is None else too_near(_needed(teacher_scores), self.max_relative)
+        positives, excluded = _answers(queries, documents, self.mask_duplicates, near)
 
         def of_scores(scores: Tensor) -> Tensor:
             if not self.entropies:
@@ -214,6 +219,7 @@ class ContrastiveDistillation(Distillation):
         contrastive_temperature: Divides the scores in the contrastive loss; None takes `temperature`.
         contrastive_weight: Of the contrastive loss; distillation's is 1.
         mask_duplicates: As for `Contrastive`.
+        max_relative: Likewise.
         options: As for `Distillation`.
 
     Example:
@@ -227,16 +233,18 @@ class ContrastiveDistillation(Distillation):
         contrastive_temperature: float | None = None,
         contrastive_weight: float = 1.0,
         mask_duplicates: bool = True,
+        max_relative: float | None = None,
         **options: Any,
     ):
         super().__init__(**options)
         self.contrastive_temperature, self.contrastive_weight = contrastive_temperature, contrastive_weight
-        self.mask_duplicates = mask_duplicates
+        self.mask_duplicates, self.max_relative = mask_duplicates, max_relative
 
     def of(self, queries: TokenisedTexts, documents: TokenisedTexts, teacher_scores: Tensor | None) -> LossOf:
         """A query's first candidate is its answer, all other candidates of all processes' queries its negatives."""
         teacher_scores = _needed(teacher_scores)
-        positives, excluded = _answers(queries, documents, self.mask_duplicates)
+        near = None if self.max_relative is None else too_near(teacher_scores, self.max_relative)
+        positives, excluded = _answers(queries, documents, self.mask_duplicates, near)
         own = _query_by_query(len(documents), teacher_scores.shape[1])
 
         def of_scores(scores: Tensor) -> Tensor:
@@ -253,7 +261,7 @@ class ContrastiveDistillation(Distillation):
 
 def _needed(teacher_scores: Tensor | None) -> Tensor:
     if teacher_scores is None:
-        raise ValueError("distillation needs the teacher's scores, (queries, n_ways)")
+        raise ValueError("the candidates' scores are needed, (queries, n_ways)")
     return teacher_scores
 
 
@@ -262,13 +270,28 @@ def _query_by_query(documents: int, n_ways: int) -> Tensor:
     return torch.arange(documents).view(n_ways, -1).T
 
 
-def _answers(queries: TokenisedTexts, documents: TokenisedTexts, mask: bool) -> tuple[Tensor, Tensor | None]:
-    """Place of each query's answer among all processes' documents, and those that must not count as negatives."""
+def _answers(
+    queries: TokenisedTexts, documents: TokenisedTexts, mask: bool, near: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Place of each query's answer among all processes' documents, and those that must not count as negatives.
+
+    Args:
+        queries: This process's.
+        documents: Likewise, column by column.
+        mask: Duplicates must not.
+        near: Own candidates that must not, (queries, n_ways).
+    """
     asked = identities(queries)
     not_asked = torch.full((len(documents) - len(queries),), -1, device=asked.device)
     everyone, start = gather_rows(torch.stack([identities(documents), torch.cat([asked, not_asked])], 1))
     positives = torch.arange(start, start + len(queries), device=asked.device)
-    return positives, false_negatives(asked, positives, *everyone.unbind(1)) if mask else None
+    excluded = false_negatives(asked, positives, *everyone.unbind(1)) if mask else None
+    if near is not None and len(queries):
+        own = start + _query_by_query(len(documents), near.shape[1]).to(asked.device)
+        excluded = torch.zeros(len(queries), len(everyone), dtype=torch.bool, device=asked.device).scatter(
+            1, own, near
+        ) | (False if excluded is None else excluded)
+    return positives, excluded
 
 
 def identities(texts: TokenisedTexts) -> Tensor:

@@ -33,11 +33,14 @@ from colbert_zero.training.checkpoint import (
     save_checkpoint,
     seed_process,
 )
+from colbert_zero.training.execution import as_trained
 from colbert_zero.training.first_steps import FirstSteps
 from colbert_zero.training.gradcache import Precision, Work, grad_cache
 from colbert_zero.training.heads import fit_head
 from colbert_zero.training.log import Entry, Log
+from colbert_zero.training.low_rank import add_adapters, merge_adapters
 from colbert_zero.training.machine import going_on, machine_of, tell_tf32
+from colbert_zero.training.near import check_near
 from colbert_zero.training.objectives import objective_of
 from colbert_zero.training.optimiser import optimiser_of
 from colbert_zero.training.record import phase_record
@@ -120,9 +123,13 @@ def train_phase(
         training.scored,
         **training.options,
     )
+    if spec.low_rank:
+        add_adapters(model, spec.low_rank, training.seed)
+    trained_parameters = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     batches = Batches(parts, training.order, tokeniser(model), steps, spec.hard_negatives)
     objective = objective_of(spec).to(model.device)
     trained = nn.ModuleDict({"model": model, "objective": objective}).train()
+    encoder = as_trained(model, spec)
     optimizer, schedule = optimiser_of(trained, spec, steps)
     precision, machine = precision_of(spec, model.device), machine_of(model)
     tell_refused(machine["maxsim_refused"], say)
@@ -140,6 +147,7 @@ def train_phase(
         log.tell(f"model.skip_list: no single tokens of this tokenizer, so not skipped: {' '.join(unknown)}")
     sampled = check_texts(training, model, parts, batches.tokenise, log)
     tell_saturated(training.name, spec, parts, log.tell)
+    near = check_near(training.name, spec, parts, log.say, log.tell)
     first_steps = FirstSteps(training, model, objective, log.tell, log.step)
     prefetched = Prefetched(batches, log.step)
     log.start()
@@ -148,7 +156,7 @@ def train_phase(
             batch = batch.to(model.device)
             # 1. The loss of the global batch, and its gradient: in-batch negatives are those of all processes.
             loss_of = objective.of(*batch)
-            own, counted = grad_cache(model, batch[:2], loss_of, spec.mini_batch_tokens, precision)
+            own, counted = grad_cache(encoder, batch[:2], loss_of, spec.mini_batch_tokens, precision)
             average_gradients(trained.parameters())
             loss, wall, cpu, stops, *counts = sums(own.item(), *log.clocks(), stop_requested(), *counted)
             # 2. One step of the optimiser. A learned temperature is not clipped along with the weights.
@@ -187,13 +195,18 @@ def train_phase(
         best = log.best()
         if spec.select == "best" and best and best["step"] < steps:
             _load_best(checkpoint_path(work, best["step"]), training, trained)
+        if spec.low_rank:
+            merge_adapters(model)
         layers = _measured(layers_add, model, training, log) if layers_add else None
         written = 0
         with atomic_folder(folder) if is_main() else nullcontext() as temporary:
             if temporary:
                 save_model(model, temporary / "model", training.alignment)
                 written = sum(file.stat().st_size for file in (temporary / "model").rglob("*") if file.is_file())
-            record = phase_record(training, model, batches, log, machine, sampled, layers, from_main(written))
+            bytes_written = from_main(written)
+            record = phase_record(
+                training, model, batches, log, machine, trained_parameters, sampled, near, layers, bytes_written
+            )
             if temporary:
                 write_json(temporary / "phase.json", record)
         if is_main():

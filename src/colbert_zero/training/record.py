@@ -2,14 +2,16 @@
 
 import resource
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
 from colbert_zero.models.checkpoints import Encoder
+from colbert_zero.models.pooling import pooling_of
 from colbert_zero.models.scored_tokens import scored_in_words
 from colbert_zero.processes import world_size
+from colbert_zero.recipe.schema import Phase
 from colbert_zero.training.batches import Batches
 from colbert_zero.training.log import Log
 from colbert_zero.training.training import Training
@@ -103,10 +105,14 @@ class PhaseRecord(_Record):
     length_normalised: bool
     teacher_temperature: float | None
     negatives: int | str
+    max_relative: float | None
     alpha: float
     precision: str
     global_batch_size: int
     mini_batch_tokens: int
+    low_rank: dict[str, Any] | None = None
+    gradient_checkpointing: bool = False
+    compile: bool = False
     learning_rate: float
     optimiser: str
     betas: tuple[float, float]
@@ -126,6 +132,8 @@ class PhaseRecord(_Record):
     """Words whose tokens are left out of documents."""
     query_expansion: str
     """Whether queries are filled up, and attend to that: `false`, `attend`, `ignore`."""
+    pool: float = 1.0
+    """Tokens of a document that become one, about, in the model that the phase ends with; 1 pools none."""
     steps: int
     temperature: float
     """At the last step, where it is learned."""
@@ -157,12 +165,14 @@ class PhaseRecord(_Record):
     """Encoded a second time by GradCache, padding included: 0 where the batches' activations fitted in memory."""
     flops: float
     """From the tokens that each step counted, over all processes and resumes, by the usual estimate: encoder parameters
-    (token embeddings left out) × 6 for each real token and each padding, × 2 for each encoded twice. Attention's
-    products and MaxSim are not in it."""
+    (token embeddings left out) × 6 for each real token and each padding, × 2 for each encoded twice; of frozen
+    ones × 4 in place of × 6. Attention's products and MaxSim are not in it."""
     padding_flops: float
     """The part that was padding's."""
     second_pass_flops: float
     """The part of the second passes."""
+    recomputed_flops: float = 0
+    """The part of `gradient_checkpointing`: × 2 for each token and padding."""
     peak_memory_bytes: int
     """Of the main process: with CUDA the device's in this phase, since it was begun or resumed; on a CPU since the
     process began."""
@@ -170,6 +180,9 @@ class PhaseRecord(_Record):
     """All of the model's, token embeddings too."""
     model_bytes: int | None
     """Of its checkpoint's files; null in older records."""
+    trained_parameters: int | None = None
+    """Of these; with `low_rank` the adapters', which are merged into the others, and the heads'. Older records lack
+    it."""
     losses: list[dict[str, Any]]
     """Of every step: step, loss, source, learning_rate, temperature, elapsed_seconds. Where a phase has more than
     10,000 steps, of every n-th, with the mean loss since the entry before."""
@@ -184,6 +197,10 @@ class PhaseRecord(_Record):
     sampled: dict[str, dict[str, int]]
     """Of `query` and `document` texts of a sample of rows, as this phase cuts them: how many `texts`, how many of them
     are `cut`, their `tokens` before that and how many are `lost`; how many are `different`, and `different_cut`."""
+    near: dict[str, dict[str, int]] = {}
+    """Of a sample of each part's rows, what `max_relative` leaves out: how many `rows`, their `candidates` beside the
+    answers, how many of these are `left_out`; rows with `fewer` negatives than asked for, and `without_shares`, whose
+    answer scores 0 or less. Empty without the key."""
     told: list[str]
     """Of what may keep the phase from learning, and of what could not be measured."""
     layers: LayersRecord | None
@@ -192,13 +209,45 @@ class PhaseRecord(_Record):
     """UTC, ISO 8601."""
 
 
+class Flops(NamedTuple):
+    """Floating-point operations of encoding, all processes together."""
+
+    tokens: float
+    """Of real ones."""
+    padding: float
+    """Of what is encoded beside them."""
+    second_pass: float
+    """Of GradCache's."""
+    recomputed: float
+    """Of `gradient_checkpointing`."""
+
+
+def flops_of(spec: Phase, computing: int, trained: int, tokens: float, padding: float, repeated: float) -> Flops:
+    """Operations by the usual estimate.
+
+    Args:
+        spec: The phase.
+        computing: Parameters without token embeddings.
+        trained: Those that move, which with `low_rank` are the adapters' and the heads'.
+        tokens: Real ones.
+        padding: Beside them.
+        repeated: Encoded a second time.
+    """
+    # Forward, gradients of what comes in, gradients of the weights that are trained: × 2 each.
+    step = 4 * computing + 2 * (trained if spec.low_rank else computing)
+    recomputed = 2 * computing * (tokens + padding) if spec.gradient_checkpointing else 0
+    return Flops(step * tokens, step * padding, 2 * computing * repeated, recomputed)
+
+
 def phase_record(
     training: Training,
     model: Encoder,
     batches: Batches,
     log: Log,
     machine: dict[str, Any],
+    trained_parameters: int,
     sampled: dict[str, dict[str, int]],
+    near: dict[str, dict[str, int]],
     layers: dict[str, Any] | None,
     model_bytes: int,
 ) -> dict[str, Any]:
@@ -208,7 +257,7 @@ def phase_record(
     embeddings: Any = model[0].get_submodule("model")
     parameters = sum(p.numel() for p in model.parameters())
     computing = parameters - embeddings.get_input_embeddings().weight.numel()
-    padding, second = 6 * computing * spent["padding"], 2 * computing * spent["repeated"]
+    flops = flops_of(spec, computing, trained_parameters, spent["tokens"], spent["padding"], spent["repeated"])
     drawn, left_out, order = batches.order.drawn(training.steps), batches.dropped(), batches.order
     markers = (alignment.query_marker, alignment.document_marker) if spec.representation == "multi-vector" else ("", "")
     asked = {key: getattr(spec, key) for key in PhaseRecord.model_fields if key in type(spec).model_fields}
@@ -227,6 +276,7 @@ def phase_record(
         lengths="all" if alignment.whole else "text",
         skip_list=skipped,
         query_expansion=filled,
+        pool=pooling_of(model),
         steps=training.steps,
         temperature=steps[-1]["temperature"],
         seed=training.seed,
@@ -251,12 +301,15 @@ def phase_record(
         tokens=spent["tokens"],
         padding_tokens=spent["padding"],
         second_pass_tokens=spent["repeated"],
-        flops=6 * computing * spent["tokens"] + padding + second,
-        padding_flops=padding,
-        second_pass_flops=second,
+        flops=sum(flops),
+        padding_flops=flops.padding,
+        second_pass_flops=flops.second_pass,
+        recomputed_flops=flops.recomputed,
         peak_memory_bytes=_peak_memory(model.device),
         parameters=parameters,
         model_bytes=model_bytes,
+        trained_parameters=trained_parameters,
+        low_rank=spec.low_rank.model_dump() if spec.low_rank else None,
         losses=[{key: entry.get(key) for key in _CURVE} for entry in steps],
         final_loss=steps[-1]["loss"],
         validation=[
@@ -271,6 +324,7 @@ def phase_record(
         best_step=best["step"] if best else None,
         selected_step=best["step"] if best and spec.select == "best" else training.steps,
         sampled=sampled,
+        near=near,
         told=log.told,
         layers=LayersRecord(**layers) if layers else None,
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -278,7 +332,7 @@ def phase_record(
     return {"schema": record.pop("schema_version"), **record}
 
 
-_FOUND = ("prompts", "query_tokens", "document_tokens", "steps", "temperature", "seed", "sources")
+_FOUND = ("low_rank", "prompts", "query_tokens", "document_tokens", "steps", "temperature", "seed", "sources")
 """Keys of a recipe's entry whose values here are the resolved ones."""
 
 

@@ -27,7 +27,7 @@ class Training:
         steps: Optimiser steps.
         dim: Width of a token vector.
         head: What it has where its start has no head of its kind, or where a new one is asked for.
-        scored: Skip list and query expansion.
+        scored: Skip list, query expansion and token pooling.
         options: `attn_implementation`; `revision` and `trust_remote_code` of a Hub start.
     """
 

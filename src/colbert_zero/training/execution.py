@@ -1,0 +1,72 @@
+"""How a phase runs its encoder: with fewer activations kept, compiled. Neither changes what is learnt."""
+
+import copy
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from colbert_zero.errors import ColbertZeroError, reason
+from colbert_zero.models.checkpoints import Encoder
+from colbert_zero.models.pooling import with_pooling
+from colbert_zero.recipe.schema import Phase
+
+
+def as_trained(model: Encoder, spec: Phase) -> Encoder:
+    """The same weights as a phase runs them in training, without token pooling.
+
+    Args:
+        model: Its evaluations are not concerned, save that its layers recompute while they are in training.
+        spec: The phase.
+    """
+    encoder: Any = model[0].get_submodule("model")
+    if spec.gradient_checkpointing:
+        recompute(encoder)
+    own = with_pooling(model, 1)  # clustering teaches nothing, and takes a while for each document
+    return compiled(own) if spec.compile else own
+
+
+def recompute(encoder: PreTrainedModel) -> None:
+    """Let an encoder's layers keep what comes in alone, and compute the rest again in the backward pass.
+
+    Source: Chen et al. 2016, arXiv 1604.06174.
+    """
+    # Older releases of transformers have it under this old name alone, newer ones deprecate that.
+    enable = getattr(encoder, "activation_checkpointing_enable", None) or encoder.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+def compiled(model: Encoder, **options: Any) -> Encoder:
+    """The same weights with an encoder that is compiled; the model itself, which is evaluated and saved, stays.
+
+    Args:
+        model: Dense or multi-vector, in training.
+        options: Of `torch.compile`.
+    """
+    own, transformer = copy.copy(model), copy.copy(model[0])
+    encoder: Any = copy.copy(transformer.get_submodule("model"))
+    # Random numbers as they are without compiling: the two passes of GradCache are two graphs with one dropout.
+    encoder.compile(**({"dynamic": True, "options": {"fallback_random": True}} | options))
+    transformer._modules = {**transformer._modules, "model": encoder}
+    own._modules = {**own._modules, next(iter(own._modules)): transformer}
+    return own
+
+
+def check_compiler(device: torch.device, whose: str) -> None:
+    """Refuse to compile where there is nothing to compile with.
+
+    Raises:
+        ColbertZeroError: Says what is missing, and the mend.
+    """
+    from torch._inductor.cpp_builder import get_cpp_compiler  # seconds, which others need not wait
+
+    missing = ""
+    try:
+        get_cpp_compiler()
+    except Exception as error:  # whatever searching for a compiler on this host may raise
+        missing = reason(error)
+    if device.type == "cuda" and find_spec("triton") is None:
+        missing = "Triton is not installed"
+    if missing:
+        raise ColbertZeroError(f"{whose}.compile: cannot be done on this host ({missing}); install it, or leave it out")
