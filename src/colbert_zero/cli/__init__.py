@@ -10,7 +10,7 @@ from types import ModuleType
 import typer
 
 from colbert_zero import launcher
-from colbert_zero.cli import data, doctor, model, plan, recipes, study
+from colbert_zero.cli import data, doctor, model, plan, recipes, study, teach
 from colbert_zero.errors import STOPPED, ColbertZeroError, ProcessLost, Stopped
 from colbert_zero.terminal import console, stderr
 
@@ -29,6 +29,7 @@ for command in (
     study.train,
     study.sweep,
     model.evaluate,
+    teach.teach,
     data.data,
     study.report,
     doctor.doctor,

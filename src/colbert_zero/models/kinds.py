@@ -83,6 +83,23 @@ def kind_of(path: str, revision: str | None = None, whose: str = "") -> Kind:
     return "dense" if signs.modules else "encoder"
 
 
+def is_cross_encoder(path: str, revision: str | None = None) -> bool:
+    """Whether a checkpoint scores a query and a document together.
+
+    Args:
+        path: Folder or Hub id.
+        revision: Of a Hub id.
+    """
+    signs = _signs(path, revision)
+    alone = not signs.modules and any(name.endswith("ForSequenceClassification") for name in signs.architectures)
+    return _is_cross_encoder(signs) or alone
+
+
+def _is_cross_encoder(signs: _Signs) -> bool:
+    saved, modules = signs.saved.get("model_type"), " ".join(signs.modules)
+    return saved == "CrossEncoder" or "cross_encoder" in modules or signs.task == "sequence-classification"
+
+
 def trainable_kind(path: str, revision: str | None = None, whose: str = "") -> Kind:
     """As `kind_of`; what can be evaluated and has no transformer to train is refused too.
 
@@ -109,7 +126,7 @@ def _unfit(signs: _Signs) -> str:
         )
     if saved == "SparseEncoder" or any(s in modules for s in ("sparse_encoder", "Splade", "MLMTransformer")):
         return f"a sparse encoder (SPLADE and its kin), which gives weights of terms and no embeddings; {_ALONE}"
-    if saved == "CrossEncoder" or "cross_encoder" in modules or signs.task == "sequence-classification":
+    if _is_cross_encoder(signs):
         return f"a cross-encoder, which scores a query and a document together and has no embeddings; {_ALONE}"
     if senses := sorted(_senses(signs)):
         return f"a model of {' and '.join(senses)}; only encoders of text are trained and evaluated here"

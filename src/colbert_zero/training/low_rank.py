@@ -5,7 +5,7 @@ goes round it (chunks, checkpoints, evaluation) is the same; merged, the model i
 """
 
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -38,7 +38,7 @@ def add_adapters(model: Encoder, asked: LowRank, seed: int) -> None:
 
     config = LoraConfig(
         r=asked.rank,
-        lora_alpha=asked.alpha,
+        lora_alpha=cast(int, asked.alpha),
         lora_dropout=asked.dropout,
         target_modules=list(asked.targets) if asked.targets else "all-linear",
         # BERT's and its kin's layer over the first token, whose output nothing here reads.

@@ -1,0 +1,119 @@
+"""`teach`: a teacher's scores of candidates."""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from colbert_zero.cli.options import start_processes
+from colbert_zero.errors import ColbertZeroError
+from colbert_zero.files import is_commit, read_json
+from colbert_zero.terminal import RichShow, console
+
+
+def teach(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the tables go; with --report alone, where they are.")],
+    candidates: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Rows (JSON lines, Parquet) of `query` with `documents`, or with its document and hard negatives; or "
+            "a TREC run (.trec, .run, .txt), with --collection.",
+        ),
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[:WEIGHT],…",
+            help="A cross-encoder, dense or multi-vector checkpoint, bm25; or a weighted mix.",
+        ),
+    ] = None,
+    n_ways: Annotated[
+        int | None, typer.Option(min=2, help="Candidates a query, the first ones; as many as every row has by default.")
+    ] = None,
+    collection: Annotated[
+        str | None, typer.Option(metavar="PATH|NAME", help="Of a run: its queries and documents.")
+    ] = None,
+    report: Annotated[
+        bool, typer.Option("--report", help="Show what the scores in --out are like, and score nothing.")
+    ] = False,
+) -> None:
+    """Score candidates with a teacher, and write them as the three tables that distillation reads.
+
+    What was killed goes on; `torchrun` shares the work. A recipe reads the tables by
+    {kind: hub, path: DIR, train: train, queries: queries, documents: documents}.
+
+    Examples:
+
+      colbert-zero teach --candidates negatives.parquet --teacher cross-encoder/ms-marco-MiniLM-L6-v2 --out scored
+      colbert-zero teach --candidates rows.jsonl.gz --teacher my/model:1,bm25:0.5 --n-ways 32 --out scored
+      colbert-zero teach --candidates bm25.trec --collection data/scifact --teacher my/reranker --out scored
+      colbert-zero teach --report --out scored
+    """
+    from colbert_zero.data.by_name import load_all
+    from colbert_zero.processes import is_main
+    from colbert_zero.teaching.candidates import RUNS, from_rows, from_run
+    from colbert_zero.teaching.scorers import identity_of, scorer_of
+    from colbert_zero.teaching.teach import in_words
+    from colbert_zero.teaching.teach import teach as write_scores
+    from colbert_zero.watch import leave
+
+    if report:
+        if candidates or teacher:
+            raise ColbertZeroError("--report shows what is in --out; leave out --candidates and --teacher")
+        if not (out / "teach.json").is_file():
+            raise ColbertZeroError(f"--out {out}: holds no teacher's scores; make them with --candidates and --teacher")
+    else:
+        if not candidates or not teacher:
+            raise ColbertZeroError("--candidates and --teacher are needed: who scores what")
+        members = _members(teacher)
+        is_run = [name for name in candidates if name.removesuffix(".gz").endswith(RUNS)]
+        if bool(is_run) != bool(collection) or len(is_run) > 1 or (is_run and len(candidates) > 1):
+            raise ColbertZeroError(
+                "--candidates: one run (.trec, .run, .txt) with --collection, or files of rows (.jsonl, .parquet) "
+                "without"
+            )
+        start_processes()
+        ids = {name: identity_of(name) for name in members}  # before candidates are read
+        if collection:
+            loaded = load_all([collection])
+            if len(loaded) > 1:
+                raise ColbertZeroError(f"--collection {collection}: several collections; name one")
+            found = from_run(Path(is_run[0]), loaded[0], n_ways)
+        else:
+            found = from_rows(candidates, n_ways)
+        console.print(
+            f"{len(found.queries):,} queries of {found.ways} candidates, {len(found.documents):,} different documents",
+            markup=False,
+        )
+        with RichShow().bar("teacher scores", len(found.queries)) as advance:
+            write_scores(
+                found,
+                members,
+                ids,
+                lambda name: scorer_of(name, found.documents, ids[name] if is_commit(ids[name]) else None),
+                out,
+                lambda done, total: advance(done, {"total": total}),
+            )
+    if report or is_main():
+        for line in in_words(read_json(out / "teach.json")):
+            console.print(line, markup=False, soft_wrap=True)
+        console.print(f"Tables: {out}", markup=False, soft_wrap=True)
+    if not report:
+        leave()
+
+
+def _members(text: str) -> dict[str, float]:
+    """`a:1,b:0.5` as weights; one without a weight has 1."""
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(.+?)(?::(\d+(?:\.\d+)?))?\s*", part)
+        if not match or (match[2] and float(match[2]) <= 0):
+            raise ColbertZeroError(
+                f"--teacher {text}: write NAME or NAME:WEIGHT, several with commas; weights are above 0"
+            )
+        if match[1] in found:
+            raise ColbertZeroError(f"--teacher {text}: {match[1]} stands twice")
+        found[match[1]] = float(match[2] or 1)
+    return found

@@ -1,0 +1,127 @@
+"""What scores a query's candidates: a cross-encoder, a dense or multi-vector checkpoint, BM25.
+
+| | score |
+|---|---|
+| cross-encoder | its one logit, without the activation that comes after it |
+| multi-vector | MaxSim |
+| dense | the dot product of its embeddings, which are of unit length where it has a normalisation |
+| BM25 | on all distinct candidates as its corpus |
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from sentence_transformers import CrossEncoder
+from torch import nn
+
+from colbert_zero.errors import ColbertZeroError, reason
+from colbert_zero.files import file_fingerprint, fingerprint, place_of
+from colbert_zero.maxsim.scores import packed_candidate_scores
+from colbert_zero.models.bases import check_base, find_commit, is_hub_id
+from colbert_zero.models.bm25 import Bm25
+from colbert_zero.models.checkpoints import Encoder, load_model
+from colbert_zero.models.encoding import encode, reorder
+from colbert_zero.models.kinds import is_cross_encoder
+
+BATCH = 64
+"""Pairs that a cross-encoder reads at once, of like length."""
+
+
+class Scorer(Protocol):
+    """Scores queries' candidates."""
+
+    def scores(self, queries: Sequence[str], candidates: np.ndarray, documents: Sequence[str]) -> np.ndarray:
+        """(queries, n_ways) float32.
+
+        Args:
+            queries: Texts.
+            candidates: Numbers among the documents, (queries, n_ways).
+            documents: All texts.
+        """
+
+
+class ByBm25:
+    """BM25; its corpus is read once."""
+
+    def __init__(self, documents: Sequence[str]):
+        self.index = Bm25(documents)
+
+    def scores(self, queries: Sequence[str], candidates: np.ndarray, documents: Sequence[str]) -> np.ndarray:
+        """As of `Scorer`."""
+        return self.index.score_pairs(list(queries), candidates)
+
+
+class ByEncoder:
+    """A dense or multi-vector checkpoint; each distinct candidate of a call is encoded once."""
+
+    def __init__(self, model: Encoder):
+        self.model = model
+
+    def scores(self, queries: Sequence[str], candidates: np.ndarray, documents: Sequence[str]) -> np.ndarray:
+        """As of `Scorer`."""
+        distinct, places = np.unique(candidates, return_inverse=True)
+        encoded = encode(self.model, [documents[number] for number in distinct], "document")
+        found = reorder(encoded, torch.from_numpy(places.reshape(-1)))
+        asked = encode(self.model, list(queries), "query")
+        return packed_candidate_scores(asked, found, candidates.shape[1]).float().cpu().numpy()
+
+
+class ByCrossEncoder:
+    """A cross-encoder of sentence-transformers; in bfloat16 on a GPU that has it, in float32 else."""
+
+    def __init__(self, path: str, revision: str | None = None):
+        half = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        kwargs = {"dtype": torch.bfloat16 if half else torch.float32}
+        try:
+            self.model = CrossEncoder(path, revision=revision, model_kwargs=kwargs)
+        except Exception as error:  # loading fails in many ways
+            raise ColbertZeroError(f"--teacher {path}: cannot be loaded ({reason(error)})") from error
+        if self.model.num_labels != 1:
+            raise ColbertZeroError(
+                f"--teacher {path}: a classifier, which gives {self.model.num_labels} numbers a pair; a teacher has one"
+            )
+
+    def scores(self, queries: Sequence[str], candidates: np.ndarray, documents: Sequence[str]) -> np.ndarray:
+        """As of `Scorer`."""
+        pairs = [(query, documents[n]) for query, row in zip(queries, candidates.tolist(), strict=True) for n in row]
+        order = sorted(range(len(pairs)), key=lambda place: -len(pairs[place][0]) - len(pairs[place][1]))
+        found = np.empty(len(pairs), np.float32)
+        found[order] = self.model.predict(
+            [pairs[place] for place in order], batch_size=BATCH, show_progress_bar=False, activation_fn=nn.Identity()
+        )
+        return found.reshape(candidates.shape)
+
+
+def identity_of(name: str) -> str:
+    """What a teacher is: the commit of a Hub id, the contents of a folder, or `bm25`.
+
+    Raises:
+        ColbertZeroError: It is none of these.
+    """
+    if name == "bm25":
+        return name
+    folder = Path(place_of(name))
+    if folder.is_dir():
+        files = sorted(file for file in folder.rglob("*") if file.is_file())
+        return fingerprint([[str(file.relative_to(folder)), file_fingerprint(file)] for file in files])
+    if not is_hub_id(name):
+        raise ColbertZeroError(f"--teacher {name}: no such folder; name one, a Hub id, or bm25")
+    return find_commit(name, None, "--teacher")[0]
+
+
+def scorer_of(name: str, documents: Sequence[str], revision: str | None = None) -> Scorer:
+    """What `bm25`, a folder or a Hub id is.
+
+    Raises:
+        ColbertZeroError: It cannot be read, or scores nothing.
+    """
+    if name == "bm25":
+        return ByBm25(documents)
+    name = place_of(name)
+    if is_cross_encoder(name, revision):
+        return ByCrossEncoder(name, revision)
+    check_base(name, revision, whose="--teacher", trained=False)
+    return ByEncoder(load_model(name, revision=revision))

@@ -1,0 +1,223 @@
+"""A teacher's scores of candidates, as the three tables that distillation reads (`lightonai/ms-marco-en-bge-gemma`).
+
+FOLDER/train               query_id, document_ids, scores: normalised, (s − min) / (max − min) over a query's
+                           candidates, 0 where all are equal
+FOLDER/train_unnormalized  the same ids, the teacher's own scores; of a mix the weighted sum of its members' normalised
+                           ones
+FOLDER/queries             query_id, text
+FOLDER/documents           document_id, text
+FOLDER/README.md           names these configurations, so that `datasets.load_dataset(FOLDER, "train")` reads them
+FOLDER/teach.json          what scored, and the report
+
+Queries are scored 64 at a time, a unit; a unit's scores are a file of their own, so what was killed goes on and scores
+none again but those of the unit that it was in, and several processes share the units. What a unit holds does not
+depend on who scored it.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from scipy.stats import kendalltau
+
+from colbert_zero.errors import ColbertZeroError
+from colbert_zero.files import atomic_file, atomic_folder, fingerprint, read_json, write_json
+from colbert_zero.maxsim.scores import min_max
+from colbert_zero.processes import is_main, process_rank, wait, world_size
+from colbert_zero.teaching.candidates import Candidates
+from colbert_zero.teaching.scorers import Scorer
+from colbert_zero.training.losses import entropies
+from colbert_zero.training.saturation import saturated
+from colbert_zero.watch import stop_if_asked
+
+UNIT = 64
+"""Queries."""
+
+_TABLE = pa.schema(
+    [("query_id", pa.int64()), ("document_ids", pa.list_(pa.int64())), ("scores", pa.list_(pa.float64()))]
+)
+_CARD = """---
+configs:
+{configs}
+---
+Scores of {queries} queries' {ways} candidates by {teacher}, made by `colbert-zero teach`.
+`train` is normalised to [0, 1] a query.
+"""
+
+Members = Mapping[str, float]
+"""Weights by what scores: `bm25`, a folder, a Hub id."""
+
+
+def teach(
+    candidates: Candidates,
+    members: Members,
+    ids: Mapping[str, str],
+    scorer_of: Callable[[str], Scorer],
+    folder: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Score candidates and write the tables.
+
+    Args:
+        candidates: What is scored.
+        members: Of the mix; one alone is no mix.
+        ids: Fingerprint or commit of each.
+        scorer_of: Makes one; asked only if there is something to score.
+        folder: Appears whole.
+        progress: Called with queries done and all.
+
+    Raises:
+        ColbertZeroError: The folder, or what was begun of it, is of other candidates or another teacher.
+    """
+    asked = {"id": fingerprint(candidates.id, sorted(ids.items()), UNIT), "members": dict(members)}
+    if (folder / "teach.json").is_file():
+        if read_json(folder / "teach.json")["asked"] != asked:
+            raise ColbertZeroError(
+                f"--out {folder}: has another teacher's scores, or of other candidates; name another"
+            )
+        return folder
+    if folder.exists() and any(folder.iterdir()):
+        raise ColbertZeroError(f"--out {folder}: is no empty folder; name another")
+    work = folder.with_name(folder.name + ".unfinished")
+    if is_main():
+        _begin(work, asked)
+    wait()
+    scorers: dict[str, Scorer] = {}
+    units = list(_units(candidates))
+    for number, rows in units[process_rank() :: world_size()]:
+        stop_if_asked()
+        for place, name in enumerate(members):
+            file = work / f"{number:06d}-{place}.npy"
+            if not file.is_file():
+                scorer = scorers.get(name) or scorers.setdefault(name, scorer_of(name))
+                ranked = np.asarray(candidates.ranked[rows], np.int64)
+                found = scorer.scores(candidates.queries[rows], ranked, candidates.documents)
+                with atomic_file(file, "wb") as written:
+                    np.save(written, found.astype(np.float32))
+        if progress:
+            progress(min(rows.stop, len(candidates.queries)), len(candidates.queries))
+    wait()
+    if is_main():
+        own = {
+            name: np.concatenate([np.load(work / f"{number:06d}-{place}.npy") for number, _ in units])
+            for place, name in enumerate(members)
+        }
+        _write(folder, candidates, members, own, {"asked": asked, "teacher": ids})
+        shutil.rmtree(work)
+    wait()
+    return folder
+
+
+def _begin(work: Path, asked: dict[str, Any]) -> None:
+    begun = work / "asked.json"
+    if begun.is_file() and read_json(begun) != asked:
+        raise ColbertZeroError(
+            f"{work}: was begun with other candidates or another teacher; delete it, or name another --out"
+        )
+    work.mkdir(parents=True, exist_ok=True)
+    write_json(begun, asked)
+
+
+def _units(candidates: Candidates) -> Iterator[tuple[int, slice]]:
+    for number, start in enumerate(range(0, len(candidates.queries), UNIT)):
+        yield number, slice(start, start + UNIT)
+
+
+def _write(
+    folder: Path, candidates: Candidates, members: Members, own: Mapping[str, np.ndarray], more: dict[str, Any]
+) -> None:
+    """The tables, all at once."""
+    raw = next(iter(own.values())).astype(np.float64)
+    if len(members) > 1:
+        raw = np.sum([weight * _normalised(own[name]) for name, weight in members.items()], axis=0)
+    tables = {
+        "train": _rows(candidates, _normalised(raw)),
+        "train_unnormalized": _rows(candidates, raw),
+        "queries": pa.table({"query_id": range(len(candidates.queries)), "text": candidates.queries}),
+        "documents": pa.table({"document_id": range(len(candidates.documents)), "text": candidates.documents}),
+    }
+    configs = "\n".join(f"- config_name: {name}\n  data_files: {name}/*.parquet" for name in tables)
+    teacher = " + ".join(f"{weight:g} × {name}" for name, weight in members.items())
+    with atomic_folder(folder) as temporary:
+        for name, table in tables.items():
+            (temporary / name).mkdir()
+            pq.write_table(table, temporary / name / "0.parquet")
+        card = _CARD.format(configs=configs, queries=len(candidates.queries), ways=candidates.ways, teacher=teacher)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+        found = report(raw, own, candidates.answered)
+        record = {**more, "queries": len(candidates.queries), "ways": candidates.ways,
+                  "left_out": dict(candidates.left_out), "report": found}  # fmt: skip
+        write_json(temporary / "teach.json", record)
+
+
+def _rows(candidates: Candidates, scores: np.ndarray) -> pa.Table:
+    columns = {"query_id": range(len(candidates.queries)), "document_ids": candidates.ranked, "scores": scores.tolist()}
+    return pa.table(columns, schema=_TABLE)
+
+
+def _normalised(scores: np.ndarray) -> np.ndarray:
+    found: np.ndarray = min_max(torch.from_numpy(np.asarray(scores, np.float64))).numpy()
+    return found
+
+
+# ---- What a teacher's scores are like
+
+
+TEMPERATURES = (0.1, 0.25, 0.5, 1.0)
+
+
+def report(raw: np.ndarray, own: Mapping[str, np.ndarray], answered: bool) -> dict[str, Any]:
+    """How a teacher's scores lie.
+
+    Args:
+        raw: (queries, n_ways), as they are.
+        own: Of each member of a mix.
+        answered: Whether the first candidate is the answer.
+
+    Returns:
+        `histogram`: how many normalised scores lie in each tenth. `answer_not_first`: share of queries whose answer the
+        teacher does not put first; None where none is marked. `softmax`: by temperature, shares of queries whose
+        softmax is nearly `one-hot`, or nearly `flat`. `agreement`: Kendall's tau-b of every two members, the mean over
+        queries.
+    """
+    normalised = _normalised(raw)
+    counts, _ = np.histogram(normalised, 10, (0, 1))
+    softmax = {
+        f"{temperature:g}": saturated(entropies(torch.from_numpy(normalised) / temperature))
+        for temperature in TEMPERATURES
+    }
+    agreement = {}
+    for a, b in combinations(own, 2):
+        taus = [kendalltau(x, y).statistic for x, y in zip(own[a], own[b], strict=True)]
+        agreement[f"{a}, {b}"] = float(np.nanmean(taus)) if not np.all(np.isnan(taus)) else None
+    return {
+        "histogram": counts.tolist(),
+        "answer_not_first": float((raw.argmax(1) != 0).mean()) if answered else None,
+        "softmax": softmax,
+        "agreement": agreement,
+    }
+
+
+def in_words(record: Mapping[str, Any]) -> list[str]:
+    """A report for the terminal, from teach.json."""
+    found, said = record["report"], [f"{record['queries']:,} queries, {record['ways']} candidates each"]
+    said += [f"{count:,} left out: {reason}" for reason, count in record["left_out"].items()]
+    most = max(found["histogram"]) or 1
+    for tenth, count in enumerate(found["histogram"]):
+        said.append(f"  {tenth / 10:.1f} to {(tenth + 1) / 10:.1f}  {'█' * round(30 * count / most):30} {count:,}")
+    if found["answer_not_first"] is not None:
+        said.append(f"the answer is not the teacher's first for {found['answer_not_first']:.1%} of queries")
+    for temperature, shares in found["softmax"].items():
+        said.append(
+            f"at temperature {temperature} its softmax is nearly one-hot for {shares['one-hot']:.1%} of queries, "
+            f"nearly flat for {shares['flat']:.1%}"
+        )
+    for pair, tau in found["agreement"].items():
+        said.append(f"agreement of {pair}: Kendall's tau {'–' if tau is None else f'{tau:.3f}'}")
+    return said

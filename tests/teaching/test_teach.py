@@ -1,0 +1,289 @@
+"""A teacher's scores as tables: of every kind of teacher, from every kind of candidates, and killed on the way."""
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from datasets import load_dataset
+from sentence_transformers import CrossEncoder
+from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast
+from typer.testing import CliRunner
+
+from colbert_zero.cli import app
+from colbert_zero.data.collection import Collection
+from colbert_zero.data.layouts import load_beir, write_beir
+from colbert_zero.errors import ColbertZeroError
+from colbert_zero.files import read_json
+from colbert_zero.models.bm25 import Bm25
+from colbert_zero.teaching.candidates import from_rows, from_run
+from colbert_zero.teaching.teach import UNIT, report, teach
+from helpers import DOCUMENTS, QRELS, QUERIES, data, environment, launch, rows, study, succeed, wait_for
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *sorted({w for text in DOCUMENTS.values() for w in text.lower().split()})]
+
+
+def write_candidates(path, queries=10, ways=4):
+    texts = list(DOCUMENTS.values())
+    found = [
+        {"query": f"{row['query']} {n}", "documents": [texts[(n + k) % len(texts)] for k in range(ways + n % 2)]}
+        for n, row in enumerate(rows(queries))
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in found))
+    return found
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A cross-encoder and a dense model, tiny, with random weights."""
+    folder = tmp_path_factory.mktemp("models")
+    (folder / "vocab.txt").write_text("\n".join(WORDS))
+    tokenizer = BertTokenizerFast(str(folder / "vocab.txt"))
+    config = BertConfig(
+        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        num_labels=1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    for name, model in (("cross", BertForSequenceClassification(config)), ("dense", BertModel(config))):
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    config.num_labels = 3
+    BertForSequenceClassification(config).save_pretrained(folder / "classes")
+    tokenizer.save_pretrained(folder / "classes")
+    return folder
+
+
+def invoke(*words):
+    done = CliRunner().invoke(app, ["teach", *map(str, words)])
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def tables(folder):
+    return {
+        name: pq.read_table(folder / name / "0.parquet").to_pylist()
+        for name in ("train", "train_unnormalized", "queries", "documents")
+    }
+
+
+def scores(folder, table="train_unnormalized"):
+    return np.array([row["scores"] for row in tables(folder)[table]])
+
+
+def test_a_cross_encoders_logits_are_the_scores_of_each_pair(models, tmp_path):
+    asked = write_candidates(tmp_path / "c.jsonl")
+    invoke("--candidates", tmp_path / "c.jsonl", "--teacher", models / "cross", "--out", tmp_path / "out")
+    found = tables(tmp_path / "out")
+    texts = {row["document_id"]: row["text"] for row in found["documents"]}
+    pairs = [(row["query"], text) for row in asked for text in row["documents"][:4]]
+    expected = CrossEncoder(str(models / "cross"), activation_fn=torch.nn.Identity()).predict(pairs).reshape(-1, 4)
+    assert [[texts[d] for d in row["document_ids"]] for row in found["train"]] == [r["documents"][:4] for r in asked]
+    assert [row["text"] for row in found["queries"]] == [row["query"] for row in asked]
+    np.testing.assert_allclose(scores(tmp_path / "out"), expected, atol=1e-5)
+
+
+def test_scores_are_normalised_over_a_querys_candidates(models, tmp_path):
+    write_candidates(tmp_path / "c.jsonl")
+    invoke("--candidates", tmp_path / "c.jsonl", "--teacher", models / "cross", "--out", tmp_path / "out")
+    raw = scores(tmp_path / "out")
+    low, high = raw.min(1, keepdims=True), raw.max(1, keepdims=True)
+    np.testing.assert_allclose(scores(tmp_path / "out", "train"), (raw - low) / (high - low), atol=1e-9)
+
+
+def test_a_mix_is_the_weighted_sum_of_its_members_normalised_scores(models, tmp_path):
+    write_candidates(tmp_path / "c.jsonl")
+    names = {"cross": models / "cross", "dense": models / "dense", "bm25": "bm25"}
+    for name, teacher in names.items():
+        invoke("--candidates", tmp_path / "c.jsonl", "--teacher", teacher, "--out", tmp_path / name)
+    mix = f"{names['cross']}:2,{names['dense']}:1,bm25:0.5"
+    said = invoke("--candidates", tmp_path / "c.jsonl", "--teacher", mix, "--out", tmp_path / "mix")
+    own = {name: scores(tmp_path / name, "train") for name in names}
+    expected = 2 * own["cross"] + own["dense"] + 0.5 * own["bm25"]
+    np.testing.assert_allclose(scores(tmp_path / "mix"), expected, atol=1e-5)
+    assert said.count("Kendall's tau") == 3
+
+
+def test_bm25_scores_on_the_distinct_candidates(tmp_path):
+    write_candidates(tmp_path / "c.jsonl")
+    found = from_rows([str(tmp_path / "c.jsonl")], None)
+    invoke("--candidates", tmp_path / "c.jsonl", "--teacher", "bm25", "--out", tmp_path / "out")
+    expected = Bm25(found.documents).score_pairs(found.queries, np.array(found.ranked))
+    np.testing.assert_allclose(scores(tmp_path / "out"), expected)
+
+
+def test_the_tables_load_as_a_data_set_and_as_a_source(models, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+    write_candidates(tmp_path / "c.jsonl")
+    invoke("--candidates", tmp_path / "c.jsonl", "--teacher", "bm25", "--out", tmp_path / "scored")
+    for name, columns in {"train": ["query_id", "document_ids", "scores"], "queries": ["query_id", "text"]}.items():
+        assert load_dataset(str(tmp_path / "scored"), name, split="train").column_names == columns
+    recipe = data(tmp_path)
+    recipe["sources"] = {
+        "scored": {"kind": "hub", "path": str(tmp_path / "scored"), "train": "train", "queries": "queries",
+                   "documents": "documents"},
+    }  # fmt: skip
+    write_beir(Collection.from_memory("c", DOCUMENTS, QUERIES, QRELS), tmp_path / "beir")
+    recipe["collections"] = {"c": {"kind": "beir", "path": str(tmp_path / "beir")}}
+    recipe["phases"] = {"distillation": {**recipe["phases"]["distillation"], "global_batch_size": 4, "steps": 1}}
+    recipe["pipelines"] = {"kd": ["distillation"]}
+    del recipe["teachers"]
+    one = study(tmp_path, recipe)
+    one.prepare([("distillation",)])
+    assert len(one.sources["scored"].parts["scored/train"]) == 10
+    assert one.sources["scored"].parts["scored/train"].lengths() == [4]
+
+
+def test_pairs_with_hard_negatives_are_candidates_with_the_answer_first(tmp_path):
+    with gzip.open(tmp_path / "pairs.jsonl.gz", "wt") as file:
+        for n, row in enumerate(rows(6)):
+            file.write(json.dumps({**row, "negative": [f"one {n}", f"two {n}", f"one {n}"]}) + "\n")
+    found = from_rows([str(tmp_path / "pairs.jsonl.gz")], None)
+    assert found.ways == 3
+    assert found.answered
+    assert found.documents[:3] == [next(rows(1))["document"], "one 0", "two 0"]
+
+
+def test_a_runs_best_are_candidates(tmp_path):
+    write_beir(Collection.from_memory("c", DOCUMENTS, QUERIES, QRELS), tmp_path / "beir")
+    ids = list(DOCUMENTS)
+    lines = [f"{query} Q0 {ids[n + k]} {k + 1} {9 - k} x" for n, query in enumerate(QUERIES) for k in range(5 + n)]
+    (tmp_path / "best.trec").write_text("\n".join(lines))
+    found = from_run(tmp_path / "best.trec", load_beir(tmp_path / "beir"), None)
+    assert (found.queries, found.ways, found.answered) == (list(QUERIES.values()), 5, False)
+    assert [found.documents[n] for n in found.ranked[1]] == [DOCUMENTS[d] for d in ids[1:6]]
+    said = invoke("--candidates", tmp_path / "best.trec", "--collection", tmp_path / "beir", "--teacher", "bm25",
+                  "--out", tmp_path / "out")  # fmt: skip
+    assert "5 queries, 5 candidates each" in said
+    assert "teacher's first" not in said
+
+
+def test_rows_of_too_few_candidates_are_left_out_and_told(tmp_path):
+    write_candidates(tmp_path / "c.jsonl")
+    said = invoke("--candidates", tmp_path / "c.jsonl", "--teacher", "bm25", "--n-ways", 5, "--out", tmp_path / "out")
+    assert "5 queries, 5 candidates each" in said
+    assert "5 left out: fewer than 5 candidates" in said
+
+
+def test_finished_scores_are_not_made_again_and_others_are_refused(tmp_path):
+    write_candidates(tmp_path / "c.jsonl")
+    words = ("--candidates", tmp_path / "c.jsonl", "--out", tmp_path / "out", "--teacher")
+    invoke(*words, "bm25")
+    before = (tmp_path / "out" / "train" / "0.parquet").stat().st_mtime_ns
+    invoke(*words, "bm25")
+    assert (tmp_path / "out" / "train" / "0.parquet").stat().st_mtime_ns == before
+    with pytest.raises(ColbertZeroError, match="has another teacher's scores"):
+        invoke(*words, "bm25", "--n-ways", 2)
+
+
+def test_what_was_scored_before_an_interruption_is_not_scored_again(tmp_path):
+    write_candidates(tmp_path / "c.jsonl", 3 * UNIT)
+    found, asked = from_rows([str(tmp_path / "c.jsonl")], None), []
+
+    class Failing:
+        def __init__(self, after):
+            self.after = after
+
+        def scores(self, queries, candidates, documents):
+            if len(asked) == self.after:
+                raise KeyboardInterrupt
+            asked.append(queries[0])
+            return candidates.astype(np.float32)
+
+    with pytest.raises(KeyboardInterrupt):
+        teach(found, {"x": 1.0}, {"x": "x"}, lambda _: Failing(2), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ColbertZeroError, match="was begun with other candidates or another teacher"):
+        teach(found, {"x": 1.0}, {"x": "y"}, lambda _: Failing(9), tmp_path / "out")
+    teach(found, {"x": 1.0}, {"x": "x"}, lambda _: Failing(9), tmp_path / "out")
+    assert asked == found.queries[::UNIT]
+    assert not (tmp_path / "out.unfinished").exists()
+    assert len(scores(tmp_path / "out")) == 3 * UNIT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [1, 2])
+def test_killed_processes_go_on_to_the_same_tables(models, tmp_path, world):
+    write_candidates(tmp_path / "c.jsonl", 20 * UNIT)
+    words = ["-m", "colbert_zero", "teach", "--candidates", "c.jsonl", "--teacher", f"{models / 'cross'}:1,bm25:1"]
+    succeed([sys.executable, *words, "--out", "whole"], tmp_path)
+    killed = subprocess.Popen(
+        launch(world, *words, "--out", "out"), cwd=tmp_path, env=environment(), start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    wait_for(lambda: len(list(tmp_path.glob("out.unfinished/*.npy"))) > 3)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    left = len(list(tmp_path.glob("out.unfinished/*.npy")))
+    assert left > 3
+    succeed(launch(world, *words, "--out", "out"), tmp_path)
+    for name in ("train", "train_unnormalized", "queries", "documents"):
+        assert (tmp_path / "out" / name / "0.parquet").read_bytes() == (
+            tmp_path / "whole" / name / "0.parquet"
+        ).read_bytes()
+
+
+def test_the_report_counts_what_it_says():
+    raw = np.array([[3.0, 1.0, 2.0], [0.0, 5.0, 1.0], [1.0, 0.0, 0.0], [2.0, 2.0, 2.0]])
+    found = report(raw, {"a": raw[:3], "b": -raw[:3]}, answered=True)
+    assert found["answer_not_first"] == 0.25
+    assert sum(found["histogram"]) == raw.size
+    assert found["histogram"][9] == 3
+    assert found["agreement"] == {"a, b": -1.0}
+    assert found["softmax"]["0.1"]["one-hot"] == 0.75
+    assert found["softmax"]["0.1"]["flat"] == 0.25
+    assert report(raw, {"a": raw}, answered=False)["answer_not_first"] is None
+
+
+def test_a_report_is_shown_again_without_scoring(tmp_path):
+    write_candidates(tmp_path / "c.jsonl")
+    said = invoke("--candidates", tmp_path / "c.jsonl", "--teacher", "bm25", "--out", tmp_path / "out")
+    again = invoke("--report", "--out", tmp_path / "out")
+    assert again.splitlines() == said.splitlines()[-len(again.splitlines()) :]
+    assert read_json(tmp_path / "out" / "teach.json")["report"]["histogram"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--teacher", "bm25"], "--candidates and --teacher are needed"),
+        (["--candidates", "c.jsonl"], "--candidates and --teacher are needed"),
+        (["--candidates", "c.jsonl", "--teacher", "nowhere/at/all"], "no such folder; name one, a Hub id, or bm25"),
+        (["--candidates", "none.jsonl", "--teacher", "bm25"], "no such file"),
+        (["--candidates", "c.jsonl", "--teacher", "bm25:0"], "weights are above 0"),
+        (["--candidates", "c.jsonl", "--teacher", "bm25:1,bm25:2"], "stands twice"),
+        (["--candidates", "c.jsonl", "--teacher", "bm25", "--n-ways", "9"], "no query has so many candidates"),
+        (["--candidates", "c.jsonl", "--teacher", "bm25", "--collection", "x"], "one run (.trec, .run, .txt) with"),
+        (["--candidates", "best.trec", "--teacher", "bm25"], "one run (.trec, .run, .txt) with"),
+        (["--report"], "holds no teacher's scores"),
+        (["--report", "--teacher", "bm25"], "leave out --candidates and --teacher"),
+    ],
+)
+def test_mistakes_are_told_with_their_mend(words, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_candidates(tmp_path / "c.jsonl")
+    with pytest.raises(ColbertZeroError) as error:
+        invoke(*words, "--out", "out")
+    assert told in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_classifier_is_no_teacher(models, tmp_path):
+    write_candidates(tmp_path / "c.jsonl")
+    with pytest.raises(ColbertZeroError, match="a classifier, which gives 3 numbers a pair"):
+        invoke("--candidates", tmp_path / "c.jsonl", "--teacher", models / "classes", "--out", tmp_path / "out")
+
+
+def test_a_bad_row_is_named(tmp_path):
+    (tmp_path / "c.jsonl").write_text(
+        '{"query": "q", "documents": ["a", "b"]}\n{"query": "", "documents": ["a", "b"]}\n'
+    )
+    with pytest.raises(ColbertZeroError, match=r"c.jsonl, line 2: `query` is empty"):
+        from_rows([str(tmp_path / "c.jsonl")], 2)
