@@ -2,7 +2,7 @@
 
 import pytest
 
-from colbert_zero.report.words import duration, fraction, operations, percent
+from colbert_zero.report.words import duration, fraction, operations, percent, size
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,8 @@ def test_operations_read_in_their_natural_unit(count, words):
 @pytest.mark.parametrize(("ratio", "words"), [(0.9, "90 %"), (0.89999, "89.9 %"), (0.58, "58 %"), (1.3, "130 %")])
 def test_a_percentage_below_a_border_is_seen_to_be(ratio, words):
     assert percent(ratio) == words
+
+
+@pytest.mark.parametrize(("count", "said"), [(None, "–"), (967_258, "967,258 B"), (6_302_077, "6.30 MB")])
+def test_bytes_are_said_with_their_unit(count, said):
+    assert size(count) == said

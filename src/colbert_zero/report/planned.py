@@ -2,9 +2,9 @@
 
 from colbert_zero.report.records import Record, Records, chain_of
 from colbert_zero.report.tables import Table
-from colbert_zero.report.words import duration, operations, quantity
+from colbert_zero.report.words import duration, operations, quantity, size
 
-_AMOUNTS = {"tokens": quantity, "flops": operations, "model_bytes": lambda count: f"{quantity(count)}B"}
+_AMOUNTS = {"tokens": quantity, "flops": operations, "model_bytes": size}
 _TITLES = {"tokens": "tokens", "flops": "compute", "model_bytes": "checkpoint"}
 
 

@@ -9,7 +9,7 @@ from colbert_zero.report.answer import interval, is_significant, sentence_about
 from colbert_zero.report.cost import COMPUTE, TIME, busy_share
 from colbert_zero.report.published import published_on
 from colbert_zero.report.records import MEASURE, Record, Records, chain_of
-from colbert_zero.report.words import duration, number, operations, percent, points, quantity
+from colbert_zero.report.words import duration, number, operations, percent, points, quantity, size
 
 TOP_SOURCES = 15
 LAYERS = f"What the encoder's layers add, {MEASURE} × 100 on a sample"
@@ -197,7 +197,7 @@ def phase_tables(records: Records) -> list[Table]:
         "tokens per second": lambda p: (
             quantity(p["tokens"] / p["device_seconds"]) if p.get("device_seconds") and p.get("tokens") else "–"
         ),
-        "peak memory": lambda p: f"{quantity(p.get('peak_memory_bytes'))}B".replace("–B", "–"),
+        "peak memory": _get("peak_memory_bytes", size),
         "parameters": _get("parameters", quantity),
         "sources": lambda p: number(len(p.get("sources", {}))),
         "rows": lambda p: quantity(sum(s.get("rows", 0) for s in p.get("sources", {}).values())),

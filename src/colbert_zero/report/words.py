@@ -47,6 +47,12 @@ def quantity(value: float | None) -> str:
     return f"{value:,.0f}"
 
 
+def size(count: float | None) -> str:
+    """Bytes in thousands, millions, …: `6.30 MB`; an en dash where there is none."""
+    words = quantity(count)
+    return words if count is None else f"{words}{'B' if words[-1].isalpha() else ' B'}"
+
+
 def points(score: float | None, signed: bool = False) -> str:
     """A score between 0 and 1, times 100, two decimals."""
     if score is None:
