@@ -170,7 +170,11 @@ def _add(known: dict[str, None], columns: Iterable[str], most: int) -> None:
 
 def peculiarities(record: dict[str, Any]) -> list[str]:
     """What a user should know of how a source's rows were read."""
-    told = []
+    told = [
+        f"{record['parts'][part]:,} of {part}, as {short(repr(query))} → {short(repr(document))}"
+        for part, (query, document) in record.get("examples", {}).items()
+        if part in record["parts"]
+    ]
     used, unread = record.get("columns", {}), record.get("unread", [])
     other = [f"{role} from {_listed(columns)}" for role, columns in used.items() if columns != [role]]
     if other:

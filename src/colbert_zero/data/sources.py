@@ -9,7 +9,7 @@ import itertools
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from huggingface_hub import HfApi
 
 from colbert_zero.data.columns import Reading
 from colbert_zero.data.docstrings import docstring_pairs, packages_fingerprint
+from colbert_zero.data.folders import FOLDERS_VERSION, folder_files, folder_pairs
 from colbert_zero.data.held_out import hold_out
 from colbert_zero.data.prepared import DOCUMENTS, arrow_file, is_made, source_folder, write_record
 from colbert_zero.data.readers import Rows, Table, input_files, tables
@@ -47,7 +48,7 @@ from colbert_zero.files import (
     read_json,
     write_json,
 )
-from colbert_zero.recipe.data import Docstrings, HeldOut, Hub, Jsonl, Parquet, SourceSpec, Tsv
+from colbert_zero.recipe.data import Docstrings, Folder, HeldOut, Hub, Jsonl, Parquet, SourceSpec, Tsv
 from colbert_zero.recipe.schema import Recipe
 
 _VERSION = 1
@@ -70,13 +71,16 @@ def source_id(name: str, recipe: Recipe, data: Path) -> str:
         inputs = packages_fingerprint(spec.packages)
     elif isinstance(spec, Hub):
         inputs = _hub_fingerprint(name, spec, data)
+    elif isinstance(spec, Folder):
+        root = Path(os.path.expanduser(spec.path))
+        inputs = [FOLDERS_VERSION, file_fingerprints(folder_files(name, spec), root, data)]
     else:
         assert isinstance(spec, Jsonl | Parquet | Tsv)
         keys = ["path"] if spec.path else ["train", "queries", "documents"]
         files = {key: input_files(name, key, getattr(spec, key)) for key in keys}
         inputs = {key: file_fingerprints(found, found[0].parent, data) for key, found in files.items()}
     # Where the data lie is not what they are: a folder that moved is not prepared again.
-    places = {"path"} if isinstance(spec, Hub) else {"path", "train", "queries", "documents"}
+    places = {"path"} if isinstance(spec, Hub | Folder) else {"path", "train", "queries", "documents"}
     if not is_streamed(spec):
         places |= {"streaming", "shuffle_buffer"}
     entry = spec.asked(exclude=places)
@@ -153,11 +157,16 @@ def prepare_source(name: str, recipe: Recipe, data: Path, docstring_cache: Path,
     if is_made(folder):
         return folder
     spec, started, dropped, reading = recipe.sources[name], time.monotonic(), Counter[str](), Reading()
+    examples: dict[str, tuple[str, str]] = {}
     if is_streamed(spec):
         return _look_up(name, spec, identity, data)
     with atomic_folder(folder) as temporary:
         if isinstance(spec, Docstrings):
             parts = _write_docstrings(spec, temporary, docstring_cache, dropped, progress)
+        elif isinstance(spec, Folder):
+            pairs = folder_pairs(name, spec, dropped, progress)
+            parts = _write_pairs(pairs, temporary)
+            examples = {part: rows[len(rows) // 2] for part, rows in pairs.items()}
         else:
             assert isinstance(spec, Jsonl | Parquet | Tsv | Hub)
             parts = _write_tables(name, spec, temporary, dropped, reading)
@@ -170,6 +179,8 @@ def prepare_source(name: str, recipe: Recipe, data: Path, docstring_cache: Path,
         if not sum(parts.values()):
             raise ColbertZeroError(f"sources.{name}: no usable row is left; left out: {dict(dropped)}")
         more = {"dropped": dict(dropped), "held_out": held_out, **reading.record()}
+        if examples:
+            more["examples"] = examples
         write_record(temporary, identity, parts, started, kind=spec.kind, **more)
         if _has_files(spec) and source_id(name, recipe, data) != identity:
             raise ColbertZeroError(
@@ -196,7 +207,9 @@ def _look_up(name: str, spec: Parquet | Hub, identity: str, data: Path) -> Path:
 
 def _has_files(spec: SourceSpec) -> bool:
     """Whether a source is made of files of this machine."""
-    return isinstance(spec, Jsonl | Parquet | Tsv) or (isinstance(spec, Hub) and os.path.isdir(place_of(spec.path)))
+    return isinstance(spec, Jsonl | Parquet | Tsv | Folder) or (
+        isinstance(spec, Hub) and os.path.isdir(place_of(spec.path))
+    )
 
 
 def _write_docstrings(
@@ -208,13 +221,16 @@ def _write_docstrings(
     small = [package for package, rows in pairs.items() if len(rows) < spec.min_rows]
     if len(small) > 1:
         pairs["others"] = [row for package in small for row in pairs.pop(package)]
-    parts = {}
-    for number, (package, rows) in enumerate(pairs.items()):
+    return _write_pairs({package: rows[: spec.limit] for package, rows in pairs.items()}, folder)
+
+
+def _write_pairs(pairs: Mapping[str, list[tuple[str, str]]], folder: Path) -> dict[str, int]:
+    """Pairs by part, a file each; returns the rows of each."""
+    for number, rows in enumerate(pairs.values()):
         with arrow_file(folder / f"{number}.arrow", PAIRS) as write:
-            for query, document in rows[: spec.limit]:
+            for query, document in rows:
                 write({"query": query, "document": document, "negatives": []})
-        parts[package] = len(rows[: spec.limit])
-    return parts
+    return {part: len(rows) for part, rows in pairs.items()}
 
 
 def _without_empty(folder: Path, parts: dict[str, int]) -> dict[str, int]:

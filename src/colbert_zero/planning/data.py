@@ -27,7 +27,7 @@ from colbert_zero.data.streams import StreamedPart, is_streamed
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.files import place_of, read_lines
 from colbert_zero.planning.published import published, rows_of
-from colbert_zero.recipe.data import Docstrings, HeldOut, Hub, Jsonl, Mined, Parquet, Scored, SourceSpec, Tsv
+from colbert_zero.recipe.data import Docstrings, Folder, HeldOut, Hub, Jsonl, Mined, Parquet, Scored, SourceSpec, Tsv
 from colbert_zero.recipe.schema import Phase, Recipe
 from colbert_zero.study.disk import source_bytes
 from colbert_zero.study.graph import root_of
@@ -177,7 +177,7 @@ class Sampled:
             return published_parts(root, spec, rows)
         source, limit = self.study.sources[root], getattr(spec, "limit", None)
         found = {name: _planned(part) for name, part in source.parts.items()}
-        if isinstance(spec, Docstrings) or getattr(spec, "train", None):
+        if isinstance(spec, Docstrings | Folder) or getattr(spec, "train", None):
             return found
         self.told.append(f"source {root}: the first {SAMPLED_ROWS:,} usable rows of each part are looked at")
         counts = [len(part) for part in found.values()]
@@ -264,7 +264,7 @@ def _planned(part: Part) -> PlannedPart:
 def _sample_of(spec: SourceSpec) -> SourceSpec:
     if isinstance(spec, Mined | Scored):
         return spec.model_copy(update={"queries": min(spec.queries or MINED_ROWS, MINED_ROWS)})
-    if isinstance(spec, Docstrings) or getattr(spec, "train", None):
+    if isinstance(spec, Docstrings | Folder) or getattr(spec, "train", None):
         return spec
     if isinstance(spec, Parquet | Hub):
         return spec.model_copy(update={"streaming": True, "limit": None})

@@ -163,6 +163,25 @@ class Docstrings(Entry):
     """Use at most this many rows of each part (the first ones)."""
 
 
+class Folder(Entry):
+    """Pairs from the files of a folder: Markdown, HTML, text; for who has documents and no queries.
+
+    Parts are `titles` (a file's title → its text), `headings` (title and heading → what stands below), `sentences` (a
+    section's first sentence → its rest) and `links` (a link's text → what it leads to in the folder).
+    """
+
+    kind: Literal["folder"]
+    """Files of a folder."""
+    path: str
+    """The folder; what lies in hidden folders, or outside by a link, is not read."""
+    files: list[str] = Field(["*.md", "*.markdown", "*.html", "*.htm", "*.txt"], min_length=1)
+    """Names of files, in any depth (globs)."""
+    pairs: Annotated[list[Literal["titles", "headings", "sentences", "links"]] | None, Field(min_length=1)] = None
+    """Which parts; all by default."""
+    limit: Int | None = Field(None, ge=1)
+    """Use at most this many rows of each part (the first ones)."""
+
+
 class Mined(Entry):
     """Pairs of another source with hard negatives found by BM25 among that source's documents."""
 
@@ -193,7 +212,7 @@ class Scored(Entry):
     """How many of the source's rows to score, spread over its parts in proportion; all by default."""
 
 
-SourceSpec = Annotated[Jsonl | Parquet | Tsv | Hub | Docstrings | Mined | Scored, Field(discriminator="kind")]
+SourceSpec = Annotated[Jsonl | Parquet | Tsv | Hub | Docstrings | Folder | Mined | Scored, Field(discriminator="kind")]
 
 
 class HeldOut(Entry):

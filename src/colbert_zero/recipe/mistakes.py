@@ -344,7 +344,7 @@ def _has_pairs(source: Any, allow_mined: bool) -> bool:
     if source.kind == "mined":
         return allow_mined
     # With both `path` and `train` the entry is refused for that alone.
-    return source.kind == "docstrings" or (
+    return source.kind in ("docstrings", "folder") or (
         source.kind != "scored" and (source.train is None or (source.kind != "hub" and source.path is not None))
     )
 
@@ -365,7 +365,7 @@ def _wrong_phases(recipe: "Recipe", names: dict[str, Any]) -> list[str]:
                 wrong.append(f"{place}: no source {source_name!r}{near(source_name, names['sources'])}")
             elif source is None:
                 continue
-            elif phase.reads_scores and source.kind in ("docstrings", "mined"):
+            elif phase.reads_scores and source.kind in ("docstrings", "folder", "mined"):
                 what = "teacher scores for distillation" if phase.distils else "recorded scores for `max_relative`"
                 wrong.append(
                     f"{place}: {source_name!r} has no {what}; use a source of kind scored, or rows with `documents` "
@@ -375,7 +375,7 @@ def _wrong_phases(recipe: "Recipe", names: dict[str, Any]) -> list[str]:
                 wrong.append(f"{place}: {source_name!r} is for distillation; use {source.of!r} here")
             elif not phase.reads_scores and not _has_pairs(source, allow_mined=True):
                 wrong.append(f"{place}: {source_name!r} has scored candidates, for distillation, and no pairs")
-            elif phase.negatives and source.kind == "docstrings":
+            elif phase.negatives and source.kind in ("docstrings", "folder"):
                 wrong.append(f"phases.{name}.negatives: {source_name!r} has no hard negatives; mine them (kind: mined)")
             elif (had := _mined(recipe, source)) is not None and phase.hard_negatives.of_part(0) > had:
                 wrong.append(f"phases.{name}.negatives: {phase.negatives}, but {source_name!r} has {had}")

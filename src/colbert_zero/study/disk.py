@@ -9,11 +9,12 @@ import torch
 from rich.filesize import decimal
 from transformers import AutoConfig, AutoModel
 
+from colbert_zero.data.folders import folder_files
 from colbert_zero.data.readers import input_files
 from colbert_zero.data.streams import is_streamed
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.files import place_of
-from colbert_zero.recipe.data import Hub, Jsonl, Mined, Parquet, Scored, Tsv
+from colbert_zero.recipe.data import Folder, Hub, Jsonl, Mined, Parquet, Scored, Tsv
 from colbert_zero.recipe.schema import Model, Phase, Recipe
 from colbert_zero.study.bases import options_of
 from colbert_zero.study.graph import root_of
@@ -142,6 +143,8 @@ def source_bytes(recipe: Recipe, name: str) -> int:
     if isinstance(spec, Jsonl | Parquet | Tsv):
         given = {key: getattr(spec, key, None) for key in ("path", "train", "queries", "documents")}
         files = [file for key, paths in given.items() if paths for file in input_files(name, key, paths)]
+    elif isinstance(spec, Folder):
+        files = folder_files(name, spec)
     elif (
         isinstance(spec, Hub)
         and not (spec.configs or spec.splits or spec.train)
