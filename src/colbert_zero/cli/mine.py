@@ -109,7 +109,12 @@ def mine(
         corpus_files(spec.corpus, "--corpus")
     commits = {name: find_checkpoint(name, "--judge" if name == judge else "--with", show.say) for name in spec.models}
     with writing(unfinished(out), show.say) if is_main() else nullcontext():
-        record = mine_file(spec, entry, out, commits, show.bar, seed)
+        try:
+            record = mine_file(spec, entry, out, commits, show.bar, seed)
+        except ColbertZeroError as error:
+            # What reads the pairs speaks of a recipe's source.
+            told = str(error).replace("sources.pairs.on_bad_rows: skip", "--on-bad-rows skip")
+            raise ColbertZeroError(told.replace("sources.pairs", "--pairs")) from None
     for line in told_of(record, spec):
         show.say(line)
     show.say(f"{out}: {record['rows']:,} rows of {record['negatives']} negatives")

@@ -184,7 +184,7 @@ class Mined(Entry):
     """How many of a miner's best documents are looked at; the positive and texts equal to it are left out."""
     queries: Int | None = Field(None, ge=1)
     """How many of the source's pairs to use, spread over its parts in proportion; all by default."""
-    miners: Annotated[str | None, AfterValidator(_mix), Neutral(None)] = None
+    miners: Annotated[Annotated[str, AfterValidator(_mix)] | None, Neutral(None)] = None
     """`bm25`, a checkpoint (folder or Hub id; dense or multi-vector), `random`, or a mix by shares, as
     `bm25:50,my/model:35,random:15`. Near-duplicates of a positive are left out as well, and rows with too few
     negatives. Unset, BM25 alone without the filters, and evenly spaced documents where it finds too few."""

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from colbert_zero.data.columns import peculiarities
 from colbert_zero.data.corpus import corpus_files
 from colbert_zero.data.prepared import DOCUMENTS, MINED, Source, arrow_file, is_made, open_source, source_folder
 from colbert_zero.data.prepared import write_record as write_source
@@ -105,7 +106,8 @@ def mine_file(
         corpus = corpus_files(spec.corpus, "--corpus") if spec.corpus else None
         mining = Mining(spec, source, corpus, seed, work / identity, _loader(commits), bar)
         mining.passes()
-        more = {"id": identity, "models": {name: commits.get(name) for name in spec.models}, "seed": seed}
+        read = {"dropped": source.record["dropped"], "read": peculiarities(source.record)}
+        more = {"id": identity, **read, "models": commits, "seed": seed}
         made_by_main(partial(_write_file, mining, out, kept, more, started), lambda _: None)
         record = from_main(read_json(kept) if is_main() else None)
     if is_main():

@@ -246,6 +246,9 @@ class _Group(NamedTuple):
 
 def told_of(record: dict[str, Any], spec: Mined) -> Iterator[str]:
     """What to tell of a mining, line by line: what each filter removed, what is short, and examples."""
+    yield from (f"--pairs: {told}" for told in record.get("read", ()))
+    for reason, count in record["dropped"].items():
+        yield f"--pairs: {count:,} row{'s' * (count > 1)} left out: {reason}"
     if record["corpus_empty"] or record["corpus_duplicates"]:
         yield (
             f"corpus: {record['corpus']:,} documents; left out {record['corpus_duplicates']:,} equal to one before and "
@@ -275,7 +278,7 @@ def told_of(record: dict[str, Any], spec: Mined) -> Iterator[str]:
     if record["left_out"]:
         yield (
             f"warning: {record['left_out']:,} rows are left out, for which fewer than {record['negatives']} negatives "
-            "were found; raise `depth`, or lower `negatives`"
+            "were found; raise `depth` or `max_relative`, or lower `negatives`"
         )
     for example in record["examples"]:
         yield (

@@ -142,6 +142,8 @@ class Picker:
                 yield document
                 continue
             removed[reason] += 1
+            if reason not in (NEAR_DUPLICATE, MAX_RELATIVE):
+                continue
             examples = self.counts.examples.setdefault(reason, [])
-            if reason in (NEAR_DUPLICATE, MAX_RELATIVE) and len(examples) < _EXAMPLES:
+            if len(examples) < _EXAMPLES and not any(query == shown for shown, *_ in examples):
                 examples.append((query, positive, document, scores[positive], scores[document]))
