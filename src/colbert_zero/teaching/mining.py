@@ -151,17 +151,19 @@ class Mining:
         """Pairs that the judge scores: its group's answers, and candidates that others found; sorted by document."""
         first, end = self.inputs.groups()[group]
         rows = slice(*np.searchsorted(self.inputs.answers[:, 0], [first, end]))
-        pairs = [self.inputs.answers[rows] - [first, 0]]
+        places, documents = [self.inputs.answers[rows, 0] - first], [self.inputs.answers[rows, 1]]
         for name in self.spec.shares:
             if name not in (RANDOM, self.judge):
                 keys = self._read(name, group).keys
-                places, columns = np.nonzero(keys != NOBODY)
-                pairs.append(np.stack([places, of_keys(keys[places, columns])[0]], axis=1))
-        for query in range(first, end):
-            drawn = self._drawn(query)
-            pairs.append(np.stack([np.full(len(drawn), query - first), drawn], axis=1))
-        wanted = np.unique(np.concatenate(pairs), axis=0)
-        return wanted[np.lexsort((wanted[:, 0], wanted[:, 1]))]
+                here = np.nonzero(keys != NOBODY)
+                places.append(here[0])
+                documents.append(of_keys(keys[here])[0])
+        drawn = [self._drawn(query) for query in range(first, end)]
+        places.append(np.repeat(np.arange(end - first), [len(each) for each in drawn]))
+        documents += drawn
+        # One integer a pair sorts and is compared much faster than two.
+        pairs = np.unique(np.concatenate(documents) * (end - first) + np.concatenate(places))
+        return np.stack([pairs % (end - first), pairs // (end - first)], axis=1)
 
     def _drawn(self, query: int) -> np.ndarray:
         """Random documents of a query, twice as many as negatives, the same ones whenever asked."""
