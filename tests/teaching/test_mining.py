@@ -365,6 +365,7 @@ def mine_command(tmp_path: Path, tiny_multi_vector: MultiVectorEncoder) -> list[
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_any_number_of_processes_finds_the_same_and_so_does_a_run_that_was_killed(
     tmp_path: Path, mine_command: list[str]
 ) -> None:

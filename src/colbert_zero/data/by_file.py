@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import TypeAdapter
 
-from colbert_zero.data.readers import input_files
+from colbert_zero.data.corpus import files_of
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.models.bases import is_hub_id
 from colbert_zero.recipe.data import SourceSpec
@@ -31,7 +31,7 @@ def source_of(path: str, on_bad_rows: Literal["error", "skip"], whose: str) -> S
             f"{whose}: {path}: name files of rows ({', '.join(_KINDS)}; globs allowed), or a data set of the Hub"
         )
     if kind != "hub":
-        input_files(whose, [path])
+        files_of(path, whose)
     entry: SourceSpec = TypeAdapter(SourceSpec).validate_python(
         {"kind": kind, "path": path, "on_bad_rows": on_bad_rows}
     )

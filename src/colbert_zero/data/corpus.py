@@ -33,11 +33,19 @@ def corpus_files(paths: list[str], whose: str) -> list[Path]:
                 raise ColbertZeroError(f"{whose}: {path} is a folder without corpus.jsonl; name its files, {path}/*")
             found.append(of_folder[0])
             continue
-        found += input_files(whose, [path])
+        found += files_of(path, whose)
     for file in found:
         if not file.name.endswith(_SUFFIXES):
             raise ColbertZeroError(f"{whose}: {file}: not one of {', '.join(_SUFFIXES)}; convert it to one of these")
     return list(dict.fromkeys(found))
+
+
+def files_of(path: str, whose: str) -> list[Path]:
+    """The files of a path or glob, for messages called what the user gave it to; raises as `input_files` does."""
+    try:
+        return input_files("given", "path", [path])
+    except ColbertZeroError as error:
+        raise ColbertZeroError(f"{whose}: {str(error).removeprefix('sources.given.path: ')}") from None
 
 
 def corpus_texts(files: list[Path]) -> Iterator[str | None]:
@@ -62,8 +70,9 @@ def _text(row: dict[str, Any]) -> str | None:
     key = "text" if "text" in row or "document" not in row else "document"
     if key not in row:
         raise BadRow(missing(key, key, row))
-    passage = {"title": row.get("title"), "text": row[key] or ""}
-    text = titled(passage)
-    if isinstance(text, str) and not text.strip():
+    text = titled({"title": row.get("title"), "text": row[key]}) if isinstance(row[key], str) else row[key]
+    if text is None or (isinstance(text, str) and not text.strip()):
         return None
+    if isinstance(text, dict):
+        raise BadRow("`title` is not text")
     return as_text(text, key)

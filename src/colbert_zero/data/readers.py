@@ -27,8 +27,8 @@ Table = Jsonl | Parquet | Tsv | Hub
 """Entries of sources that are read row by row."""
 
 
-def input_files(entry: str, paths: list[str]) -> list[Path]:
-    """The files of an entry, as `sources.NAME.path`, globs resolved, each once, under whichever names it comes.
+def input_files(name: str, key: str, paths: list[str]) -> list[Path]:
+    """The files of a source's entry, globs resolved, each once, under whichever names it comes.
 
     Raises:
         ColbertZeroError: There is none, or it is a folder or no ordinary file.
@@ -37,19 +37,19 @@ def input_files(entry: str, paths: list[str]) -> list[Path]:
     for path in paths:
         expanded = os.path.expanduser(path)
         # A file's own name may have a glob's characters in it.
-        matches = [expanded] if os.path.exists(expanded) else _matches(entry, path, expanded)
+        matches = [expanded] if os.path.exists(expanded) else _matches(f"sources.{name}.{key}", path, expanded)
         if not matches:
-            raise ColbertZeroError(f"{entry}: {path}: no such file (looked in {Path.cwd()})")
+            raise ColbertZeroError(f"sources.{name}.{key}: {path}: no such file (looked in {Path.cwd()})")
         for match in map(Path, matches):
             if match.is_dir():
-                raise ColbertZeroError(f"{entry}: {match} is a folder; write {match}/* for its files")
+                raise ColbertZeroError(f"sources.{name}.{key}: {match} is a folder; write {match}/* for its files")
             if match.exists() and not match.is_file():
-                raise ColbertZeroError(f"{entry}: {match} is no ordinary file; copy its rows into one")
+                raise ColbertZeroError(f"sources.{name}.{key}: {match} is no ordinary file; copy its rows into one")
             try:
                 str(match).encode()
             except UnicodeEncodeError:
                 told = ascii(str(match))
-                raise ColbertZeroError(f"{entry}: {told}: a name that is not UTF-8; rename it") from None
+                raise ColbertZeroError(f"sources.{name}.{key}: {told}: a name that is not UTF-8; rename it") from None
             found.setdefault(os.path.realpath(match), match)
     return list(found.values())
 
@@ -82,7 +82,7 @@ def tables(name: str, spec: Table, key: str) -> Iterator[tuple[str, str, Rows]]:
     read: Callable[[Path], Rows] = _jsonl_rows if isinstance(spec, Jsonl) else parquet_rows
     if isinstance(spec, Tsv):
         read = partial(_tsv_rows, columns=spec.columns)
-    files = input_files(f"sources.{name}.{key}", getattr(spec, key))
+    files = input_files(name, key, getattr(spec, key))
     for part, file in zip(part_names(files), files, strict=True):
         yield part, str(file), read(file)
 

@@ -73,7 +73,7 @@ def source_id(name: str, recipe: Recipe, data: Path) -> str:
     else:
         assert isinstance(spec, Jsonl | Parquet | Tsv)
         keys = ["path"] if spec.path else ["train", "queries", "documents"]
-        files = {key: input_files(f"sources.{name}.{key}", getattr(spec, key)) for key in keys}
+        files = {key: input_files(name, key, getattr(spec, key)) for key in keys}
         inputs = {key: file_fingerprints(found, found[0].parent, data) for key, found in files.items()}
     # Where the data lie is not what they are: a folder that moved is not prepared again.
     places = {"path"} if isinstance(spec, Hub) else {"path", "train", "queries", "documents"}

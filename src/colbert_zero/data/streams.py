@@ -279,7 +279,7 @@ def _builders(
             for part, (config, split) in parts_of(spec, lambda: known or ask()).items()
         ]
     assert spec.path is not None
-    files = input_files(f"sources.{name}.path", spec.path)
+    files = input_files(name, "path", spec.path)
     return [
         (part, str(file), "train", partial(load_dataset_builder, "parquet", data_files=[glob.escape(str(file))]))
         for part, file in zip(known or part_names(files), files, strict=True)

@@ -180,9 +180,7 @@ class Sampled:
         if isinstance(spec, Jsonl | Tsv):
             record = source.record
             usable = record["rows"] / (record["rows"] + sum(record["dropped"].values()))
-            lines = [
-                sum(1 for _ in read_lines(file)) for file in input_files(f"sources.{root}.path", list(spec.path or ()))
-            ]
+            lines = [sum(1 for _ in read_lines(file)) for file in input_files(root, "path", list(spec.path or ()))]
             # A file of fewer rows than are looked at was read whole.
             counts = [
                 n if n < SAMPLED_ROWS else max(n, round(all_ * usable)) for n, all_ in zip(counts, lines, strict=True)

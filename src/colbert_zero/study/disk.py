@@ -141,7 +141,7 @@ def _source_bytes(recipe: Recipe, name: str) -> int:
         return 0
     if isinstance(spec, Jsonl | Parquet | Tsv):
         given = {key: getattr(spec, key, None) for key in ("path", "train", "queries", "documents")}
-        files = [file for key, paths in given.items() if paths for file in input_files(f"sources.{name}.{key}", paths)]
+        files = [file for key, paths in given.items() if paths for file in input_files(name, key, paths)]
     elif (
         isinstance(spec, Hub)
         and not (spec.configs or spec.splits or spec.train)
