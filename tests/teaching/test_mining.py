@@ -14,6 +14,7 @@ import datasets
 import pyarrow.parquet as pq
 import pytest
 from sentence_transformers import MultiVectorEncoder, SentenceTransformer
+from sentence_transformers.util import mine_hard_negatives
 
 from colbert_zero.data.by_file import source_of
 from colbert_zero.errors import ColbertZeroError
@@ -127,6 +128,19 @@ def test_what_scores_nearly_as_high_as_the_positive_is_left_out_told_and_shown(
     assert "max_relative: query '" in told
     assert record["left_out"] == 21 - len(found)
     assert ("rows are left out" in told) == bool(record["left_out"])
+
+
+def test_a_dense_models_negatives_are_those_of_sentence_transformers(
+    tmp_path: Path, models: dict[str, Encoder], tiny_dense: SentenceTransformer
+) -> None:
+    pairs = write_pairs(tmp_path / "p.jsonl", [(" ".join(text.split()[:3]), text) for text in DOCUMENTS.values()])
+    table = datasets.Dataset.from_json(str(pairs), cache_dir=str(tmp_path / "cache"))
+    theirs = mine_hard_negatives(
+        table, tiny_dense, range_max=20, relative_margin=0.1, num_negatives=2, output_format="n-tuple", verbose=False
+    )
+    ours, _ = mined(pairs, "dense", models, negatives=2, depth=20, max_relative=0.9)
+    assert [[r["query"], r["document"], *r["negative"]] for r in ours] == [list(row.values()) for row in theirs]
+    assert len(ours) > 10
 
 
 @pytest.mark.parametrize(("rejected", "warned"), [(50, False), (51, True), (84, True)])

@@ -74,11 +74,11 @@ def mine(
 
     Examples:
 
-      colbert-zero mine --pairs pairs.jsonl --out negatives.parquet
-      colbert-zero mine --pairs pairs.jsonl --corpus data/scifact --with my/model --skip 10 --out negatives.parquet
-      colbert-zero mine --pairs 'data/*.parquet' --with bm25:50,my/model:35,random:15 --out negatives.parquet
-      colbert-zero mine --pairs pairs.jsonl --with bm25 --judge my/model --max-relative 0.9 --out negatives.parquet
-      torchrun --nproc-per-node 8 -m colbert_zero mine --pairs pairs.jsonl --with my/model --out negatives.parquet
+      colbert-zero mine --pairs pairs.jsonl --out n.parquet
+      colbert-zero mine --pairs pairs.jsonl --corpus data/scifact --with my/model --skip 10 --out n.parquet
+      colbert-zero mine --pairs 'data/*.parquet' --with bm25:50,my/model:35,random:15 --out n.parquet
+      colbert-zero mine --pairs pairs.jsonl --with bm25 --judge my/model --max-relative 0.9 --out n.parquet
+      torchrun --nproc-per-node 8 -m colbert_zero mine --pairs pairs.jsonl --with my/model --out n.parquet
     """
     from colbert_zero.data.by_file import source_of
 

@@ -5,8 +5,8 @@
     judge         ──▶ last pass    scores of positives and of all candidates on one scale
                       picking      negatives by shares, filtered; counted by what removed them
 
-Why this is not sentence-transformers' `mine_hard_negatives`: that holds all embeddings in memory, has no multi-vector
-models, mixes or processes, and a killed run begins again.
+Why this is not sentence-transformers' `mine_hard_negatives`: that holds the embeddings of the whole corpus in memory,
+takes dense models alone, and mixes none. A test compares the two where both can.
 """
 
 from collections.abc import Callable, Iterator

@@ -49,7 +49,7 @@ def is_below(score: float, positive: float, max_relative: float) -> bool:
 
     Below 0, where a share would be more, by as much: positive - (1 - max_relative) * |positive|.
 
-    Source: "TopK-PercPos", NV-Retriever, arXiv 2407.15831, section 3.
+    Source: "TopK-PercPos", NV-Retriever, arXiv 2407.15831; below 0 as sentence-transformers' `relative_margin`.
 
     Example:
         >>> is_below(0.94, 1.0, 0.95), is_below(0.96, 1.0, 0.95), is_below(-1.06, -1.0, 0.95)
