@@ -71,7 +71,7 @@ class Picker:
         # As large a total as there may be negatives: shares alone would be given as they are.
         scaled = {name: share * 1000 for name, share in spec.shares.items()}
         self.quotas = share_out(scaled, spec.negatives)
-        self._grams = lru_cache(50_000)(lambda document: grams(text_of(document)))
+        self._grams = lru_cache(4096)(lambda document: grams(text_of(document)))
 
     def pick(
         self, query: int, positive: int, answers: np.ndarray, ranked: dict[str, list[int]], scores: dict[int, float]
