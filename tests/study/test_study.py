@@ -642,3 +642,48 @@ def test_a_path_in_a_home_that_nobody_knows_is_not_there(key, value, tmp_path, m
     write_rows(tmp_path / "pairs.jsonl")
     with pytest.raises(ColbertZeroError, match="~/"):
         study(tmp_path, data(tmp_path, **{key: value})).prepare([("unsupervised",)])
+
+
+# ---- Mining with models
+
+
+def _with_miners(folder, **asked):
+    recipe = data(folder)
+    recipe["sources"]["hard"] |= {"miners": "bm25", **asked}
+    return recipe
+
+
+def test_a_source_mined_by_a_model_is_made_told_and_trained_on(tmp_path, tiny_multi_vector):
+    tiny_multi_vector.save_pretrained(str(tmp_path / "model"), create_model_card=False)
+    write_rows(tmp_path / "pairs.jsonl")
+    told = []
+    made = study(tmp_path, _with_miners(tmp_path, miners=f"bm25:60,{tmp_path}/model:40", max_relative=0.99))
+    made.show.say = told.append
+    made.prepare([("unsupervised", "supervised")])
+    record = made.train(("unsupervised", "supervised"))
+    assert record["steps"] == 3
+    assert any(line.startswith("sources.hard: bm25: ") for line in told)
+    mined = made.sources["hard"].record
+    assert (mined["of"], mined["judge"], mined["rows"]) == ("pairs", f"{tmp_path}/model", 64 - mined["left_out"])
+    assert not list((tmp_path / "out" / "data").glob("*.unfinished"))
+
+
+@pytest.mark.parametrize(
+    "asked", [{"max_relative": 0.9}, {"judge": "bm25"}, {"miners": "bm25:80,random:20"}, {"corpus": "corpus.jsonl"}]
+)
+def test_a_mined_sources_id_follows_what_is_asked_of_the_miners(tmp_path, monkeypatch, asked):
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "pairs.jsonl")
+    (tmp_path / "corpus.jsonl").write_text('{"text": "a document"}\n')
+    ids = [
+        study(tmp_path, recipe).source_id("hard")
+        for recipe in (data(tmp_path), _with_miners(tmp_path), _with_miners(tmp_path, **asked))
+    ]
+    assert len(set(ids)) == 3
+
+
+def test_a_model_that_is_not_there_is_told_before_anything_is_trained(tmp_path):
+    write_rows(tmp_path / "pairs.jsonl")
+    made = study(tmp_path, _with_miners(tmp_path, miners="./no-model"))
+    with pytest.raises(ColbertZeroError, match=r"sources.hard: no such folder './no-model'"):
+        made.prepare([("unsupervised", "supervised")])

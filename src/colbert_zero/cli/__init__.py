@@ -10,7 +10,7 @@ from types import ModuleType
 import typer
 
 from colbert_zero import launcher
-from colbert_zero.cli import data, doctor, model, plan, recipes, study, teach
+from colbert_zero.cli import data, doctor, mine, model, plan, recipes, study, teach
 from colbert_zero.errors import STOPPED, ColbertZeroError, ProcessLost, Stopped
 from colbert_zero.terminal import console, stderr
 
@@ -31,6 +31,7 @@ for command in (
     model.evaluate,
     teach.teach,
     data.data,
+    mine.mine,
     study.report,
     doctor.doctor,
     recipes.schema,

@@ -79,6 +79,7 @@ def evaluate(
     from colbert_zero.data.collection import Rules
     from colbert_zero.evaluation.by_mteb import find_task, load_task
     from colbert_zero.maxsim.backends import refused, tell_refused
+    from colbert_zero.models.bases import find_checkpoint
     from colbert_zero.models.checkpoints import load_model
     from colbert_zero.models.layers import without_layers
     from colbert_zero.models.pooling import pooling_of, with_pooling
@@ -97,7 +98,7 @@ def evaluate(
         raise ColbertZeroError("--pool: bm25 has no token vectors; name a multi-vector checkpoint")
     start_processes()
     found = [find_task(word) for word in tasks]
-    commit = None if model == "bm25" else _checked(model)
+    commit = None if model == "bm25" else find_checkpoint(model, "MODEL", RichShow().say)
     tell_refused(refused(torch.device(get_device_name())), RichShow().say)
     if is_main():
         for task in found:
@@ -197,25 +198,3 @@ def _tell(about: dict[str, Any], records: dict[str, dict[str, Any]], published: 
             console.print(line, markup=False, soft_wrap=True)
     if json_file and is_main():
         write_json(json_file, whole)
-
-
-def _checked(model: str) -> str | None:
-    """The commit of a Hub id, which is told; None of a folder. What cannot be evaluated is refused."""
-    from colbert_zero.models.bases import check_base, find_commit, go_offline, is_hub_id
-    from colbert_zero.models.kinds import kind_of
-
-    commit = None
-    if is_hub_id(model):
-        commit, silent = find_commit(model, None, "MODEL")
-        console.print(f"MODEL: {model} at {commit}{f', from the cache: {silent}' if silent else ''}", markup=False)
-        if silent:
-            go_offline()
-    check_base(model, commit, whose="MODEL", trained=False)
-    if kind_of(model, commit) == "encoder":
-        console.print(
-            f"MODEL: {model} is a plain encoder, never trained to give embeddings: it is scored by the mean of its "
-            "states and their cosine",
-            markup=False,
-            soft_wrap=True,
-        )
-    return commit

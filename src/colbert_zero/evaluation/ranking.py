@@ -51,7 +51,7 @@ def rank(
     Raises:
         ColbertZeroError: A score is not finite, or the model's similarity is neither of the above.
     """
-    queries, depth = _embed(model, list(collection.queries.values()), "query"), depth + bool(collection.own)
+    queries, depth = embed(model, list(collection.queries.values()), "query"), depth + bool(collection.own)
     process = process_rank()
     best: list[list[tuple[float, str]]] = [[] for _ in collection.queries]
     done = 0
@@ -60,7 +60,7 @@ def rank(
         if number % world_size() != process:
             done += len(block)
             continue
-        documents = _embed(model, [text for _, text in block], "document")
+        documents = embed(model, [text for _, text in block], "document")
         with torch.no_grad():
             scores = packed_scores(queries, documents).cpu().numpy()
         if not np.isfinite(scores).all():
@@ -116,7 +116,12 @@ def rank_bm25(collection: Collection, depth: int = 100) -> Run:
     return _without_own(run, collection, depth)
 
 
-def _embed(model: Encoder, texts: list[str], task: Task) -> Packed:
+def embed(model: Encoder, texts: list[str], task: Task) -> Packed:
+    """Embeddings whose MaxSim is the model's own similarity, on its device; a dense text has one token.
+
+    Raises:
+        ColbertZeroError: The similarity is neither cosine nor dot product.
+    """
     embedded = encode(model, texts, task)
     if not isinstance(model, SentenceTransformer):
         return embedded

@@ -1,7 +1,7 @@
 """The model a study starts from, or one to evaluate: whether it is there, which commit the Hub has, what it holds."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -123,6 +123,32 @@ def check_base(
         raise
     except Exception as error:  # as above
         raise _not_to_be_had(base, whose, _silence(error)) from None
+
+
+def find_checkpoint(model: str, whose: str, tell: Callable[[str], None]) -> str | None:
+    """The commit of a Hub id, None of a folder; what has no embeddings to score is refused.
+
+    Args:
+        model: Folder or Hub id.
+        whose: What names it, for messages.
+        tell: Told which commit it is, and how a plain encoder is scored.
+
+    Raises:
+        ColbertZeroError: It is not there, or no text encoder.
+    """
+    commit = None
+    if is_hub_id(model):
+        commit, silent = find_commit(model, None, whose)
+        tell(f"{whose}: {model} at {commit}{f', from the cache: {silent}' if silent else ''}")
+        if silent:
+            go_offline()
+    check_base(model, commit, whose=whose, trained=False)
+    if kind_of(os.path.expanduser(model), commit) == "encoder":
+        tell(
+            f"{whose}: {model} is a plain encoder, never trained to give embeddings: it is scored by the mean of its "
+            "states and their cosine"
+        )
+    return commit
 
 
 def _silence(error: Exception) -> str:

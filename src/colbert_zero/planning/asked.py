@@ -11,6 +11,7 @@ from colbert_zero.planning.model import ModelOf, models_at_hand, published_model
 from colbert_zero.planning.plan import Machine, PlannedPhase, calibrate, done_phases, keep_plan, plan_phases
 from colbert_zero.planning.published import published
 from colbert_zero.planning.words import hours_of
+from colbert_zero.recipe.data import Mined, Scored
 from colbert_zero.report.records import MEASURE
 from colbert_zero.study.disk import disk_for
 from colbert_zero.study.graph import root_of
@@ -46,7 +47,7 @@ class Asked:
         names = {source for chain in chains for phase in chain for source in recipe.phases[phase].sources}
         roots = sorted({root_of(recipe, name) for name in names})
         self.data: Data = Sampled(study, folder)
-        if self.unread is None and self._prepared(roots):
+        if self.unread is None and not self._mined_by_models(names) and self._prepared(roots):
             self.data = Prepared(study)
         for root in roots:
             self.data.parts(root)
@@ -57,6 +58,13 @@ class Asked:
     def told(self) -> list[str]:
         """What was assumed."""
         return [*([self.unread] if self.unread else []), *dict.fromkeys(self.data.told)]
+
+    def _mined_by_models(self, names: set[str]) -> bool:
+        """Whether a source is yet to be mined by models, which takes long."""
+        recipe = self.study.recipe
+        specs = {name: recipe.sources[name] for name in names}
+        specs |= {spec.of: recipe.sources[spec.of] for spec in specs.values() if isinstance(spec, Scored)}
+        return any(isinstance(s, Mined) and bool(s.models) and not self.study.is_made(n) for n, s in specs.items())
 
     def _prepared(self, roots: list[str]) -> bool:
         """Whether all sources are prepared; those that are small are prepared now, as a run would."""

@@ -7,7 +7,7 @@
 | Parquet, Hub (streamed, also over the network) | what its files say | the first 2,048 usable of each part |
 | three tables | all | all, prepared in a folder that is deleted again |
 | Hub, which cannot be reached | published.yaml | none: each text counts as the longest allowed |
-| mined, scored | as of what they are made of | mined from the sample; a teacher's candidates are those of its `of` |
+| mined, scored | as of what they are made of | mined from the sample by BM25; a teacher's candidates are its `of`'s |
 
 Held-out pairs are taken off the rows.
 """
@@ -263,7 +263,9 @@ def _planned(part: Part) -> PlannedPart:
 
 def _sample_of(spec: SourceSpec) -> SourceSpec:
     if isinstance(spec, Mined | Scored):
-        return spec.model_copy(update={"queries": min(spec.queries or MINED_ROWS, MINED_ROWS)})
+        # Of a sample BM25's negatives stand for a model's.
+        by_bm25 = dict.fromkeys(("miners", "corpus", "max_relative", "judge")) if isinstance(spec, Mined) else {}
+        return spec.model_copy(update={"queries": min(spec.queries or MINED_ROWS, MINED_ROWS), **by_bm25})
     if isinstance(spec, Docstrings | Folder) or getattr(spec, "train", None):
         return spec
     if isinstance(spec, Parquet | Hub):

@@ -10,7 +10,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from colbert_zero.recipe.entry import Entry, Int, Neutral
+from colbert_zero.recipe.entry import Entry, Float, Int, Neutral
+from colbert_zero.recipe.miners import BM25, RANDOM, judge_of, shares_of
 from colbert_zero.recipe.named import GROUPS, MTEB, Named, meant, members
 
 
@@ -182,8 +183,13 @@ class Folder(Entry):
     """Use at most this many rows of each part (the first ones)."""
 
 
+def _mix(value: str) -> str:
+    shares_of(value)
+    return value
+
+
 class Mined(Entry):
-    """Pairs of another source with hard negatives found by BM25 among that source's documents."""
+    """Pairs of another source with hard negatives: what `miners` rank high for a query and is not its answer."""
 
     kind: Literal["mined"]
     """Mined hard negatives."""
@@ -192,11 +198,36 @@ class Mined(Entry):
     negatives: Int = Field(7, ge=1, le=200)
     """Hard negatives kept per query."""
     skip: Int = Field(0, ge=0)
-    """Leave out this many of BM25's best first: among near-duplicates they are often answers nobody marked."""
+    """Leave out this many of a miner's best first: among near-duplicates they are often answers nobody marked."""
     depth: Int = Field(50, ge=1, le=1000)
-    """How many of BM25's best documents are looked at; the positive and texts equal to it are left out."""
+    """How many of a miner's best documents are looked at; the positive and texts equal to it are left out."""
     queries: Int | None = Field(None, ge=1)
     """How many of the source's pairs to use, spread over its parts in proportion; all by default."""
+    miners: Annotated[Annotated[str, AfterValidator(_mix)] | None, Neutral(None)] = None
+    """`bm25`, a checkpoint (folder or Hub id; dense or multi-vector), `random`, or a mix by shares, as
+    `bm25:50,my/model:35,random:15`. Near-duplicates of a positive are left out as well, and rows with too few
+    negatives. Unset, BM25 alone without the filters, and evenly spaced documents where it finds too few."""
+    corpus: Annotated[Paths | None, Neutral(None)] = None
+    """With `miners`: documents to mine in, files of `text` and perhaps `title` (.jsonl, .jsonl.gz, .parquet; globs
+    allowed) or a folder in BEIR layout; by default the source's own."""
+    max_relative: Annotated[Float | None, Field(gt=0, le=1), Neutral(None)] = None
+    """With `miners`: keep a negative only if its score is below this share of the positive's, by the judge: 0.95 in
+    NV-Retriever (arXiv 2407.15831); higher ones are often answers nobody marked."""
+    judge: Annotated[str | None, Neutral(None)] = None
+    """With `miners`: what scores candidates and positives, `bm25` or a checkpoint; by default the first model of
+    `miners`, else BM25."""
+
+    @property
+    def shares(self) -> dict[str, int]:
+        """Each miner's share, in percent."""
+        return shares_of(self.miners or BM25)
+
+    @property
+    def models(self) -> list[str]:
+        """Checkpoints that mine or judge; the judge last."""
+        judge = judge_of(self.shares, self.judge)
+        names = dict.fromkeys([*(name for name in self.shares if name != judge), judge])
+        return [name for name in names if name not in (BM25, RANDOM)] if self.miners else []
 
 
 class Scored(Entry):

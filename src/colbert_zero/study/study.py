@@ -1,7 +1,7 @@
 """A study: its pipelines become a graph of phases, each found by its fingerprint, made and evaluated if missing."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from colbert_zero.evaluation.runs import Run, mean_of_queries, means_of_parts
 from colbert_zero.files import fingerprint, place_of, read_json, user_cache
 from colbert_zero.maxsim.backends import refused, tell_refused
 from colbert_zero.models.alignment import MARKERS, Alignment, Own, check_training
-from colbert_zero.models.bases import check_base, go_offline
+from colbert_zero.models.bases import check_base, find_checkpoint, go_offline
 from colbert_zero.models.checkpoints import Encoder, load_model
 from colbert_zero.models.encoders import ways_to_train
 from colbert_zero.models.scratch import check_architecture
@@ -38,6 +38,8 @@ from colbert_zero.study.rankings import Ranker, Rankings
 from colbert_zero.study.resolved import Resolved, asked
 from colbert_zero.study.show import Quiet, Show
 from colbert_zero.study.start import write_start
+from colbert_zero.teaching.mined import made_of, mine_source
+from colbert_zero.teaching.mining import told_of
 from colbert_zero.teaching.negatives import mine, told_of_random
 from colbert_zero.teaching.teacher import score
 from colbert_zero.training.batches import check_columns
@@ -124,6 +126,7 @@ class Study:
         self._load_collections(held_out=False)  # sources may take hours
         self.prepare_sources(names)
         self.check_data(chains)
+        self._check_miners(used)
         self._load_collections(held_out=True)
         self.collections = {name: self.collections[name] for name in self.recipe.collections}  # in its order again
         if any(self.recipe.phases[phase].evaluate_every for chain in chains for phase in chain):
@@ -170,6 +173,18 @@ class Study:
         for name, phase in self._phases(chains).items():
             known = [self.sources[source].parts for source in phase.sources if source in self.sources]
             check_columns(name, phase, {n: p for parts in known for n, p in parts.items()})
+
+    def _check_miners(self, sources: Set[str]) -> None:
+        """Refuse models that are to mine, or to judge what is mined, and are not there."""
+        for name in sources:
+            spec = self.recipe.sources[name]
+            spec = self.recipe.sources[spec.of] if isinstance(spec, Scored) else spec
+            if isinstance(spec, Mined) and spec.models and not self.is_made(name):
+                self._commits(name, spec)
+
+    def _commits(self, name: str, spec: Mined) -> dict[str, str | None]:
+        """Of each model that mines or judges the Hub's commit, None of a folder."""
+        return {model: find_checkpoint(model, f"sources.{name}", self._say_once) for model in spec.models}
 
     def _phases(self, chains: list[tuple[str, ...]]) -> dict[str, Phase]:
         return {name: self.recipe.phases[name] for chain in chains for name in chain}
@@ -246,6 +261,9 @@ class Study:
     def source_id(self, name: str) -> str:
         """Fingerprint of a source, whether it is made yet or not."""
         spec = self.recipe.sources[name]
+        if isinstance(spec, Mined) and spec.miners:
+            made = made_of(spec, self.recipe.seed, {}, self.data, f"sources.{name}.corpus")
+            return fingerprint(RECORD_VERSION, made, self.source_id(spec.of))
         if isinstance(spec, Mined):
             return fingerprint(RECORD_VERSION, spec.asked(), self.source_id(spec.of))
         if isinstance(spec, Scored):
@@ -328,6 +346,9 @@ class Study:
                 return self.sources[name]
             assert isinstance(spec, Mined | Scored)
             of, model = self.source(spec.of), None
+            if isinstance(spec, Mined) and spec.miners:
+                self.sources[name] = self._mined(name, spec, of, identity)
+                return self.sources[name]
             if isinstance(spec, Mined):
                 make = partial(mine, name, spec, of, identity, self.data)
                 self.sources[name] = self._make(f"hard negatives: {name}", name, make)
@@ -341,6 +362,14 @@ class Study:
             make = partial(score, name, spec, teacher, of, model, identity, self.data)
             self.sources[name] = self._make(f"teacher scores: {name}", name, make)
         return self.sources[name]
+
+    def _mined(self, name: str, spec: Mined, of: Source, identity: str) -> Source:
+        """A source mined with `miners`, by all processes; what was left out is told."""
+        commits = self._commits(name, spec) if not agree(self.is_made(name)) else {}
+        source = mine_source(name, spec, of, self.recipe.seed, identity, self.data, commits, self.show.bar)
+        for told in told_of(source.record, spec):
+            self.show.say(f"sources.{name}: {told}")
+        return source
 
     def start(self) -> tuple[str, dict[str, Any]]:
         """The model before any phase (folder or Hub id) and options for loading it; made now if it is from scratch."""

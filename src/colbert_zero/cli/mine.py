@@ -1,0 +1,133 @@
+"""`mine`: hard negatives for pairs, from a corpus."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from pydantic import ValidationError
+
+from colbert_zero.cli.options import start_processes
+from colbert_zero.errors import ColbertZeroError
+from colbert_zero.recipe.data import Mined
+from colbert_zero.recipe.miners import RANDOM
+from colbert_zero.recipe.mistakes import explain
+from colbert_zero.terminal import RichShow
+
+
+def mine(
+    pairs: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE|DATA-SET",
+            help="Rows of query and document: .jsonl, .parquet or .tsv (.gz too), globs allowed; or a data set of the "
+            "Hub, or its folder.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The Parquet file to write; its record goes to FILE.json.")],
+    miners: Annotated[
+        str,
+        typer.Option(
+            "--with",
+            metavar="MIX",
+            help="bm25, a checkpoint (folder or Hub id; dense or multi-vector), random; or a mix by shares that sum to "
+            "100: bm25:50,my/model:35,random:15",
+        ),
+    ] = "bm25",
+    corpus: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH",
+            help="Documents to mine in: .jsonl, .jsonl.gz or .parquet with `text` (and `title`), or a folder in BEIR "
+            "layout; may be given several times. By default the pairs' own documents.",
+        ),
+    ] = None,
+    negatives: Annotated[
+        int, typer.Option(min=1, max=200, help="Kept a query; a phase's `negatives: 7 of 50` draws from them anew.")
+    ] = 50,
+    depth: Annotated[int, typer.Option(min=1, max=1000, help="Of a miner's best documents look at so many.")] = 100,
+    skip: Annotated[int, typer.Option(min=0, help="Leave out so many of a miner's best first.")] = 0,
+    max_relative: Annotated[
+        float,
+        typer.Option(
+            help="Keep a negative only if its score is below this share of the positive's, by the judge; above are "
+            "often answers nobody marked. 0 keeps all."
+        ),
+    ] = 0.95,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL|bm25",
+            help="What scores positives and candidates; by default the first model of --with, else bm25.",
+        ),
+    ] = None,
+    queries: Annotated[int | None, typer.Option(min=1, help="Use so many of the pairs, evenly spread.")] = None,
+    on_bad_rows: Annotated[
+        Literal["error", "skip"], typer.Option(help="A row of --pairs that cannot be used: stop, or pass over it.")
+    ] = "error",
+    seed: Annotated[int, typer.Option(min=0, help="Of random documents.")] = 1,
+) -> None:
+    """Mine hard negatives for pairs: what BM25, models or chance find, without what may be an answer.
+
+    Every known positive of a query and near-duplicates of it are left out, and what scores nearly as high. What each
+    filter removed is told, with examples. A killed run goes on with the same command; torchrun shares the work out.
+
+    Examples:
+
+      colbert-zero mine --pairs pairs.jsonl --out n.parquet
+      colbert-zero mine --pairs pairs.jsonl --corpus data/scifact --with my/model --skip 10 --out n.parquet
+      colbert-zero mine --pairs 'data/*.parquet' --with bm25:50,my/model:35,random:15 --out n.parquet
+      colbert-zero mine --pairs pairs.jsonl --with bm25 --judge my/model --max-relative 0.9 --out n.parquet
+      torchrun --nproc-per-node 8 -m colbert_zero mine --pairs pairs.jsonl --with my/model --out n.parquet
+    """
+    from colbert_zero.data.by_file import source_of
+
+    if out.suffix != ".parquet":
+        raise ColbertZeroError(f"--out {out}: a Parquet file is written; name it {out.name}.parquet")
+    if skip + negatives > depth:
+        raise ColbertZeroError(
+            f"--depth: {depth} documents hold no {negatives} negatives{f' after {skip} skipped' if skip else ''}; "
+            "raise it, or lower --negatives"
+        )
+    asked = {
+        "kind": "mined", "of": "pairs", "negatives": negatives, "skip": skip, "depth": depth, "queries": queries,
+        "miners": miners, "corpus": corpus, "max_relative": max_relative or None, "judge": judge,
+    }  # fmt: skip
+    spec = _checked(asked)
+    entry = source_of(pairs, on_bad_rows, "--pairs")
+    start_processes()
+    from colbert_zero.data.corpus import corpus_files
+    from colbert_zero.files import writing
+    from colbert_zero.models.bases import find_checkpoint
+    from colbert_zero.processes import is_main
+    from colbert_zero.teaching.mined import mine_file, unfinished
+    from colbert_zero.teaching.mining import told_of
+    from colbert_zero.watch import leave
+
+    show = RichShow()
+    if spec.corpus:
+        corpus_files(spec.corpus, "--corpus")
+    commits = {name: find_checkpoint(name, "--judge" if name == judge else "--with", show.say) for name in spec.models}
+    with writing(unfinished(out), show.say) if is_main() else nullcontext():
+        try:
+            record = mine_file(spec, entry, out, commits, show.bar, seed)
+        except ColbertZeroError as error:
+            # What reads the pairs speaks of a recipe's source.
+            told = str(error).replace("sources.pairs.on_bad_rows: skip", "--on-bad-rows skip")
+            raise ColbertZeroError(told.replace("sources.pairs", "--pairs")) from None
+    for line in told_of(record, spec):
+        show.say(line)
+    show.say(f"{out}: {record['rows']:,} rows of {record['negatives']} negatives")
+    leave()
+
+
+def _checked(asked: dict[str, Any]) -> Mined:
+    """The options as the entry that a recipe would have; mistakes in the options' names."""
+    if asked["judge"] == RANDOM:
+        raise ColbertZeroError("--judge: random scores nothing; name bm25 or a checkpoint")
+    try:
+        return Mined.model_validate(asked)
+    except ValidationError as error:
+        told = [explain(mistake, lambda *_: ()) for mistake in error.errors()]
+    options = {"miners": "--with", "max_relative": "--max-relative"}
+    raise ColbertZeroError("\n".join(options[line.split(":")[0]] + line[line.index(":") :] for line in told))
