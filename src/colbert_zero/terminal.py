@@ -233,6 +233,49 @@ def evaluation_table(
     return table
 
 
+def leaks_table(record: dict[str, Any]) -> Table:
+    """Which collections were seen in training sources."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("", overflow="fold")
+    for title in ("queries seen", "documents seen"):
+        table.add_column(title, justify="right")
+    table.add_column("verdict")
+    for name, seen in record["collections"].items():
+        queries = f"{seen['queries_seen']:,} of {seen['queries']:,}"
+        documents = f"{seen['documents_seen']:,} of {seen['documents_compared']:,}"
+        style = "bold" if seen["queries_seen"] else ""
+        table.add_row(Text(name), queries, documents, Text(seen["verdict"]), style=style)
+    return table
+
+
+def leaks_lines(record: dict[str, Any]) -> list[str]:
+    """Where collections' texts were seen, with examples; what repeats inside and between sources."""
+    lines = []
+    for name, seen in record["collections"].items():
+        for source, counts in seen["by_source"].items():
+            lines.append(f"{name}: {counts['queries']:,} queries and {counts['documents']:,} documents in {source}")
+        for example in seen["examples"]:
+            how = "equal" if example["share"] == 1 else f"{example['share']:.0%} alike"
+            lines.append(f"  {example['of']}, {example['id']}: {example['text']}")
+            lines.append(f"    {how}, {example['part']} row {example['row']:,}: {example['training_text']}")
+    for name, counts in record["sources"].items():
+        if "texts" in counts:
+            lines.append(
+                f"inside {name}: of {counts['texts']:,} texts {counts['queries_repeated']:,} queries and "
+                f"{counts['documents_repeated']:,} documents repeat an earlier one, {counts['near']:,} nearly do"
+            )
+    for names, counts in record.get("between", {}).items():
+        lines.append(f"between {names}: {counts['equal']:,} texts are in both, {counts['near']:,} nearly")
+    if record.get("sampled", 1) < 1:
+        lines.append(
+            f"inside and between sources, {record['sampled']:.0%} of what texts are compared by was looked at, for the "
+            "memory's sake: some near-duplicates of short texts may be missed"
+        )
+    if not record["whole"]:
+        lines.append(f"{record['rows']:,} rows of the sources were looked at, not all")
+    return lines
+
+
 def published_lines(names: list[str]) -> list[str]:
     """Published figures on public collections of these names, each with its source; what to say if there is none."""
     lines = [f"published {MEASURE}, not measured here:"]

@@ -10,7 +10,7 @@ from types import ModuleType
 import typer
 
 from colbert_zero import launcher
-from colbert_zero.cli import data, doctor, model, plan, recipes, study
+from colbert_zero.cli import data, doctor, leaks, model, plan, recipes, study
 from colbert_zero.errors import STOPPED, ColbertZeroError, ProcessLost, Stopped
 from colbert_zero.terminal import console, stderr
 
@@ -30,6 +30,7 @@ for command in (
     study.sweep,
     model.evaluate,
     data.data,
+    leaks.leaks,
     study.report,
     doctor.doctor,
     recipes.schema,

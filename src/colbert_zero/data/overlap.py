@@ -1,9 +1,9 @@
 """Texts that say the same word by word: exact and near-duplicates among many texts, in bounded memory.
 
-Texts are compared as lower-case words with single blanks between them. Long ones share word 5-grams, those of fewer than
-20 words character 8-grams across a blank (within a word they say nothing of the words' order). A gram is a hash of 48
-bits. Two texts overlap if they are equal, or if of their grams, and of their rare grams, a stated share is in both; of
-short ones the words must agree as well, but for a few that were replaced, put in or left out.
+Texts are compared as lower-case words with single blanks between them. Long ones share word 5-grams, those of fewer
+than 20 words character 8-grams across a blank (within a word they say nothing of the words' order). A gram is a hash
+of 48 bits. Two texts overlap if they are equal, or if of their grams, and of their rare grams, a stated share is in
+both; of short ones the words must agree as well, but for a few that were replaced, put in or left out.
 """
 
 import re
@@ -37,17 +37,17 @@ _FEWEST = 3
 SLICE = 1 << 24
 """Grams held at once, at about 50 bytes each; what is compared with the texts beyond them is read again."""
 
-_BLOCK, _BLOCK_TEXTS, _HITS = 1 << 20, 1 << 15, 1 << 20
+_BLOCK, _BLOCK_TEXTS, _HITS = 1 << 20, 1 << 15, 1 << 18
 _BITS = np.uint64(48)
 _BASE = 0x9E3779B97F4A7C15
 _WORD = re.compile(r"\w+")
 
 
 def normalised(text: str) -> str:
-    """Lower-case words with single blanks between them; what is neither letter nor digit parts words.
+    r"""Lower-case words with single blanks between them; what is neither letter nor digit parts words.
 
     Example:
-        >>> normalised("  The boundary-layer,\\tin THREE dimensions.")
+        >>> normalised("  The boundary-layer,\tin THREE dimensions.")
         'the boundary layer in three dimensions'
     """
     return " ".join(_WORD.findall((text if text.isascii() else unicodedata.normalize("NFKC", text)).casefold()))
@@ -111,10 +111,12 @@ def shingled(texts: list[str]) -> Shingles:
     by_characters = hashed(places, places + CHARACTERS)
     numbers = hashed(word_starts, word_ends).astype(np.uint32)
     ends = np.cumsum(counts)
-    words = [numbers[end - count : end].tobytes() if few else b"" for end, count, few in zip(ends, counts, short, strict=True)]
+    bounds = zip(ends - counts, ends, short, strict=True)
+    words = [numbers[start:end].tobytes() if few else b"" for start, end, few in bounds]
     # One number each, the text above the gram, is sorted several times faster than two.
     mine = np.concatenate([words_of[of_words], owners[places]]).astype(np.uint64)
-    keys = np.unique((mine << _BITS) | (np.concatenate([by_words, by_characters]) >> (np.uint64(64) - _BITS)))
+    keys = np.sort((mine << _BITS) | (np.concatenate([by_words, by_characters]) >> (np.uint64(64) - _BITS)))
+    keys = keys[np.diff(keys, prepend=~keys[:1]) != 0]
     grams = keys & ((np.uint64(1) << _BITS) - np.uint64(1))
     return Shingles(hashed(text_starts, text_ends), short, (keys >> _BITS).astype(np.int64), grams, words)
 
@@ -123,13 +125,15 @@ def _mixed(values: np.ndarray) -> np.ndarray:
     """Hashes of numbers: the finaliser of SplitMix64."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    mixed: np.ndarray = values ^ (values >> np.uint64(31))
+    return mixed
 
 
 def _powers(base: int, count: int) -> np.ndarray:
     factors = np.full(count, base, np.uint64)
     factors[:1] = 1
-    return np.multiply.accumulate(factors)
+    powers: np.ndarray = np.multiply.accumulate(factors)
+    return powers
 
 
 def blocks(texts: Iterable[str]) -> Iterator[Shingles]:
@@ -146,14 +150,31 @@ def blocks(texts: Iterable[str]) -> Iterator[Shingles]:
         yield shingled(block)
 
 
+class _Joined:
+    """Arrays of one type that are put together in the end."""
+
+    def __init__(self, kind: Any) -> None:
+        self.kind, self.parts = kind, [np.empty(0, kind)]
+
+    def add(self, part: np.ndarray) -> None:
+        self.parts.append(part.astype(self.kind))
+
+    def whole(self) -> np.ndarray:
+        """All of them; they are let go."""
+        whole = np.concatenate(self.parts)
+        self.parts.clear()
+        return whole
+
+
 class Index:
     """Texts, to be found by their grams. Equal ones are one: `same` says which a text is.
 
     Args:
         read: The texts' grams, in order.
-        keep: Keep a gram if its hash is divisible by this: a sample of 1/keep, the same in all texts.
+        most: Hold at most about so many grams: those divisible by 2, 4, …, a sample that is alike in all texts.
 
     Attributes:
+        keep: Of so many grams one is held.
         hashes: Of the different texts, ascending, (different,), uint64.
         same: The place in `hashes` of each text that was read, (texts,).
         first: The first text that was read of each different one, (different,).
@@ -163,27 +184,32 @@ class Index:
         totals: Grams of each different text, (different,).
     """
 
-    def __init__(self, read: Iterable[Shingles], keep: int = 1) -> None:
-        every, size = list(read), 0
-        numbered = []
-        for block in every:
-            numbered.append(block.owners + size)
-            size += len(block.hashes)
-        hashes = np.concatenate([np.empty(0, np.uint64), *(block.hashes for block in every)])
-        self.hashes, self.first, self.same = np.unique(hashes, return_index=True, return_inverse=True)
-        self.short = np.concatenate([np.empty(0, bool), *(block.short for block in every)])[self.first]
-        words = [text for block in every for text in block.words]
-        self.words = [words[text] for text in self.first]
-        chosen = np.zeros(size, bool)
+    def __init__(self, read: Iterable[Shingles], most: int | None = None) -> None:
+        hashes, short, owners, grams = _Joined(np.uint64), _Joined(bool), _Joined(np.int32), _Joined(np.uint64)
+        words: list[bytes] = []
+        self.keep, held = 1, 0
+        for block in read:
+            while most is not None and held > most:
+                self.keep *= 2
+                parts = list(zip(owners.parts, grams.parts, strict=True))
+                kept_parts = [found % np.uint64(self.keep) == 0 for _, found in parts]
+                owners.parts = [part[kept] for (part, _), kept in zip(parts, kept_parts, strict=True)]
+                grams.parts = [part[kept] for (_, part), kept in zip(parts, kept_parts, strict=True)]
+                held = sum(map(len, grams.parts))
+            kept = block.grams % np.uint64(self.keep) == 0
+            held += int(kept.sum())
+            owners.add(block.owners[kept] + len(words))
+            grams.add(block.grams[kept])
+            hashes.add(block.hashes)
+            short.add(block.short)
+            words += block.words
+        self.hashes, self.first, self.same = np.unique(hashes.whole(), return_index=True, return_inverse=True)
+        self.short, self.words = short.whole()[self.first], [words[text] for text in self.first]
+        chosen = np.zeros(len(words), bool)
         chosen[self.first] = True
-        owners, grams = [], []
-        while every:
-            block, numbers = every.pop(), numbered.pop()
-            kept = chosen[numbers] & (block.grams % np.uint64(keep) == 0) if keep > 1 else chosen[numbers]
-            owners.append(self.same[numbers[kept]].astype(np.int32))
-            grams.append(block.grams[kept])
-        by_text = np.concatenate([np.empty(0, np.int32), *owners])
-        found = np.concatenate([np.empty(0, np.uint64), *grams])
+        by_text = owners.whole()
+        of_chosen = chosen[by_text]
+        by_text, found = self.same.astype(np.int32)[by_text[of_chosen]], grams.whole()[of_chosen]
         order = np.argsort(found, kind="stable")
         found, by_gram = found[order], by_text[order]
         new = np.concatenate([[True], found[1:] != found[:-1]])[: len(found)]
@@ -240,7 +266,7 @@ class Seen:
     totals: np.ndarray
 
 
-def compare(index: Index, texts: Iterable[str], progress: Callable[[int], None] | None = None) -> tuple[Pairs, Seen]:
+def compare(index: Index, texts: Iterable[str]) -> tuple[Pairs, Seen]:
     """The pairs of a text and a text of the index that overlap.
 
     Which grams are frequent is known once all is read, so what was found is kept in a temporary file meanwhile: 8 bytes
@@ -249,23 +275,21 @@ def compare(index: Index, texts: Iterable[str], progress: Callable[[int], None] 
     Args:
         index: At most `SLICE` grams.
         texts: Read once, a million characters at a time.
-        progress: Called with the texts done.
     """
-    hashes, totals, size = [np.empty(0, np.uint64)], [np.empty(0, np.int32)], 0
+    hashes, totals, size = _Joined(np.uint64), _Joined(np.int32), 0
     words: dict[int, bytes] = {}
     with tempfile.TemporaryFile() as file:
         for block in blocks(texts):
             which, places = index.look_up(block.grams)
             np.stack([block.owners[which] + size, places], 1).astype(np.uint32).tofile(file)
-            hashes.append(block.hashes)
-            totals.append(np.bincount(block.owners, minlength=len(block.hashes)).astype(np.int32))
+            hashes.add(block.hashes)
+            of_text = np.bincount(block.owners, minlength=len(block.hashes))
+            totals.add(of_text)
             inside = np.bincount(block.owners[which], minlength=len(block.hashes))
-            for text in np.flatnonzero(block.short & (inside >= _FEWEST) & (inside >= SHORT_SHARE * totals[-1])).tolist():
+            for text in np.flatnonzero(block.short & (inside >= _FEWEST) & (inside >= SHORT_SHARE * of_text)).tolist():
                 words[size + text] = block.words[text]
             size += len(block.hashes)
-            if progress:
-                progress(size)
-        seen = Seen(np.concatenate(hashes), np.concatenate(totals))
+        seen = Seen(hashes.whole(), totals.whole())
         file.flush()
         count = file.tell() // 8
         hits = np.memmap(file, np.uint32, "r", shape=(count, 2)) if count else np.empty((0, 2), np.uint32)
@@ -327,56 +351,66 @@ def _near(
     for owners, places in chunks():
         chosen = rare[places]
         # A gram that the index does not have is rare as far as one knows.
-        frequent = np.bincount(owners[~chosen] - owners[0], minlength=owners[-1] - owners[0] + 1) if len(owners) else owners
+        if not len(owners):
+            continue
+        first = owners[0]
+        frequent = np.bincount(owners[~chosen] - first, minlength=owners[-1] - first + 1)
         a = np.repeat(owners[chosen], index.counts[places[chosen]])
         b = index.owners[_ranges(index.starts[places[chosen]], index.counts[places[chosen]])].astype(np.int64)
         if inside:
             a, b = a[a < b], b[a < b]
-        keys, shared = np.unique(a * len(index.totals) + b, return_counts=True)
-        a, b = keys // max(1, len(index.totals)), keys % max(1, len(index.totals))
-        of_text = totals[a] - frequent[a - owners[0]] if len(a) else a
-        needed = _least(index.short[b]) * _whole(of_text, of_index[b], index.short[b])
+        keys = np.sort(a * len(index.totals) + b)
+        new = np.flatnonzero(np.diff(keys, prepend=-1))
+        shared = np.diff(new, append=len(keys))
+        a, b = np.divmod(keys[new], len(index.totals))
+        of_text = totals[a] - frequent[a - first]
+        needed = np.where(
+            index.short[b],
+            SHORT_SHARE * np.maximum(of_text, of_index[b]),
+            LONG_SHARE * np.minimum(of_text, of_index[b]),
+        )
         candidates = np.flatnonzero((shared >= needed) & (shared >= _FEWEST))
         a, b = a[candidates], b[candidates]
         shares = np.zeros(len(a))
         for number, (text, other) in enumerate(zip(a.tolist(), b.tolist(), strict=True)):
             mine = places[slice(*np.searchsorted(owners, [text, text + 1]))]
             both = len(np.intersect1d(mine, index.places_of(other), assume_unique=True))
-            if not index.short[other] or _alike(words(text), index.words[other]):
-                shares[number] = both / _whole(totals[text], index.totals[other], index.short[other])
-        enough = shares >= _least(index.short[b])
-        found.append(Pairs(a[enough], b[enough], shares[enough]))
+            short = index.short[other]
+            share = both / (max if short else min)(totals[text], index.totals[other])
+            if share >= (SHORT_SHARE if short else LONG_SHARE) and not (
+                short and _edits(words(text), index.words[other]) > EDITS
+            ):
+                shares[number] = share
+        found.append(Pairs(a[shares > 0], b[shares > 0], shares[shares > 0]))
     return _joined(found)
 
 
-def _least(short: np.ndarray) -> np.ndarray:
-    """The share from which texts overlap."""
-    return np.where(short, SHORT_SHARE, LONG_SHARE)
+def _edits(a: bytes, b: bytes) -> float:
+    """Words replaced, put in or left out between two short texts, a share of the longer one's.
 
-
-def _whole(a: Any, b: Any, short: Any) -> Any:
-    """Of so many grams of two texts, those that a share is of."""
-    return np.where(short, np.maximum(a, b), np.minimum(a, b))
-
-
-def _alike(a: bytes, b: bytes) -> bool:
-    """Whether two short texts differ in few words; texts of one word each, in a script without blanks, may differ."""
+    Texts of one word each, as in scripts without blanks, are told by their characters alone: 0.
+    """
     if len(a) == len(b) == 4:
-        return True
+        return 0.0
     mine, other = memoryview(a).cast("I").tolist(), memoryview(b).cast("I").tolist()
+    longer = max(len(mine), len(other), 1)
+    for end in (0, -1):
+        while mine and other and mine[end] == other[end]:
+            del mine[end], other[end]
     previous = list(range(len(other) + 1))
     for i, word in enumerate(mine, 1):
         current = [i]
         for j, same in enumerate(other, 1):
             current.append(min(previous[j] + 1, current[-1] + 1, previous[j - 1] + (word != same)))
         previous = current
-    return previous[-1] <= EDITS * max(len(mine), len(other))
+    return previous[-1] / longer
 
 
 def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """The numbers start, start + 1, … of each range, one after the other."""
     ends = np.cumsum(counts)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - ends + counts, counts)
+    numbers: np.ndarray = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - ends + counts, counts)
+    return numbers
 
 
 def _joined(pairs: list[Pairs]) -> Pairs:
