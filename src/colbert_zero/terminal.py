@@ -20,7 +20,7 @@ from rich.text import Text
 
 from colbert_zero.errors import STOPPED, Stopped
 from colbert_zero.report.published import published_on
-from colbert_zero.report.records import MEASURE
+from colbert_zero.report.records import MEASURE, SEEN, marked
 from colbert_zero.report.sweep import short_key, short_value
 from colbert_zero.report.words import duration, operations
 
@@ -165,6 +165,11 @@ def print_results(results: dict[str, Any]) -> None:
         if number:
             console.print()
         console.print(table)
+    if any(marked(name, sizes) != name for name, sizes in results["collections"].items()):
+        console.print(
+            f"{SEEN} queries of it are in the training data, so that scores, and means over them, may be too high: "
+            "`colbert-zero leaks` shows them", markup=False, soft_wrap=True,
+        )  # fmt: skip
 
 
 def results_tables(results: dict[str, Any], width: int) -> list[Table]:
@@ -176,7 +181,10 @@ def results_tables(results: dict[str, Any], width: int) -> list[Table]:
     """
     groups = _groups(results["systems"])
     collections = list(results["collections"])
-    only = f"{collections[0]} " if len(collections) == 1 else "mean "
+    label = {name: marked(name, results["collections"][name]) for name in collections}
+    only = f"{label[collections[0]]} " if len(collections) == 1 else "mean "
+    if len(collections) > 1 and any(label[name] != name for name in collections):
+        only = f"mean {SEEN} "
     first: dict[str, Column] = {
         f"{only}nDCG@10": lambda system: _score(_mean(system["scores"], collections)),
         "compute": lambda system: operations(system["flops"]) if _was_counted(system) else "–",
@@ -186,9 +194,9 @@ def results_tables(results: dict[str, Any], width: int) -> list[Table]:
         del first["compute"]  # trained by a version that did not count
     shown: list[dict[str, Column]] = [first]
     # All of them beside the mean, or none: a table of one and a table of six would be hard to read together.
-    scores: dict[str, Column] = {name: partial(_score_on, name) for name in collections}
+    scores: dict[str, Column] = {label[name]: partial(_score_on, name) for name in collections}
     together = _width(results["systems"], groups, first | scores) <= width
-    for name in collections if len(collections) > 1 else []:
+    for name in label.values() if len(collections) > 1 else []:
         column = {name: scores[name]}
         fits = len(shown) > 1 and _width(results["systems"], groups, shown[-1] | column) <= width
         if not (together or fits):

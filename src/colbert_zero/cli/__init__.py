@@ -10,7 +10,7 @@ from types import ModuleType
 import typer
 
 from colbert_zero import launcher
-from colbert_zero.cli import data, doctor, leaks, model, plan, recipes, study
+from colbert_zero.cli import data, doctor, filter_pairs, leaks, model, plan, recipes, study
 from colbert_zero.errors import STOPPED, ColbertZeroError, ProcessLost, Stopped
 from colbert_zero.terminal import console, stderr
 
@@ -31,6 +31,7 @@ for command in (
     model.evaluate,
     data.data,
     leaks.leaks,
+    filter_pairs.filter_pairs,
     study.report,
     doctor.doctor,
     recipes.schema,

@@ -62,8 +62,8 @@ def leaks(
         return
     if write_clean and not collection:
         raise ColbertZeroError("--write-clean: of what? Name the collections: --collection beir/scifact")
-    if write_clean and write_clean.exists() and (not write_clean.is_dir() or any(write_clean.iterdir())):
-        raise ColbertZeroError(f"--write-clean {write_clean}: is there already; name a folder that is not, or is empty")
+    if write_clean:
+        refuse_existing(write_clean, "--write-clean")
     show = RichShow()
     with tempfile.TemporaryDirectory(prefix="colbert-zero-") as folder:
         sources = load_sources(train, "--train", Path(folder), show.say, bar_of(show))
@@ -82,6 +82,12 @@ def leaks(
                 console.print(f"{name}: {rows:,} of {all_rows:,} rows written to {write_clean}{left}", markup=False)
     if json_file:
         write_json(json_file, found.record)
+
+
+def refuse_existing(path: Path, option: str) -> None:
+    """Refuse a file, or a folder with something in it, that would be replaced."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ColbertZeroError(f"{option} {path}: is there already; name another, or delete it")
 
 
 def bar_of(show: RichShow) -> Any:

@@ -87,7 +87,7 @@ def evaluate(
         raise ColbertZeroError(f"--run: mteb keeps {tasks[0]}'s ranking to itself; leave --run or the task out")
     start_processes()
     found = [find_task(word) for word in tasks]
-    commit = None if model == "bm25" else _checked(model)
+    commit = None if model == "bm25" else checked_model(model)
     tell_refused(refused(torch.device(get_device_name())), RichShow().say)
     if is_main():
         for task in found:
@@ -185,21 +185,21 @@ def _tell(about: dict[str, Any], records: dict[str, dict[str, Any]], published: 
         write_json(json_file, whole)
 
 
-def _checked(model: str) -> str | None:
+def checked_model(model: str, whose: str = "MODEL") -> str | None:
     """The commit of a Hub id, which is told; None of a folder. What cannot be evaluated is refused."""
     from colbert_zero.models.bases import check_base, find_commit, go_offline, is_hub_id
     from colbert_zero.models.kinds import kind_of
 
     commit = None
     if is_hub_id(model):
-        commit, silent = find_commit(model, None, "MODEL")
-        console.print(f"MODEL: {model} at {commit}{f', from the cache: {silent}' if silent else ''}", markup=False)
+        commit, silent = find_commit(model, None, whose)
+        console.print(f"{whose}: {model} at {commit}{f', from the cache: {silent}' if silent else ''}", markup=False)
         if silent:
             go_offline()
-    check_base(model, commit, whose="MODEL", trained=False)
+    check_base(model, commit, whose=whose, trained=False)
     if kind_of(model, commit) == "encoder":
         console.print(
-            f"MODEL: {model} is a plain encoder, never trained to give embeddings: it is scored by the mean of its "
+            f"{whose}: {model} is a plain encoder, never trained to give embeddings: it is scored by the mean of its "
             "states and their cosine",
             markup=False,
             soft_wrap=True,

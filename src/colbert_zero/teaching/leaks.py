@@ -13,7 +13,7 @@ from colbert_zero.data.order import evenly_spaced
 from colbert_zero.data.overlap import SLICE, Index, Pairs, Seen, blocks, compare, compare_inside, indexes
 from colbert_zero.data.prepared import ArrowPart, Part, Source
 from colbert_zero.errors import ColbertZeroError, short
-from colbert_zero.files import Progress, atomic_file, to_json
+from colbert_zero.files import Progress, atomic_file, atomic_folder, to_json
 from colbert_zero.teaching.derived import share_out
 
 CLEAN, DOCUMENTS_SEEN, QUERIES_SEEN = "clean", "documents seen", "queries seen"
@@ -436,11 +436,12 @@ def write_rows(source: Source, keep: Mapping[str, np.ndarray], path: Path) -> in
 def write_clean(sources: Sequence[Source], leaks: Leaks, folder: Path, drop: str = "any") -> dict[str, int]:
     """Write the sources without the rows that overlap with a collection; returns the rows written, by source."""
     written = {}
-    for source in sources:
-        ends = np.cumsum([len(part) for part in source.parts.values()])
-        starts = dict(zip(source.parts, np.concatenate([[0], ends]).tolist(), strict=False))
-        rows = leaks.rows[drop][source.name]
-
-        kept = {name: ~rows[starts[name] : starts[name] + len(part)] for name, part in source.parts.items()}
-        written[source.name] = write_rows(source, kept, folder / source.name)
+    with atomic_folder(folder) as temporary:
+        for source in sources:
+            starts = np.cumsum([0, *map(len, source.parts.values())]).tolist()
+            rows = leaks.rows[drop][source.name]
+            kept = {
+                n: ~rows[start : start + len(p)] for start, (n, p) in zip(starts, source.parts.items(), strict=False)
+            }
+            written[source.name] = write_rows(source, kept, temporary / source.name)
     return written
