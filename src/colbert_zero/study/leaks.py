@@ -39,8 +39,8 @@ def told(record: dict[str, Any]) -> list[str]:
             lines.append(
                 f"collection {name}: {seen['queries_seen']:,} of {seen['queries']:,} queries and "
                 f"{seen['documents_seen']:,} of {seen['documents_compared']:,} documents are in the training data, "
-                f"equal or nearly ({', '.join(seen['by_source'])}); as {example['text']}. `colbert-zero leaks` shows them, "
-                "and writes sources without them"
+                f"equal or nearly ({', '.join(seen['by_source'])}); as {example['text']}. `colbert-zero leaks` shows "
+                "them, and writes sources without them"
             )
     if not record["whole"]:
         lines.append(f"leaks: {record['rows']:,} rows were looked at, not all; `colbert-zero leaks` looks at all")

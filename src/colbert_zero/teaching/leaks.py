@@ -237,9 +237,10 @@ def find_leaks(
 ) -> Leaks:
     """Exact and near-duplicate texts between sources and collections, and inside and between sources.
 
-    Memory holds at most `SLICE` grams at once, with what sorts them 1.5 GB, 20 bytes a training text and 40 a row; larger collections are
-    compared in slices, for each of which the sources are read again. Inside and between sources more than `SLICE` grams
-    are sampled, alike in all texts, so that some near-duplicates of short texts are missed; `record` tells the share.
+    Memory holds at most `SLICE` grams at once, with what sorts them 1.5 GB, 20 bytes a training text and 40 a row;
+    larger collections are compared in slices, for each of which the sources are read again. Inside and between sources
+    more than `SLICE` grams are sampled, alike in all texts, so that some near-duplicates of short texts are missed;
+    `record` tells the share.
 
     Args:
         sources: At most 64.
