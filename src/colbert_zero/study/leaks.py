@@ -39,7 +39,7 @@ def told(record: dict[str, Any]) -> list[str]:
             lines.append(
                 f"collection {name}: {seen['queries_seen']:,} of {seen['queries']:,} queries and "
                 f"{seen['documents_seen']:,} of {seen['documents_compared']:,} documents are in the training data, "
-                f"equal or nearly ({', '.join(seen['by_source'])}); as {example['text']}. `colbert-zero leaks` shows "
+                f"equal or nearly ({', '.join(seen['by_source'])}); as “{example['text']}”. `colbert-zero leaks` shows "
                 "them, and writes sources without them"
             )
     if not record["whole"]:
