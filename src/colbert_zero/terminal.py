@@ -20,7 +20,7 @@ from rich.text import Text
 
 from colbert_zero.errors import STOPPED, Stopped
 from colbert_zero.report.published import published_on
-from colbert_zero.report.records import MEASURE
+from colbert_zero.report.records import MEASURE, SEEN, marked
 from colbert_zero.report.sweep import short_key, short_value
 from colbert_zero.report.words import duration, operations
 
@@ -165,6 +165,11 @@ def print_results(results: dict[str, Any]) -> None:
         if number:
             console.print()
         console.print(table)
+    if any(marked(name, sizes) != name for name, sizes in results["collections"].items()):
+        console.print(
+            f"{SEEN} queries of it are in the training data, so that scores, and means over them, may be too high: "
+            "`colbert-zero leaks` shows them", markup=False, soft_wrap=True,
+        )  # fmt: skip
 
 
 def results_tables(results: dict[str, Any], width: int) -> list[Table]:
@@ -176,7 +181,10 @@ def results_tables(results: dict[str, Any], width: int) -> list[Table]:
     """
     groups = _groups(results["systems"])
     collections = list(results["collections"])
-    only = f"{collections[0]} " if len(collections) == 1 else "mean "
+    label = {name: marked(name, results["collections"][name]) for name in collections}
+    only = f"{label[collections[0]]} " if len(collections) == 1 else "mean "
+    if len(collections) > 1 and any(label[name] != name for name in collections):
+        only = f"mean {SEEN} "
     first: dict[str, Column] = {
         f"{only}nDCG@10": lambda system: _score(_mean(system["scores"], collections)),
         "compute": lambda system: operations(system["flops"]) if _was_counted(system) else "–",
@@ -186,9 +194,9 @@ def results_tables(results: dict[str, Any], width: int) -> list[Table]:
         del first["compute"]  # trained by a version that did not count
     shown: list[dict[str, Column]] = [first]
     # All of them beside the mean, or none: a table of one and a table of six would be hard to read together.
-    scores: dict[str, Column] = {name: partial(_score_on, name) for name in collections}
+    scores: dict[str, Column] = {label[name]: partial(_score_on, name) for name in collections}
     together = _width(results["systems"], groups, first | scores) <= width
-    for name in collections if len(collections) > 1 else []:
+    for name in label.values() if len(collections) > 1 else []:
         column = {name: scores[name]}
         fits = len(shown) > 1 and _width(results["systems"], groups, shown[-1] | column) <= width
         if not (together or fits):
@@ -231,6 +239,49 @@ def evaluation_table(
     if len(scores) > 1:
         table.add_row(f"mean of {len(scores)}", "", "", *(_score(mean.get(m)) for m in measures), style="bold")
     return table
+
+
+def leaks_table(record: dict[str, Any]) -> Table:
+    """Which collections were seen in training sources."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("", overflow="fold")
+    for title in ("queries seen", "documents seen"):
+        table.add_column(title, justify="right")
+    table.add_column("verdict")
+    for name, seen in record["collections"].items():
+        queries = f"{seen['queries_seen']:,} of {seen['queries']:,}"
+        documents = f"{seen['documents_seen']:,} of {seen['documents_compared']:,}"
+        style = "bold" if seen["queries_seen"] else ""
+        table.add_row(Text(name), queries, documents, Text(seen["verdict"]), style=style)
+    return table
+
+
+def leaks_lines(record: dict[str, Any]) -> list[str]:
+    """Where collections' texts were seen, with examples; what repeats inside and between sources."""
+    lines = []
+    for name, seen in record["collections"].items():
+        for source, counts in seen["by_source"].items():
+            lines.append(f"{name}: {counts['queries']:,} queries and {counts['documents']:,} documents in {source}")
+        for example in seen["examples"]:
+            how = "equal" if example["share"] == 1 else f"{example['share']:.0%} alike"
+            lines.append(f"  {example['of']}, {example['id']}: {example['text']}")
+            lines.append(f"    {how}, {example['part']} row {example['row']:,}: {example['training_text']}")
+    for name, counts in record["sources"].items():
+        if "texts" in counts:
+            lines.append(
+                f"inside {name}: of {counts['texts']:,} texts {counts['queries_repeated']:,} queries and "
+                f"{counts['documents_repeated']:,} documents repeat an earlier one, {counts['near']:,} nearly do"
+            )
+    for names, counts in record.get("between", {}).items():
+        lines.append(f"between {names}: {counts['equal']:,} texts are in both, {counts['near']:,} nearly")
+    if record.get("sampled", 1) < 1:
+        lines.append(
+            f"inside and between sources, {record['sampled']:.0%} of what texts are compared by was looked at, for the "
+            "memory's sake: some near-duplicates of short texts may be missed"
+        )
+    if not record["whole"]:
+        lines.append(f"{record['rows']:,} rows of the sources were looked at, not all")
+    return lines
 
 
 def published_lines(names: list[str]) -> list[str]:

@@ -20,7 +20,22 @@ from helpers import DOCUMENTS, ROOT, data, environment, launch, write_rows
 def test_every_command_is_in_the_help_and_teaches_by_example(command):
     code, out, _ = command("--help")
     assert code == 0
-    for name in ("run", "plan", "train", "sweep", "data", "evaluate", "report", "doctor", "mine", "recipes", "schema"):
+    for name in (
+        "run",
+        "plan",
+        "train",
+        "sweep",
+        "data",
+        "evaluate",
+        "mine",
+        "teach",
+        "leaks",
+        "filter-pairs",
+        "report",
+        "doctor",
+        "recipes",
+        "schema",
+    ):
         assert name in out
         if name not in ("recipes", "schema"):
             assert f"colbert-zero {name}" in command(name, "--help")[1]

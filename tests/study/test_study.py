@@ -57,7 +57,8 @@ def test_every_pipeline_checkpoint_and_baseline_is_scored_and_recorded(finished)
         record = read_json(folder / "out" / "phases" / f"{phase['name']}-{phase['id']}" / "phase.json")
         assert phase == {key: record[key] for key in phase}
         assert {"flops", *COUNTED} < set(phase)
-    assert results["collections"] == {"held-out": {"documents": 30, "queries": 20}}
+    seen = {"verdict": "documents seen", "queries_seen": 0, "documents_seen": 30}  # the rows' words come in cycles
+    assert results["collections"] == {"held-out": {"documents": 30, "queries": 20, "leaks": seen}}
     pairs = [(c["family"], c["a"], c["b"]) for c in results["comparisons"] if c["collection"] is None]
     assert pairs == [
         ("pipelines", "kd-only", "full"),

@@ -10,7 +10,7 @@ from types import ModuleType
 import typer
 
 from colbert_zero import launcher
-from colbert_zero.cli import data, doctor, mine, model, plan, recipes, study, teach
+from colbert_zero.cli import data, doctor, filter_pairs, leaks, mine, model, plan, recipes, study, teach
 from colbert_zero.errors import STOPPED, ColbertZeroError, ProcessLost, Stopped
 from colbert_zero.terminal import console, stderr
 
@@ -32,6 +32,8 @@ for command in (
     teach.teach,
     data.data,
     mine.mine,
+    leaks.leaks,
+    filter_pairs.filter_pairs,
     study.report,
     doctor.doctor,
     recipes.schema,

@@ -1,8 +1,10 @@
 """What a study answers, in sentences that rest on its tests."""
 
+from collections.abc import Callable
+
 from colbert_zero.report.cost import BUSY, COMPUTE, TIME, busy_in_words, idle_phases
 from colbert_zero.report.layers import add_little, added
-from colbert_zero.report.records import MEASURE, Record, Records
+from colbert_zero.report.records import MEASURE, SEEN, Record, Records
 from colbert_zero.report.words import listed, percent, points, probability
 
 SIGNIFICANT = 0.05
@@ -45,7 +47,7 @@ def sentence_about(records: Records, a: str, b: str) -> tuple[bool, str]:
     text = f"95 % interval {interval(whole[0])}, Holm-corrected {p}: {verdict}"
     single = [test for test in found if test["collection"] is not None and is_significant(test)]
     parts = [
-        f"{word} on {len(some)} ({_examples(some)})"
+        f"{word} on {len(some)} ({_examples(some, records.label)})"
         for word, sign in (("better", 1), ("worse", -1))
         if (some := [test for test in single if sign * test["difference"] > 0])
     ]
@@ -54,11 +56,11 @@ def sentence_about(records: Records, a: str, b: str) -> tuple[bool, str]:
     return shown, text
 
 
-def _examples(found: list[Record]) -> str:
+def _examples(found: list[Record], label: Callable[[str], str]) -> str:
     """Up to three differences, the largest first, with their intervals and the largest p of all."""
     ordered = sorted(found, key=lambda test: -abs(test["difference"]))
     shown = [
-        f"{test['collection']} {points(test['difference'], signed=True)}, 95 % interval {interval(test)}"
+        f"{label(test['collection'])} {points(test['difference'], signed=True)}, 95 % interval {interval(test)}"
         for test in ordered[:3]
     ]
     p = max(test["p_value_holm"] for test in found)
@@ -124,6 +126,7 @@ def findings(records: Records) -> list[tuple[str, str]]:
     best, found = pipelines[0], []
     over = "" if len(records.collections) == 1 else f" over {len(records.collections)} collections"
     measure = MEASURE if not over else f"mean {MEASURE}"
+    over += f" {SEEN}" if records.seen else ""
     reach = f"{best} reaches {measure} {points(records.means[best])}{over} for {_spent(records, best)}"
     if len(pipelines) == 1:
         found.append(("Score", f"{reach}. Add a second pipeline to the recipe, and the two are compared."))
@@ -145,7 +148,7 @@ def findings(records: Records) -> list[tuple[str, str]]:
         for baseline in records.baselines(representation)[:1]:
             found.append((label, _against(records, best, baseline)))
     found += [("Teacher", _against_teacher(records, name)) for name in records.teachers]
-    return found + _told(records)
+    return found + _leaks(records) + _told(records)
 
 
 def _layers(records: Records, pipelines: list[str]) -> list[tuple[str, str]]:
@@ -163,6 +166,18 @@ def _layers(records: Records, pipelines: list[str]) -> list[tuple[str, str]]:
                 )
             found.append(("Embeddings alone" if little else "Layers", f"{text}."))
     return found
+
+
+def _leaks(records: Records) -> list[tuple[str, str]]:
+    """That scores are of queries which models may have been trained on."""
+    if not records.seen:
+        return []
+    which = [f"{name} ({records.collections[name]['leaks']['queries_seen']})" for name in records.seen]
+    text = (
+        f"the training data have queries of {listed(which)}, equal or nearly. Scores there, and means over them, are "
+        f"marked {SEEN}: they may be too high. `colbert-zero leaks` shows them, and writes the sources without them."
+    )
+    return [("Seen in training", text)]
 
 
 def _told(records: Records) -> list[tuple[str, str]]:

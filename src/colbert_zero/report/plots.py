@@ -5,7 +5,7 @@ from typing import Any
 
 from colbert_zero.report.cost import TIME, Currency
 from colbert_zero.report.drawing import COLOURS, INK, MARKERS, MUTED, Plot, clip, log_axis, make_plot, place
-from colbert_zero.report.records import MEASURE, Record, Records, chain_of
+from colbert_zero.report.records import MEASURE, SEEN, Record, Records, chain_of
 from colbert_zero.report.words import listed, points
 
 
@@ -39,7 +39,11 @@ def quality_plot(records: Records, currency: Currency) -> Plot | None:
                 named.add(name)
             labels.append((xs[-1], ys[-1], clip(pipeline), colour, True))
         axes.set_xlabel(f"{currency.name} from zero, {unit_name}{' (log scale)' if logarithmic else ''}")
-        axes.set_ylabel(f"{MEASURE} × 100" + (", mean" if len(records.collections) > 1 else ""))
+        axes.set_ylabel(
+            f"{MEASURE} × 100"
+            + (", mean" if len(records.collections) > 1 else "")
+            + (f" {SEEN}" if records.seen else "")
+        )
         if logarithmic:
             log_axis(axes)
         axes.margins(x=0.12, y=0.12)

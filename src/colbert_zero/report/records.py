@@ -9,6 +9,8 @@ from colbert_zero.files import read_json
 from colbert_zero.report.cost import COMPUTE, TIME, Currency, idle_phases, is_counted
 
 MEASURE = "nDCG@10"
+SEEN = "†"
+"""Beside scores on a collection whose queries were seen in training."""
 SCHEMA = 1
 """Of the records that this version reads."""
 SYSTEM_KEYS = ("kind", "pipeline", "after", "representation", "phases", "device_seconds", "scores")
@@ -73,6 +75,15 @@ class Records:
         means = {name: self.mean(system["scores"]) for name, system in self.systems.items()}
         self.means: dict[str, float] = {name: mean for name, mean in means.items() if mean is not None}
 
+    def label(self, collection: str) -> str:
+        """A collection's name, marked if its queries were seen in training."""
+        return marked(collection, self.collections[collection])
+
+    @property
+    def seen(self) -> list[str]:
+        """Collections whose queries were seen in training."""
+        return [name for name, sizes in self.collections.items() if marked(name, sizes) != name]
+
     def mean(self, scores: Record, measure: str = MEASURE) -> float | None:
         """Mean of a measure over all collections; None if one of them has no score."""
         values = [scores.get(collection, {}).get(measure) for collection in self.collections]
@@ -111,6 +122,11 @@ class Records:
         by_id = {s["phases"][-1]["id"]: name for name, s in self.systems.items() if s["phases"]}
         path = [by_id.get(phase) for phase in phases[:-1]]
         return [name for name in path if name in self.means] + [pipeline]
+
+
+def marked(collection: str, sizes: Record) -> str:
+    """A collection's name, with a mark if its queries were seen in training, by its entry in results.json."""
+    return f"{collection} {SEEN}" if sizes.get("leaks", {}).get("verdict") == "queries seen" else collection
 
 
 def chain_of(phase: Record) -> str:

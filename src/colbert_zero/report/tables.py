@@ -8,7 +8,7 @@ from typing import Any
 from colbert_zero.report.answer import interval, is_significant, sentence_about
 from colbert_zero.report.cost import COMPUTE, TIME, busy_share
 from colbert_zero.report.published import published_on
-from colbert_zero.report.records import MEASURE, Record, Records, chain_of
+from colbert_zero.report.records import MEASURE, SEEN, Record, Records, chain_of
 from colbert_zero.report.words import duration, number, operations, percent, points, quantity, size
 
 TOP_SOURCES = 15
@@ -45,7 +45,15 @@ def glance(records: Records) -> Table:
         rows.append([name, mean, shares[0], amount, shares[1], *beside, shown])
     amount, *beside = _cost_columns(records)
     share = f"share of its {'compute' if records.currency is COMPUTE else 'time'}"
-    columns = ["pipeline", f"{MEASURE} × 100", "share of best", amount, share, *beside, "best shown better"]
+    columns = [
+        "pipeline",
+        f"{MEASURE} × 100{f' {SEEN}' if records.seen else ''}",
+        "share of best",
+        amount,
+        share,
+        *beside,
+        "best shown better",
+    ]
     return Table("Pipelines, the cheapest first", columns, [("", rows)])
 
 
@@ -108,7 +116,12 @@ def scores_table(records: Records, measure: str) -> Table:
             cost += [quantity(sum(p[key] for p in phases)) if phases else "–" for key in ("texts", "tokens")]
             rows.append([_row_label(records, system), *cells, *(cost if with_cost else [])])
         groups.append((heading, rows))
-    columns = ["system", "mean", *names, *([*_cost_columns(records), "texts", "tokens"] if with_cost else [])]
+    columns = [
+        "system",
+        mean_label(records),
+        *map(records.label, names),
+        *([*_cost_columns(records), "texts", "tokens"] if with_cost else []),
+    ]
     return Table(f"{measure} × 100", columns, groups)
 
 
@@ -125,7 +138,7 @@ def comparisons_table(records: Records) -> Table:
             rows.append(
                 [
                     f"{test['a']} − {test['b']}",
-                    "mean of all" if test["collection"] is None else test["collection"],
+                    _tested_on(records, test["collection"]),
                     f"{better} is better" if is_significant(test) else "not shown",
                     points(test["difference"], signed=True),
                     interval(test),
@@ -137,6 +150,17 @@ def comparisons_table(records: Records) -> Table:
             groups.append((f"{measure}, {family}", rows))
     columns = ["difference", "collection", "verdict", "points", "95 % interval", "p", "p (Holm)"]
     return Table("Differences and their tests", columns, groups, words=(0, 1, 2))
+
+
+def mean_label(records: Records) -> str:
+    """The heading of means, marked where a collection in them is."""
+    return f"mean {SEEN}" if records.seen else "mean"
+
+
+def _tested_on(records: Records, collection: str | None) -> str:
+    if collection is None:
+        return mean_label(records) + " of all"
+    return records.label(collection) if collection in records.collections else collection
 
 
 def _phase_table(
@@ -268,9 +292,17 @@ def collections_table(records: Records) -> Table:
     for name, sizes in records.collections.items():
         known = sizes | records.data.get("collections", {}).get(name, {})
         counts = [number(known.get(key)) for key in ("documents", "queries", "judgements")]
-        rows.append([name, str(known.get("from", known.get("name", "–"))), *counts])
-    columns = ["collection", "from", "documents", "queries", "judgements"]
-    return Table("Collections to test on", columns, [("", rows)], words=(0, 1))
+        rows.append([records.label(name), str(known.get("from", known.get("name", "–"))), *counts, _seen(sizes)])
+    columns = ["collection", "from", "documents", "queries", "judgements", "in the training data"]
+    return Table("Collections to test on", columns, [("", rows)], words=(0, 1, 5))
+
+
+def _seen(sizes: Record) -> str:
+    """What of a collection was seen in training; an older study, or one told not to, did not look."""
+    if (found := sizes.get("leaks")) is None:
+        return "not looked for"
+    counts = [f"{number(found[f'{role}_seen'])} {role}" for role in ("queries", "documents") if found[f"{role}_seen"]]
+    return f"{found['verdict']} ({', '.join(counts)})" if counts else found["verdict"]
 
 
 def published_table(records: Records) -> Table | None:
@@ -307,7 +339,8 @@ def teachers_table(records: Records) -> Table:
                 "–" if teacher.get("scoring_seconds") is None else duration(teacher["scoring_seconds"]),
             ]
         )
-    columns = ["teacher", "what it is", "parts", "mean", *names, "queries", "candidates"]
+    columns = ["teacher", "what it is", "parts", mean_label(records), *map(records.label, names)]
+    columns += ["queries", "candidates"]
     columns += ["training, from zero", "scoring"]
     return Table(f"Teachers, {MEASURE} × 100, and what they cost", columns, [("", rows)], words=(0, 1, 2))
 

@@ -22,6 +22,7 @@ from colbert_zero.recipe.data import Mined, NamedCollection, Scored
 from colbert_zero.recipe.schema import Recipe
 from colbert_zero.report.records import MEASURE
 from colbert_zero.study.graph import chains_of, graph
+from colbert_zero.study.leaks import together
 from colbert_zero.study.rankings import Ranker
 from colbert_zero.study.study import Study
 from colbert_zero.teaching.teacher import describe, fuse
@@ -83,6 +84,9 @@ def _sizes(study: Study) -> dict[str, Any]:
         spec = study.recipe.collections[name]
         if isinstance(spec, NamedCollection):
             size["name"] = spec.name if whole == name else spec.of.whole
+    found = study.leaks["collections"] if study.leaks else {}
+    for whole, size in sizes.items() if found else ():
+        size["leaks"] = together(found[name] for name in study.collections if study.recipe.whole_of(name) == whole)
     return sizes
 
 
@@ -256,6 +260,7 @@ def _sources(study: Study, nodes: list[tuple[str, ...]]) -> dict[str, Any]:
 
 def _data(study: Study, nodes: list[tuple[str, ...]]) -> dict[str, Any]:
     return {
+        **({"leaks": study.leaks} if study.leaks else {}),
         "sources": {
             name: {k: v for k, v in source.items() if k != "id"} for name, source in _sources(study, nodes).items()
         },

@@ -34,6 +34,8 @@ from colbert_zero.report import layers as layers_in_words
 from colbert_zero.study import bases
 from colbert_zero.study.disk import Disk, check_disk, disk_for
 from colbert_zero.study.graph import root_of
+from colbert_zero.study.leaks import leaks_of
+from colbert_zero.study.leaks import told as told_of_leaks
 from colbert_zero.study.rankings import Ranker, Rankings
 from colbert_zero.study.resolved import Resolved, asked
 from colbert_zero.study.show import Quiet, Show
@@ -94,6 +96,7 @@ class Study:
     rankings: Rankings = field(init=False)
     disk: Disk | None = None
     told: set[str] = field(default_factory=set)
+    leaks: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         self.folder = Path(self.folder)
@@ -129,6 +132,8 @@ class Study:
         self._check_miners(used)
         self._load_collections(held_out=True)
         self.collections = {name: self.collections[name] for name in self.recipe.collections}  # in its order again
+        if self.recipe.leaks:
+            self._find_leaks(used)
         if any(self.recipe.phases[phase].evaluate_every for chain in chains for phase in chain):
             self.prepare_validation()
         # A base that was seen before is looked for only by who starts from it: a finished study needs no network.
@@ -185,6 +190,22 @@ class Study:
     def _commits(self, name: str, spec: Mined) -> dict[str, str | None]:
         """Of each model that mines or judges the Hub's commit, None of a folder."""
         return {model: find_checkpoint(model, f"sources.{name}", self._say_once) for model in spec.models}
+
+    def _find_leaks(self, names: frozenset[str]) -> None:
+        """Look once for the collections in the sources that these are made of; told."""
+        roots = {root_of(self.recipe, name) for name in names}
+        sources = {name: self.sources[name] for name in self.recipe.sources if name in roots}
+        with self.show.bar("leaks: rows compared", 0) as advance:
+
+            def report(done: int, total: int) -> None:
+                stop_if_asked()
+                advance(done, {"total": total})
+
+            make = partial(leaks_of, sources, self.collections, self.data, report)
+            self.leaks = from_main(make() if is_main() else None)
+        assert self.leaks is not None
+        for line in told_of_leaks(self.leaks):
+            self._say_once(line)
 
     def _phases(self, chains: list[tuple[str, ...]]) -> dict[str, Phase]:
         return {name: self.recipe.phases[name] for chain in chains for name in chain}

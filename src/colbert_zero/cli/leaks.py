@@ -1,0 +1,101 @@
+"""`leaks`: which texts of collections stand in training sources."""
+
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from colbert_zero.cli.options import is_first
+from colbert_zero.errors import ColbertZeroError
+from colbert_zero.terminal import RichShow, console, leaks_lines, leaks_table
+
+SOURCE = "A file or glob of rows (.jsonl, .parquet, .tsv; .gz too), or RECIPE:NAME for a recipe's source."
+
+
+def leaks(
+    train: Annotated[list[str], typer.Option(metavar="SOURCE", help=f"{SOURCE} May be given several times.")],
+    collection: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH|NAME",
+            help="As for evaluate: a folder, a public collection (beir/scifact), a group (nanobeir), a Hub data set. "
+            "May be given several times; without, the sources are compared with each other alone.",
+        ),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Which qrels; test for folders, train for the Hub.")] = None,
+    write_clean: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Write each source without the rows that overlap with a collection, as JSON lines."
+        ),
+    ] = None,
+    drop: Annotated[
+        Literal["any", "queries"],
+        typer.Option(
+            help="With --write-clean: leave out rows with a text of a collection's query or document, or of a query "
+            "alone."
+        ),
+    ] = "any",
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write counts, verdicts and examples.")
+    ] = None,
+) -> None:
+    """Find collections' queries and documents in training sources: equal, or copied with few changes.
+
+    Also tells what repeats inside and between the sources. Texts are compared by what they say, word by word: a query
+    asked in other words is not found.
+
+    Examples:
+
+      colbert-zero leaks --train my/pairs.jsonl.gz --collection beir/scifact --collection nanobeir
+      colbert-zero leaks --train 'data/*.parquet' --train my.yaml:tickets --collection data/cacm --write-clean clean
+    """
+    from colbert_zero.data.by_name import load_all
+    from colbert_zero.data.given import load_sources
+    from colbert_zero.files import write_json
+    from colbert_zero.teaching.leaks import find_leaks
+    from colbert_zero.teaching.leaks import write_clean as write_clean_rows
+
+    if not is_first():
+        return
+    if write_clean and not collection:
+        raise ColbertZeroError("--write-clean: of what? Name the collections: --collection beir/scifact")
+    if write_clean:
+        refuse_existing(write_clean, "--write-clean")
+    show = RichShow()
+    with tempfile.TemporaryDirectory(prefix="colbert-zero-") as folder:
+        sources = load_sources(train, "--train", Path(folder), show.say, bar_of(show))
+        collections = load_all(collection or [], split)
+        with bar_of(show)("rows compared") as advance:
+            found = find_leaks(sources, collections, progress=advance)
+        console.print()
+        if collections:
+            console.print(leaks_table(found.record))
+        for line in leaks_lines(found.record):
+            console.print(line, markup=False, soft_wrap=True)
+        if write_clean:
+            for name, rows in write_clean_rows(sources, found, write_clean, drop).items():
+                all_rows = found.record["sources"][name]["rows"]
+                left = "" if rows else "; nothing is left, a source of it is refused"
+                console.print(f"{name}: {rows:,} of {all_rows:,} rows written to {write_clean}{left}", markup=False)
+    if json_file:
+        write_json(json_file, found.record)
+
+
+def refuse_existing(path: Path, option: str) -> None:
+    """Refuse a file, or a folder with something in it, that would be replaced."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ColbertZeroError(f"{option} {path}: is there already; name another, or delete it")
+
+
+def bar_of(show: RichShow) -> Any:
+    """What gives a bar of that title, which is called with what is done and all."""
+
+    @contextmanager
+    def bar(title: str) -> Any:
+        with show.bar(title, 0) as advance:
+            yield lambda done, total: advance(done, {"total": total})
+
+    return bar
