@@ -17,6 +17,15 @@ from colbert_zero.recipe.reading import RECIPES, load_recipe, shipped_recipes
 from helpers import DOCUMENTS, ROOT, data, environment, launch, write_rows
 
 
+@pytest.mark.parametrize("option", ["--json", "--run"])
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_ranked(command, tmp_path, option):
+    (tmp_path / "file").write_text("x")
+    code, _, error = command("evaluate", "bm25", "--collection", "nowhere", option, str(tmp_path / "file" / "x.json"))
+    assert code == 2
+    assert f"{option} " in error
+    assert "cannot be written; name another place" in error.replace("\n", " ")
+
+
 def test_every_command_is_in_the_help_and_teaches_by_example(command):
     code, out, _ = command("--help")
     assert code == 0

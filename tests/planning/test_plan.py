@@ -119,6 +119,8 @@ def test_what_is_finished_is_planned_as_it_was_done(trained):
     assert all(phase.done for phase in phases)
     assert [phase.tokens for phase in phases] == [record["tokens"] for record in trained["records"].values()]
     assert asked.keep(phases) is None
+    assert [phase.flops for phase in phases] == [record["flops"] for record in trained["records"].values()]
+    assert words.hours_of(phases) == (0, 0)
     assert set(asked.own_scores()) >= {"kd-only", "full"}
 
 
@@ -235,6 +237,7 @@ def test_processes_of_this_machine_are_named_here():
         (["--budget", "0"], "write device-hours"),
         (["--budget", "40gpuh"], "needs hours; add --calibrate"),
         (["--calibrate", "--devices", "8xH100"], "leave one out"),
+        (["--calibrate", "--devices", "2xhere"], "leave --devices 2xhere out"),
         (["--only", "nothing"], "no such pipeline"),
     ],
 )
@@ -287,6 +290,47 @@ def test_published_sizes_sum_to_the_papers():
         assert len(found) == len(recipe.sources[name].splits or [1])
 
 
+def test_a_split_that_a_data_set_has_not_is_named_and_one_without_a_size_counts_alone():
+    pairs = load_recipe("paper/full").sources["pairs"]
+    (quora,) = rows_of("pairs", pairs.model_copy(update={"splits": ["quora"]})).values()
+    assert quora == 2_243_500 // 15 or quora == pytest.approx(149_566, abs=5)
+    with pytest.raises(ColbertZeroError, match=r"sources.pairs: .* has no 'paqq', did you mean paq"):
+        rows_of("pairs", pairs.model_copy(update={"splits": ["paqq"]}))
+
+
+def test_what_was_measured_stays_until_it_is_measured_anew(tmp_path):
+    write_rows(tmp_path / "pairs.jsonl")
+    asked, phases = planned(tmp_path, data(tmp_path), seconds=1)
+    measured = read_json(asked.keep(list(phases.values())))
+    again, others = planned(tmp_path, data(tmp_path), machine_named("4xH100"))
+    assert read_json(again.keep(list(others.values()))) == measured
+
+
+def test_a_damaged_plan_is_told(tmp_path):
+    write_rows(tmp_path / "pairs.jsonl")
+    asked, phases = planned(tmp_path, data(tmp_path))
+    asked.keep(list(phases.values())).write_text("{")
+    with pytest.raises(ColbertZeroError, match=r"plan.json: damaged \(.*; delete it"):
+        asked.keep(list(phases.values()))
+
+
+def test_a_recipes_own_mistake_is_told_and_no_published_base_stands_for_it(tmp_path, monkeypatch):
+    write_rows(tmp_path / "pairs.jsonl")
+    monkeypatch.setattr("colbert_zero.study.study.Study.check", lambda *_: (_ for _ in ()).throw(ColbertZeroError("x")))
+    with pytest.raises(ColbertZeroError, match=r"^x$"):
+        planned(tmp_path, data(tmp_path))
+
+
+def test_select_best_is_told_and_nothing_is_written_of_it(tmp_path):
+    write_rows(tmp_path / "pairs.jsonl")
+    recipe = data(tmp_path)
+    recipe["phases"]["unsupervised"] |= {"select": "best", "evaluate_every": 3}
+    asked, phases = planned(tmp_path, recipe)
+    assert any("`select: best` (unsupervised)" in line for line in asked.told)
+    assert len(read_json(asked.keep(list(phases.values())))["phases"]) == 1  # the dense phase alone has an id
+    assert not (tmp_path / "out" / "validation").exists()
+
+
 def test_a_data_set_of_which_nothing_is_published_is_named():
     with pytest.raises(ColbertZeroError, match=r"sources.mine.path: you/yours cannot be read here.*local folder"):
         rows_of("mine", Hub(kind="hub", path="you/yours"))
@@ -304,14 +348,15 @@ def phase(name, hours):
 
 def test_a_budget_names_the_best_pipeline_that_fits_with_its_evidence():
     hours = {"full": (60.0, 120.0), "supervised-kd": (10.0, 30.0), "kd-only": (5.0, 9.0), "mine": (1.0, 50.0)}
-    said = words.within(40, hours, {})
+    said = words.within(40, hours, words.published_scores("paper-full"))
     assert said[0] == "within 40 device-hours the best is supervised-kd: nDCG@10 0.5512 (arXiv 2602.16609)"
     assert said[1] == "  also kd-only: 0.5409"
     assert "  mine may fit: 1.0 to 50 h" in said
     assert "  full does not fit: 60 to 120 h" in said
     assert said[-1] == "  unknown: how they compare on your data"
-    own = words.within(40, hours, {"kd-only": 0.7, "supervised-kd": 0.6})
+    own = words.within(40, hours, {"kd-only": (0.7, words.OWN), "supervised-kd": (0.6, words.OWN)})
     assert own[0] == "within 40 device-hours the best is kd-only: nDCG@10 0.7000 (your own study)"
+    assert "  full fits, of which no score is known" in words.within(500, hours, words.published_scores("mine"))
     assert words.within(1, hours, {})[0] == "within 1 device-hours no pipeline surely fits"
 
 

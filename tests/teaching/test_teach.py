@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -208,6 +209,90 @@ def test_what_was_scored_before_an_interruption_is_not_scored_again(tmp_path):
     assert len(scores(tmp_path / "out")) == 3 * UNIT
 
 
+class Constant:
+    """Scores of its own for each candidate."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def scores(self, queries, candidates, documents):
+        return np.tile(np.asarray(self.value, np.float32), (len(queries), 1))
+
+
+def test_a_mix_that_goes_on_in_another_order_has_each_members_own_scores(tmp_path):
+    write_candidates(tmp_path / "c.jsonl", 2 * UNIT, ways=3)
+    found, asked = from_rows([str(tmp_path / "c.jsonl")], 3), []
+    scorers = {"a": Constant([0, 1, 2]), "b": Constant([5, 0, 0])}
+
+    def once(name):
+        asked.append(name)
+        return scorers[name]
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        teach(found, {"a": 3.0, "b": 1.0}, {"a": "a", "b": "b"}, once, tmp_path / "out", stop)
+    teach(found, {"b": 1.0, "a": 3.0}, {"b": "b", "a": "a"}, once, tmp_path / "out")
+    assert (scores(tmp_path / "out") == [1.0, 1.5, 3.0]).all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_score_that_is_no_number_is_refused(tmp_path, value):
+    write_candidates(tmp_path / "c.jsonl", ways=3)
+    found = from_rows([str(tmp_path / "c.jsonl")], 3)
+    with pytest.raises(ColbertZeroError, match="--teacher x: a score that is no finite number"):
+        teach(found, {"x": 1.0}, {"x": "x"}, lambda _: Constant([0, value, 1]), tmp_path / "out")
+
+
+def test_two_at_once_are_refused(tmp_path):
+    write_candidates(tmp_path / "c.jsonl", ways=3)
+    found, errors = from_rows([str(tmp_path / "c.jsonl")], 3), []
+
+    class Second:
+        def scores(self, queries, candidates, documents):
+            try:
+                teach(found, {"x": 1.0}, {"x": "x"}, lambda _: Constant([0, 1, 2]), tmp_path / "out")
+            except ColbertZeroError as error:
+                errors.append(str(error))
+            return candidates.astype(np.float32)
+
+    teach(found, {"x": 1.0}, {"x": "x"}, lambda _: Second(), tmp_path / "out")
+    assert len(errors) == 1
+
+
+def test_a_cross_encoder_of_pickled_weights_is_refused(models, tmp_path):
+    shutil.copytree(models / "cross", tmp_path / "cross")
+    (tmp_path / "cross" / "model.safetensors").unlink()
+    torch.save({}, tmp_path / "cross" / "pytorch_model.bin")
+    write_candidates(tmp_path / "c.jsonl")
+    with pytest.raises(ColbertZeroError):
+        invoke("--candidates", tmp_path / "c.jsonl", "--teacher", tmp_path / "cross", "--out", tmp_path / "out")
+
+
+def test_pairs_that_a_cross_encoder_cuts_are_told(models, tmp_path):
+    (tmp_path / "c.jsonl").write_text(json.dumps({"query": "wing", "documents": ["lift " * 600, "drag"]}) + "\n")
+    said = invoke("--candidates", tmp_path / "c.jsonl", "--teacher", models / "cross", "--out", tmp_path / "out")
+    assert "it reads 512 tokens, to which long pairs are cut: 1 of 2" in said.replace("\n", " ")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"asked": 1}'])
+def test_a_damaged_record_is_told(tmp_path, content):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "teach.json").write_text(content)
+    with pytest.raises(ColbertZeroError, match=r"teach.json: damaged \(.*; delete"):
+        invoke("--report", "--out", tmp_path / "out")
+
+
+@pytest.mark.parametrize("place", ["file", "full", "file/below"])
+def test_a_place_for_no_tables_is_refused_before_anything_is_read(tmp_path, place):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("x")
+    with pytest.raises(ColbertZeroError, match=r"--out .*name a(nother| new) folder"):
+        invoke("--candidates", tmp_path / "none.jsonl", "--teacher", "bm25", "--out", tmp_path / place)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2])
 def test_killed_processes_go_on_to_the_same_tables(models, tmp_path, world):
@@ -259,11 +344,11 @@ def test_a_report_is_shown_again_without_scoring(tmp_path):
         (["--candidates", "none.jsonl", "--teacher", "bm25"], "no such file"),
         (["--candidates", "c.jsonl", "--teacher", "bm25:0"], "weights are above 0"),
         (["--candidates", "c.jsonl", "--teacher", "bm25:1,bm25:2"], "stands twice"),
-        (["--candidates", "c.jsonl", "--teacher", "bm25", "--n-ways", "9"], "no query has so many candidates"),
+        (["--candidates", "c.jsonl", "--teacher", "bm25", "--n-ways", "9"], "no query has 9 different candidates"),
         (["--candidates", "c.jsonl", "--teacher", "bm25", "--collection", "x"], "one run (.trec, .run, .txt) with"),
         (["--candidates", "best.trec", "--teacher", "bm25"], "one run (.trec, .run, .txt) with"),
         (["--report"], "holds no teacher's scores"),
-        (["--report", "--teacher", "bm25"], "leave out --candidates and --teacher"),
+        (["--report", "--teacher", "bm25"], "leave out the other options"),
     ],
 )
 def test_mistakes_are_told_with_their_mend(words, told, tmp_path, monkeypatch):

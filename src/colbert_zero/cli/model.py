@@ -1,5 +1,6 @@
 """`evaluate`: a checkpoint at work."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -96,6 +97,8 @@ def evaluate(
         raise ColbertZeroError(f"--run: mteb keeps {tasks[0]}'s ranking to itself; leave --run or the task out")
     if pool and model == "bm25":
         raise ColbertZeroError("--pool: bm25 has no token vectors; name a multi-vector checkpoint")
+    _check_written(json_file, "--json")
+    _check_written(run_file, "--run")
     start_processes()
     found = [find_task(word) for word in tasks]
     commit = None if model == "bm25" else find_checkpoint(model, "MODEL", RichShow().say)
@@ -112,7 +115,8 @@ def evaluate(
     encoder = without_layers(encoder, model) if encoder is not None and bare else encoder
     encoder = with_pooling(encoder, pool) if encoder is not None and pool else encoder
     pooled = pooling_of(encoder) if encoder is not None else 1.0
-    records = {one.name: _ranked(encoder, one, runs.get(one.name), Path(model).name or "run") for one in loaded}
+    tag, several = Path(model).name or "run", len(loaded) + len(tasks) > 1
+    records = {one.name: _ranked(encoder, one, runs.get(one.name), tag, several) for one in loaded}
     records |= {word: _by_mteb(encoder, task) for word, task in zip(tasks, found, strict=True)}
     if bare:
         console.print(f"{model}: every transformer layer taken out", markup=False, soft_wrap=True)
@@ -134,10 +138,22 @@ def _run_files(path: Path | None, names: list[str]) -> dict[str, Path]:
         return {names[0]: path}
     if path.is_file() or (path.suffix and not path.is_dir()):
         raise ColbertZeroError(f"--run {path}: {len(names)} rankings do not go into one file; name a folder")
-    return {name: path / f"{name.replace('/', '-')}.trec" for name in names}
+    files = {name: path / f"{name.replace('/', '-')}.trec" for name in names}
+    if twice := [name for name, file in files.items() if list(files.values()).count(file) > 1]:
+        raise ColbertZeroError(f"--run {path}: {' and '.join(twice)} would be one file; rename a folder")
+    return files
 
 
-def _ranked(encoder: Any, collection: Any, run_file: Path | None, tag: str) -> dict[str, Any]:
+def _check_written(path: Path | None, option: str) -> None:
+    """Refuse a file or folder that cannot be written, before anything is computed."""
+    if path is None:
+        return
+    there = next(parent for parent in Path(os.path.abspath(path)).parents if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ColbertZeroError(f"{option} {path}: {there} cannot be written; name another place")
+
+
+def _ranked(encoder: Any, collection: Any, run_file: Path | None, tag: str, told: bool) -> dict[str, Any]:
     """What there is to record of a model on a collection; BM25 where there is no model."""
     from colbert_zero.evaluation.ranking import rank, rank_bm25
     from colbert_zero.evaluation.runs import measure, write_run
@@ -151,6 +167,9 @@ def _ranked(encoder: Any, collection: Any, run_file: Path | None, tag: str) -> d
     if run_file and is_main():
         write_run(run_file, ranking, tag)
     scores, per_query = measure(ranking, collection.qrels)
+    # Of several the first is told before the last one is ranked, which may take hours, or fail.
+    if told:
+        console.print(f"  {collection.name}: nDCG@10 {scores['nDCG@10']:.4f}", markup=False)
     return {
         "collection": collection.name,
         "documents": collection.documents_count,

@@ -1,6 +1,7 @@
 """`plan`: what a study will take, before it takes it."""
 
 import json
+import os
 import re
 import tempfile
 from dataclasses import asdict
@@ -49,10 +50,18 @@ def plan(
     hours = _hours(budget) if budget else None
     if not is_first():
         return
+    if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise ColbertZeroError(
+            f"plan is one process's work; leave the launcher out, --devices {processes}xhere plans for all"
+        )
     start_processes()
     if calibrate and devices and not devices.endswith("here"):
         raise ColbertZeroError(
             f"--calibrate measures this machine, --devices {devices} reckons for others; leave one out"
+        )
+    if calibrate and devices not in (None, "here", "1xhere"):
+        raise ColbertZeroError(
+            f"--calibrate measures one process, which has all of this machine's cores; leave --devices {devices} out"
         )
     if hours is not None and not (calibrate or devices):
         raise ColbertZeroError("--budget: needs hours; add --calibrate, or --devices 8xH100")
@@ -75,10 +84,14 @@ def plan(
         phases = asked.phases(seconds if calibrate else None)
     kept = asked.keep(phases)
     groups = asked.device_hours(pipelines, phases)
+    of_pipelines = {name: groups[name] for name in pipelines if name in groups}
+    evidence = asked.own_scores() or words.published_scores(checked.name)
+    fits = words.within(hours, of_pipelines, evidence) if hours is not None else []
     if as_json:
+        whole = {"devices": machine.words, "phases": [_json(phase) for phase in phases], "device_hours": groups}
+        money = {name: [price * value for value in span] for name, span in groups.items()} if price else None
         put(
-            json.dumps({"devices": machine.words, "phases": [_json(phase) for phase in phases], "told": asked.told})
-            + "\n"
+            json.dumps({**whole, "money": money, "budget": fits, "told": asked.told, "kept": kept and str(kept)}) + "\n"
         )
         return
     console.print(f"\n{checked.name} on {machine.words}", style="bold", markup=False, soft_wrap=True)
@@ -87,9 +100,9 @@ def plan(
     console.print(words.sums_table(pipelines, phases, machine.on.count, price))
     console.print()
     lines = [*asked.told, *words.notes(phases, machine), words.disk_words(phases, asked.disk)]
-    lines += words.beside_published(checked.name, groups, machine)
-    if hours is not None:
-        lines += words.within(hours, {name: groups[name] for name in pipelines if name in groups}, asked.own_scores())
+    # What was published is of the recipe as it is shipped.
+    shipped = not overrides and checked.name.startswith("paper-")
+    lines += [*(words.beside_published(checked.name, groups, machine) if shipped else []), *fits]
     if kept:
         lines.append(f"Kept in {kept}; the report of a run there shows it beside what was done")
     for line in lines:

@@ -8,7 +8,7 @@ import typer
 
 from colbert_zero.cli.options import start_processes
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.files import is_commit, read_json
+from colbert_zero.files import is_commit
 from colbert_zero.terminal import RichShow, console
 
 
@@ -54,20 +54,20 @@ def teach(
     from colbert_zero.data.by_name import load_all
     from colbert_zero.processes import is_main
     from colbert_zero.teaching.candidates import RUNS, from_rows, from_run
-    from colbert_zero.teaching.scorers import identity_of, scorer_of
-    from colbert_zero.teaching.teach import in_words
+    from colbert_zero.teaching.scorers import has_half, identity_of, scorer_of
+    from colbert_zero.teaching.teach import check_out, in_words, read_record
     from colbert_zero.teaching.teach import teach as write_scores
     from colbert_zero.watch import leave
 
     if report:
-        if candidates or teacher:
-            raise ColbertZeroError("--report shows what is in --out; leave out --candidates and --teacher")
-        if not (out / "teach.json").is_file():
-            raise ColbertZeroError(f"--out {out}: holds no teacher's scores; make them with --candidates and --teacher")
+        if candidates or teacher or n_ways or collection:
+            raise ColbertZeroError("--report shows what is in --out; leave out the other options")
+        read_record(out)
     else:
         if not candidates or not teacher:
             raise ColbertZeroError("--candidates and --teacher are needed: who scores what")
         members = _members(teacher)
+        check_out(out)
         is_run = [name for name in candidates if name.removesuffix(".gz").endswith(RUNS)]
         if bool(is_run) != bool(collection) or len(is_run) > 1 or (is_run and len(candidates) > 1):
             raise ColbertZeroError(
@@ -75,6 +75,7 @@ def teach(
                 "without"
             )
         start_processes()
+        half = " in bfloat16" if has_half() else ""
         ids = {name: identity_of(name) for name in members}  # before candidates are read
         if collection:
             loaded = load_all([collection])
@@ -91,13 +92,15 @@ def teach(
             write_scores(
                 found,
                 members,
-                ids,
-                lambda name: scorer_of(name, found.documents, ids[name] if is_commit(ids[name]) else None),
+                {name: f"{identity}{half}" for name, identity in ids.items()},
+                lambda name: scorer_of(
+                    name, found.documents, ids[name] if is_commit(ids[name]) else None, RichShow().say
+                ),
                 out,
                 lambda done, total: advance(done, {"total": total}),
             )
     if report or is_main():
-        for line in in_words(read_json(out / "teach.json")):
+        for line in in_words(read_record(out)):
             console.print(line, markup=False, soft_wrap=True)
         console.print(f"Tables: {out}", markup=False, soft_wrap=True)
     if not report:

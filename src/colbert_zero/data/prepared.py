@@ -139,8 +139,8 @@ class Source:
 
     @property
     def documents(self) -> Dataset | None:
-        """The table of documents that mined and scored sources share among their parts."""
-        return next(iter(self.tables.values())).documents
+        """The table of documents that mined and scored sources share among their parts; None of others."""
+        return next((part.documents for part in self.tables.values()), None)
 
 
 def source_folder(data: Path, name: str, identity: str) -> Path:

@@ -4,15 +4,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.files import read_json, writing
+from colbert_zero.files import writing
 from colbert_zero.models.bases import go_offline
 from colbert_zero.planning.data import Data, Prepared, Sampled, is_small
 from colbert_zero.planning.model import ModelOf, models_at_hand, published_models
 from colbert_zero.planning.plan import Machine, PlannedPhase, calibrate, done_phases, keep_plan, plan_phases
 from colbert_zero.planning.published import published
-from colbert_zero.planning.words import hours_of
+from colbert_zero.planning.words import OWN, hours_of
 from colbert_zero.recipe.data import Mined, Scored
-from colbert_zero.report.records import MEASURE
+from colbert_zero.report.records import Records
 from colbert_zero.study.disk import disk_for
 from colbert_zero.study.graph import root_of
 from colbert_zero.study.study import Study
@@ -38,12 +38,13 @@ class Asked:
         self.unread: str | None = None
         try:
             study.find_base()
-            study.check(chains)
         except ColbertZeroError:
             if recipe.model.base not in published()["bases"]:
                 raise
             self.unread = f"base {recipe.model.base}: cannot be read here, so its published configuration counts"
             go_offline()  # a Hub that does not answer would be asked for each source again
+        if self.unread is None:
+            study.check(chains)
         names = {source for chain in chains for phase in chain for source in recipe.phases[phase].sources}
         roots = sorted({root_of(recipe, name) for name in names})
         self.data: Data = Sampled(study, folder)
@@ -57,7 +58,16 @@ class Asked:
     @property
     def told(self) -> list[str]:
         """What was assumed."""
-        return [*([self.unread] if self.unread else []), *dict.fromkeys(self.data.told)]
+        told = [*([self.unread] if self.unread else []), *dict.fromkeys(self.data.told)]
+        recipe = self.study.recipe
+        if self.unread and (isinstance(recipe.model.head, list) or any(p.low_rank for p in recipe.phases.values())):
+            told.append("model.head's layers and low_rank are not counted, since the base cannot be read")
+        if best := [name for name, phase in recipe.phases.items() if phase.select == "best"]:
+            told.append(
+                f"phases with `select: best` ({', '.join(best)}) and what builds on them: whether they are finished is "
+                "not looked up, and their plan is not kept, since that needs the collections"
+            )
+        return told
 
     def _mined_by_models(self, names: set[str]) -> bool:
         """Whether a source is yet to be mined by models, which takes long."""
@@ -102,9 +112,7 @@ class Asked:
 
     def keep(self, phases: list[PlannedPhase]) -> Path | None:
         """Keep the plan for the report of a run, where ids are known; returns the file."""
-        if self.unread or all(phase.done for phase in phases):
-            return None
-        return keep_plan(self.study, phases, self.machine)
+        return None if self.unread else keep_plan(self.study, phases, self.machine)
 
     def device_hours(
         self, pipelines: Mapping[str, tuple[str, ...]], phases: list[PlannedPhase]
@@ -116,11 +124,11 @@ class Asked:
         known = {name: hours_of(members) for name, members in groups.items()}
         return {name: (count * hours[0], count * hours[1]) for name, hours in known.items() if hours}
 
-    def own_scores(self) -> dict[str, float]:
-        """Mean nDCG@10 of the pipelines of a finished run in the study's folder."""
-        file = self.study.folder / "results.json"
-        if not file.is_file():
+    def own_scores(self) -> dict[str, tuple[float, str]]:
+        """Mean nDCG@10 of the pipelines of a finished run in the study's folder, and that it is from there."""
+        if not (self.study.folder / "results.json").is_file():
             return {}
-        systems = read_json(file)["systems"]
-        scores = {name: [s[MEASURE] for s in system["scores"].values()] for name, system in systems.items()}
-        return {name: sum(scores[name]) / len(scores[name]) for name, s in systems.items() if s["kind"] == "pipeline"}
+        records = Records(self.study.folder)
+        return {
+            name: (mean, OWN) for name, mean in records.means.items() if records.systems[name]["kind"] == "pipeline"
+        }

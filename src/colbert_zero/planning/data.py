@@ -118,7 +118,7 @@ class Prepared:
     def look(self, source: str) -> Mapping[str, PlannedPart]:
         """Parts of a source as a phase reads them; candidates that are not scored yet are those of its `of`."""
         entry = self.recipe.sources[source]
-        if not isinstance(entry, Scored) or self.study.is_made(source):
+        if not isinstance(entry, Scored) or (self._has_id(entry) and self.study.is_made(source)):
             return self.parts(source)
         mined = self.study.source(entry.of).tables
         counts = share_out({name: len(part) for name, part in mined.items()}, entry.queries)
@@ -127,6 +127,11 @@ class Prepared:
             name: _planned(Unscored(name, part, evenly_spaced(len(part), count)))
             for name, (part, count) in renamed.items()
         }
+
+    def _has_id(self, entry: Scored) -> bool:
+        """Whether its id is known before collections are loaded, which `select: best` makes part of it."""
+        phases = self.recipe.teachers[entry.teacher].pipeline
+        return all(self.recipe.phases[name].select == "last" for name in phases)
 
 
 class Sampled:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from sentence_transformers.util import get_device_name
 
-from colbert_zero.errors import ColbertZeroError
+from colbert_zero.errors import ColbertZeroError, reason
 from colbert_zero.files import read_json, write_json
 from colbert_zero.planning.calibration import Pace, measure
 from colbert_zero.planning.data import Data
@@ -23,8 +23,10 @@ from colbert_zero.planning.published import device_named
 from colbert_zero.planning.work import Devices, look
 from colbert_zero.processes import world_size
 from colbert_zero.recipe.schema import Phase, Recipe
+from colbert_zero.study.graph import graph
 from colbert_zero.study.steps import steps_for
 from colbert_zero.study.study import Study
+from colbert_zero.training.record import Flops
 
 PLAN = "plan.json"
 
@@ -205,7 +207,8 @@ def _planned(recipe: Recipe, chain: tuple[str, ...], data: Data, models: ModelOf
         memory_of(spec, counts, steps.steps, model.size, on, machine.memory),
         model.size.model_bytes,
         hours_on(machine.device, spec, operations, on.count) if machine.device else None,
-        counted="whole" if looked.whole else "longest" if unseen else "sampled",
+        # Of several devices one's share was counted.
+        counted="longest" if unseen else "whole" if looked.whole and on.count == 1 else "sampled",
     )
 
 
@@ -218,33 +221,58 @@ def done_phases(study: Study, chains: Iterable[tuple[str, ...]]) -> list[Planned
 
 def _has_id(study: Study, chain: tuple[str, ...]) -> bool:
     """Whether a phase's id is known before collections are loaded, which `select: best` makes part of it."""
-    return bool(study.collections) or all(study.recipe.phases[name].select == "last" for name in chain)
+    needed = {name for node in graph(study.recipe, {"": chain}) for name in node}  # its teachers' phases too
+    return bool(study.collections) or all(study.recipe.phases[name].select == "last" for name in needed)
 
 
 def _done(study: Study, chain: tuple[str, ...]) -> PlannedPhase:
     record = read_json(study.phase_folder(chain) / "phase.json")
-    hours = record["wall_seconds"] / 3600
+    flops = [record.get(f"{part}_flops", 0.0) for part in ("padding", "second_pass", "recomputed")]
+    encoding = Flops(record["flops"] - sum(flops), *flops)
     return PlannedPhase(
         chain, study.recipe.phases[chain[-1]], record["steps"], record["texts"], record["tokens"],
-        record.get("padding_tokens", 0), record.get("second_pass_tokens", 0), hours=(hours, hours), done=True,
+        record.get("padding_tokens", 0), record.get("second_pass_tokens", 0), Operations(encoding, 0.0, 0.0),
+        model_bytes=record.get("model_bytes"), done=True,
     )  # fmt: skip
 
 
 # ---- Kept, for the report
 
 
-def keep_plan(study: Study, phases: Iterable[PlannedPhase], machine: Machine) -> Path:
-    """Keep what is planned of phases that are not finished, by their ids; returns the file."""
-    open_ = [phase for phase in phases if not phase.done and _has_id(study, phase.chain)]
-    found = {study.phase_id(phase.chain): _record(phase, machine) for phase in open_}
-    write_json(study.folder / PLAN, {"schema": 1, "phases": planned_of(study.folder) | found})
+def keep_plan(study: Study, phases: Iterable[PlannedPhase], machine: Machine) -> Path | None:
+    """Keep what is planned of phases that have not begun, by their ids.
+
+    What was measured of one stays until it is measured anew.
+
+    Returns:
+        The file; None where there is nothing to keep.
+    """
+    found: dict[str, Any] = {}
+    before = planned_of(study.folder)
+    for phase in phases:
+        if phase.done or not _has_id(study, phase.chain):
+            continue
+        folder = study.phase_folder(phase.chain)
+        if folder.with_name(folder.name + ".unfinished").exists():
+            continue
+        identity = study.phase_id(phase.chain)
+        measured = phase.pace is None and before.get(identity, {}).get("seconds")
+        found[identity] = before[identity] if measured else _record(phase, machine)
+    if not found:
+        return None
+    write_json(study.folder / PLAN, {"schema": 1, "phases": before | found})
     return study.folder / PLAN
 
 
 def planned_of(folder: Path) -> dict[str, Any]:
     """What plan.json has of each phase, by its id."""
     file = folder / PLAN
-    found: dict[str, Any] = read_json(file)["phases"] if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    try:
+        found: dict[str, Any] = read_json(file)["phases"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ColbertZeroError(f"{file}: damaged ({reason(error)}); delete it") from None
     return found
 
 

@@ -21,7 +21,7 @@ def published() -> dict[str, Any]:
 def rows_of(name: str, spec: Hub) -> dict[str, int]:
     """Rows of a Hub data set's parts.
 
-    Splits of which none is published share evenly what is left of the whole.
+    Parts whose size is not published share evenly what is left of the whole.
 
     Raises:
         ColbertZeroError: Nothing is published of it.
@@ -32,12 +32,14 @@ def rows_of(name: str, spec: Hub) -> dict[str, int]:
             f"sources.{name}.path: {spec.path} cannot be read here, and how many rows it has is not known "
             f"(known: {', '.join(published()['data'])}); plan where the Hub can be reached, or with a local folder"
         )
-    wanted = spec.splits or spec.configs or ([spec.train] if spec.train else list(known["parts"]))
-    missing = [part for part in wanted if part not in known["parts"]]
+    unsized = known.get("unsized", [])
     left = known["rows"] - sum(known["parts"].values())
-    shares = {part: left // len(missing) for part in missing}
-    parts = {part: known["parts"].get(part, shares.get(part)) for part in wanted}
-    return {part: min(rows, spec.limit or rows) for part, rows in parts.items()}
+    sizes = {**known["parts"], **{part: left // len(unsized) for part in unsized}}
+    wanted = spec.splits or spec.configs or ([spec.train] if spec.train else list(sizes))
+    for part in wanted:
+        if part not in sizes:
+            raise ColbertZeroError(f"sources.{name}: {spec.path} has no {part!r}{near(part, sizes)}")
+    return {part: min(sizes[part], spec.limit or sizes[part]) for part in wanted}
 
 
 def device_named(name: str) -> dict[str, Any]:

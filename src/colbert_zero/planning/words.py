@@ -1,7 +1,6 @@
 """A plan in tables and sentences."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from rich.filesize import decimal
 from rich.table import Table
@@ -11,6 +10,8 @@ from colbert_zero.planning.plan import Machine, PlannedPhase
 from colbert_zero.planning.published import published
 from colbert_zero.report.words import operations, quantity, rounded
 from colbert_zero.study.disk import Disk
+
+OWN = "your own study"
 
 SPARE = ("texts", "second pass", "padding", "MaxSim", "memory")
 """Columns that a narrow terminal does without, the first ones first."""
@@ -86,7 +87,7 @@ def sums_table(
 
 def hours_of(phases: Iterable[PlannedPhase]) -> tuple[float, float] | None:
     """Hours of several phases, least and most; None where one of them has none."""
-    known = [phase.hours for phase in phases]
+    known = [phase.hours for phase in phases if not phase.done]
     return None if None in known else (sum(h[0] for h in known if h), sum(h[1] for h in known if h))
 
 
@@ -109,7 +110,9 @@ def notes(phases: list[PlannedPhase], machine: Machine) -> list[str]:
     """What a reader of the tables must know."""
     said = []
     if any(phase.counted == "sampled" for phase in phases):
-        said.append("≈ counted on a sample of each part's rows, as many as its share of the batches")
+        said.append("≈ counted on a sample of each part's rows, or on one device's share of the batches")
+    if any(phase.done for phase in phases):
+        said.append("What is done is in no pipeline's device time or money any more")
     if any(phase.counted == "longest" for phase in phases):
         said.append("≤ no texts at hand: each counts as the longest allowed, with all its hard negatives")
     said.append(
@@ -157,25 +160,25 @@ def beside_published(name: str, groups: Mapping[str, tuple[float, float]], machi
     for what, hours in (known.get("phases", {}) | known.get("pipelines", {})).items():
         planned = f", here {span(groups[what])}" if what in groups else ""
         said.append(f"{what}: published {hours:g} {known['device']}-hours ({known['source']}){planned}")
-    if said:
-        said.append(
-            "Where the difference comes from: their step of 16,384 pairs took some 91 GPU-seconds, about 5 % of the "
-            "peak (14,587 steps in 368 hours); texts were padded to the longest, and MaxSim's backward was dense"
-        )
-    return said
+    return [*said, *known.get("why", [])]
 
 
-def within(budget: float, groups: Mapping[str, tuple[float, float]], own: Mapping[str, Any]) -> list[str]:
+def published_scores(recipe: str) -> dict[str, tuple[float, str]]:
+    """nDCG@10 on BEIR's fifteen of the paper's pipelines, with its source; of other recipes none is known."""
+    of_paper = recipe.startswith("paper-")
+    return {n: (entry["ndcg"], entry["source"]) for n, entry in published()["scores"].items()} if of_paper else {}
+
+
+def within(
+    budget: float, groups: Mapping[str, tuple[float, float]], scores: Mapping[str, tuple[float, str]]
+) -> list[str]:
     """Which pipelines fit a budget, the best first, with the evidence.
 
     Args:
         budget: Device-hours.
         groups: Device-hours of each pipeline.
-        own: nDCG@10 of pipelines of an own study, by name; else what is published counts.
+        scores: nDCG@10 of pipelines by name, and where it is from: an own study, or the paper for its own recipes.
     """
-    scores = {n: (score, "your own study") for n, score in own.items()} or {
-        n: (entry["ndcg"], entry["source"]) for n, entry in published()["scores"].items()
-    }
     fits = [name for name, hours in groups.items() if hours[1] <= budget]
     maybe = [name for name, hours in groups.items() if hours[0] <= budget < hours[1]]
     ranked = sorted((name for name in fits if name in scores), key=lambda name: -scores[name][0])
@@ -189,5 +192,6 @@ def within(budget: float, groups: Mapping[str, tuple[float, float]], own: Mappin
     said += [f"  {name} does not fit: {span(groups[name])}" for name in groups if name not in (*fits, *maybe)]
     if not fits:
         said.insert(0, f"within {budget:g} device-hours no pipeline surely fits")
-    unknown = "how they compare on your data" if not own else "whether it holds on other data and seeds"
+    own = any(source == OWN for _, source in scores.values())
+    unknown = "whether it holds on other data and seeds" if own else "how they compare on your data"
     return [*said, f"  unknown: {unknown}"]

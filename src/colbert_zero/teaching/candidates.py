@@ -54,11 +54,12 @@ def from_rows(paths: list[str], ways: int | None) -> Candidates:
     Raises:
         ColbertZeroError: A row cannot be used, or none has so many candidates.
     """
-    files = input_files("candidates", "path", paths)
+    files = [file for path in paths for file in _files(path)]
     taken = ways or min((len(texts) for _, texts in _rows(files)), default=0)
     if taken < 2:
         raise ColbertZeroError(
-            "--candidates: no row, or one with fewer than two candidates; --n-ways N takes the rows that have N"
+            f"--candidates {' '.join(paths)}: no row, or one of fewer than two candidates; --n-ways N takes the rows "
+            "that have N"
         )
     return _numbered(_rows(files), taken, True, fingerprint([file_fingerprint(file) for file in files], taken))
 
@@ -83,13 +84,15 @@ def from_run(run_file: Path, collection: Collection, ways: int | None) -> Candid
     taken = ways or min(map(len, run.values()), default=0)
     if taken < 2:
         raise ColbertZeroError(f"{run_file}: a query has fewer than two documents; --n-ways N takes those that have N")
-    wanted = {document for ranked in run.values() for document, _ in ranked[:taken]}
+    wanted = {document for ranked in run.values() for document, _ in ranked}
     texts = {identifier: text for identifier, text in collection.documents() if identifier in wanted}
     if missing := sorted(wanted - set(texts)):
         raise ColbertZeroError(
             f"{run_file}: {len(missing):,} of its documents are not in {collection.name}: {missing[0]}"
         )
-    rows = ((collection.queries[query], [texts[d] for d, _ in ranked[:taken]]) for query, ranked in run.items())
+    rows = (
+        (collection.queries[query], list(dict.fromkeys(texts[d] for d, _ in ranked))) for query, ranked in run.items()
+    )
     return _numbered(rows, taken, False, fingerprint(file_fingerprint(run_file), collection.fingerprint, taken))
 
 
@@ -103,9 +106,16 @@ def _numbered(rows: Iterator[tuple[str, list[str]]], taken: int, answered: bool,
         found.queries.append(query)
         found.ranked.append([numbers.setdefault(text, len(numbers)) for text in texts[:taken]])
     if not found.queries:
-        raise ColbertZeroError(f"--n-ways {taken}: no query has so many candidates; lower it")
+        raise ColbertZeroError(f"--candidates: no query has {taken} different candidates, and two are the least")
     found.documents = list(numbers)
     return found
+
+
+def _files(path: str) -> list[Path]:
+    try:
+        return input_files("candidates", "path", [path])
+    except ColbertZeroError as error:
+        raise ColbertZeroError(str(error).replace("sources.candidates.path", "--candidates")) from None
 
 
 def _rows(files: list[Path]) -> Iterator[tuple[str, list[str]]]:

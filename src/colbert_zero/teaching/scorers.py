@@ -8,7 +8,7 @@
 | BM25 | on all distinct candidates as its corpus |
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -22,12 +22,19 @@ from colbert_zero.files import file_fingerprint, fingerprint, place_of
 from colbert_zero.maxsim.scores import packed_candidate_scores
 from colbert_zero.models.bases import check_base, find_commit, is_hub_id
 from colbert_zero.models.bm25 import Bm25
-from colbert_zero.models.checkpoints import Encoder, load_model
+from colbert_zero.models.checkpoints import SAFE, Encoder, load_model
 from colbert_zero.models.encoding import encode, reorder
 from colbert_zero.models.kinds import is_cross_encoder
+from colbert_zero.models.untrusted import check_checkpoint, check_files, check_no_pickles
 
-BATCH = 64
-"""Pairs that a cross-encoder reads at once, of like length."""
+
+def has_half() -> bool:
+    """Whether cross-encoders score in bfloat16 here."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+
+
+BATCH, CUT_SAMPLE = 64, 256
+"""Pairs that a cross-encoder reads at once, of like length; and of which it is seen whether it cuts them."""
 
 
 class Scorer(Protocol):
@@ -72,9 +79,14 @@ class ByEncoder:
 class ByCrossEncoder:
     """A cross-encoder of sentence-transformers; in bfloat16 on a GPU that has it, in float32 else."""
 
-    def __init__(self, path: str, revision: str | None = None):
-        half = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        kwargs = {"dtype": torch.bfloat16 if half else torch.float32}
+    def __init__(self, path: str, revision: str | None = None, tell: Callable[[str], None] = print):
+        self.told = False
+        self.tell: Callable[[str], None] = lambda text: tell(f"--teacher {path}: {text}")
+        if Path(path).is_dir():
+            check_files(Path(path))
+            check_no_pickles(path)
+        check_checkpoint(path, revision)
+        kwargs = {**SAFE, "dtype": torch.bfloat16 if has_half() else torch.float32}
         try:
             self.model = CrossEncoder(path, revision=revision, model_kwargs=kwargs)
         except Exception as error:  # loading fails in many ways
@@ -88,11 +100,24 @@ class ByCrossEncoder:
         """As of `Scorer`."""
         pairs = [(query, documents[n]) for query, row in zip(queries, candidates.tolist(), strict=True) for n in row]
         order = sorted(range(len(pairs)), key=lambda place: -len(pairs[place][0]) - len(pairs[place][1]))
+        self._count_cut([pairs[place] for place in order[:CUT_SAMPLE]])
         found = np.empty(len(pairs), np.float32)
         found[order] = self.model.predict(
             [pairs[place] for place in order], batch_size=BATCH, show_progress_bar=False, activation_fn=nn.Identity()
         )
         return found.reshape(candidates.shape)
+
+    def _count_cut(self, longest: list[tuple[str, str]]) -> None:
+        """Tell once of pairs that are longer than the model reads."""
+        most = self.model.max_seq_length
+        if self.told or not most:
+            return
+        lengths = [len(ids) for ids in self.model.tokenizer(longest, truncation=False, verbose=False)["input_ids"]]
+        if cut := sum(length > most for length in lengths):
+            self.told = True
+            self.tell(
+                f"it reads {most} tokens, to which long pairs are cut: {cut} of {len(longest)}, the longest of a unit"
+            )
 
 
 def identity_of(name: str) -> str:
@@ -112,8 +137,16 @@ def identity_of(name: str) -> str:
     return find_commit(name, None, "--teacher")[0]
 
 
-def scorer_of(name: str, documents: Sequence[str], revision: str | None = None) -> Scorer:
+def scorer_of(
+    name: str, documents: Sequence[str], revision: str | None = None, tell: Callable[[str], None] = print
+) -> Scorer:
     """What `bm25`, a folder or a Hub id is.
+
+    Args:
+        name: It.
+        documents: All candidates.
+        revision: Of a Hub id.
+        tell: Told of pairs that a cross-encoder cuts.
 
     Raises:
         ColbertZeroError: It cannot be read, or scores nothing.
@@ -122,6 +155,6 @@ def scorer_of(name: str, documents: Sequence[str], revision: str | None = None) 
         return ByBm25(documents)
     name = place_of(name)
     if is_cross_encoder(name, revision):
-        return ByCrossEncoder(name, revision)
+        return ByCrossEncoder(name, revision, tell)
     check_base(name, revision, whose="--teacher", trained=False)
     return ByEncoder(load_model(name, revision=revision))

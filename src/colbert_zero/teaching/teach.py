@@ -14,8 +14,10 @@ none again but those of the unit that it was in, and several processes share the
 depend on who scored it.
 """
 
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -26,8 +28,8 @@ import pyarrow.parquet as pq
 import torch
 from scipy.stats import kendalltau
 
-from colbert_zero.errors import ColbertZeroError
-from colbert_zero.files import atomic_file, atomic_folder, fingerprint, read_json, write_json
+from colbert_zero.errors import ColbertZeroError, reason, short
+from colbert_zero.files import atomic_file, atomic_folder, fingerprint, read_json, write_json, writing
 from colbert_zero.maxsim.scores import min_max
 from colbert_zero.processes import is_main, process_rank, wait, world_size
 from colbert_zero.teaching.candidates import Candidates
@@ -75,19 +77,73 @@ def teach(
     Raises:
         ColbertZeroError: The folder, or what was begun of it, is of other candidates or another teacher.
     """
-    asked = {"id": fingerprint(candidates.id, sorted(ids.items()), UNIT), "members": dict(members)}
+    folder = Path(os.path.abspath(folder))
+    members = dict(sorted(members.items()))  # however they were written, each has its files
+    asked = {"id": fingerprint(candidates.id, sorted(ids.items()), UNIT), "members": members}
     if (folder / "teach.json").is_file():
-        if read_json(folder / "teach.json")["asked"] != asked:
+        if read_record(folder)["asked"] != asked:
             raise ColbertZeroError(
                 f"--out {folder}: has another teacher's scores, or of other candidates; name another"
             )
         return folder
-    if folder.exists() and any(folder.iterdir()):
-        raise ColbertZeroError(f"--out {folder}: is no empty folder; name another")
+    check_out(folder)
     work = folder.with_name(folder.name + ".unfinished")
+    with writing(work) if is_main() else nullcontext():
+        if is_main():
+            _begin(work, asked)
+        wait()
+        _score(candidates, members, ids, scorer_of, folder, work, asked, progress)
     if is_main():
-        _begin(work, asked)
+        shutil.rmtree(work)
     wait()
+    return folder
+
+
+def check_out(folder: Path) -> None:
+    """Refuse a place where no tables can be put, before anything is read.
+
+    Raises:
+        ColbertZeroError: It is a file, a folder of something else, or cannot be written.
+    """
+    folder = Path(os.path.abspath(folder))
+    other = folder.is_dir() and any(folder.iterdir()) and not (folder / "teach.json").is_file()
+    if other or (folder.exists() and not folder.is_dir()):
+        raise ColbertZeroError(f"--out {folder}: is a file, or a folder with something else in it; name a new folder")
+    there = next(path for path in folder.parents if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ColbertZeroError(f"--out {folder}: {there} cannot be written; name another folder")
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """teach.json.
+
+    Raises:
+        ColbertZeroError: There is none, or it is damaged.
+    """
+    file = folder / "teach.json"
+    if not file.is_file():
+        raise ColbertZeroError(f"--out {folder}: holds no teacher's scores; make them with --candidates and --teacher")
+    try:
+        record: dict[str, Any] = read_json(file)
+        missing = [key for key in ("asked", "queries", "ways", "left_out", "report") if key not in record]
+    except (ValueError, TypeError) as error:
+        raise ColbertZeroError(f"{file}: damaged ({reason(error)}); delete {folder} and score again") from None
+    if missing:
+        raise ColbertZeroError(f"{file}: damaged (it lacks {missing[0]}); delete {folder} and score again")
+    return record
+
+
+def _score(
+    candidates: Candidates,
+    members: Members,
+    ids: Mapping[str, str],
+    scorer_of: Callable[[str], Scorer],
+    folder: Path,
+    work: Path,
+    asked: dict[str, Any],
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Score what is not scored yet, each process its units; the main one writes the tables."""
     scorers: dict[str, Scorer] = {}
     units = list(_units(candidates))
     for number, rows in units[process_rank() :: world_size()]:
@@ -98,6 +154,9 @@ def teach(
                 scorer = scorers.get(name) or scorers.setdefault(name, scorer_of(name))
                 ranked = np.asarray(candidates.ranked[rows], np.int64)
                 found = scorer.scores(candidates.queries[rows], ranked, candidates.documents)
+                if not np.isfinite(found).all():
+                    query = candidates.queries[rows][int(np.argmax(~np.isfinite(found).all(1)))]
+                    raise ColbertZeroError(f"--teacher {name}: a score that is no finite number, for {short(query)}")
                 with atomic_file(file, "wb") as written:
                     np.save(written, found.astype(np.float32))
         if progress:
@@ -109,9 +168,7 @@ def teach(
             for place, name in enumerate(members)
         }
         _write(folder, candidates, members, own, {"asked": asked, "teacher": ids})
-        shutil.rmtree(work)
     wait()
-    return folder
 
 
 def _begin(work: Path, asked: dict[str, Any]) -> None:
@@ -120,7 +177,6 @@ def _begin(work: Path, asked: dict[str, Any]) -> None:
         raise ColbertZeroError(
             f"{work}: was begun with other candidates or another teacher; delete it, or name another --out"
         )
-    work.mkdir(parents=True, exist_ok=True)
     write_json(begun, asked)
 
 
@@ -143,7 +199,7 @@ def _write(
         "documents": pa.table({"document_id": range(len(candidates.documents)), "text": candidates.documents}),
     }
     configs = "\n".join(f"- config_name: {name}\n  data_files: {name}/*.parquet" for name in tables)
-    teacher = " + ".join(f"{weight:g} × {name}" for name, weight in members.items())
+    teacher = " + ".join(f"{weight:g} × {name}" if len(members) > 1 else name for name, weight in members.items())
     with atomic_folder(folder) as temporary:
         for name, table in tables.items():
             (temporary / name).mkdir()
