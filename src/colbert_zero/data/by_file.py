@@ -10,7 +10,8 @@ from colbert_zero.errors import ColbertZeroError
 from colbert_zero.models.bases import is_hub_id
 from colbert_zero.recipe.data import SourceSpec
 
-_KINDS = {".jsonl": "jsonl", ".jsonl.gz": "jsonl", ".parquet": "parquet", ".tsv": "tsv", ".tsv.gz": "tsv"}
+KINDS = {".jsonl": "jsonl", ".jsonl.gz": "jsonl", ".parquet": "parquet", ".tsv": "tsv", ".tsv.gz": "tsv"}
+"""Of files of rows, by how their names end."""
 
 
 def source_of(path: str, on_bad_rows: Literal["error", "skip"], whose: str) -> SourceSpec:
@@ -25,10 +26,10 @@ def source_of(path: str, on_bad_rows: Literal["error", "skip"], whose: str) -> S
         ColbertZeroError: It is none of these.
     """
     folder = os.path.isdir(os.path.expanduser(path))
-    kind = next((kind for suffix, kind in _KINDS.items() if path.endswith(suffix) and not folder), "hub")
+    kind = next((kind for suffix, kind in KINDS.items() if path.endswith(suffix) and not folder), "hub")
     if kind == "hub" and not folder and not is_hub_id(path):
         raise ColbertZeroError(
-            f"{whose}: {path}: name files of rows ({', '.join(_KINDS)}; globs allowed), or a data set of the Hub"
+            f"{whose}: {path}: name files of rows ({', '.join(KINDS)}; globs allowed), or a data set of the Hub"
         )
     if kind != "hub":
         files_of(path, whose)

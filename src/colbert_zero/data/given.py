@@ -6,25 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from colbert_zero.data.by_file import KINDS
 from colbert_zero.data.prepared import Source, open_source
 from colbert_zero.data.readers import input_files
 from colbert_zero.data.sources import prepare_source
 from colbert_zero.errors import ColbertZeroError, near
 from colbert_zero.files import user_cache
-from colbert_zero.recipe.data import Jsonl, Mined, Parquet, Scored, SourceSpec, Tsv
+from colbert_zero.recipe.data import Mined, Scored, SourceSpec
 from colbert_zero.recipe.reading import load_recipe
 from colbert_zero.recipe.schema import Recipe
 
 Title = Callable[[str], Any]
 """Gives a context in which a source's preparation is shown: what it yields is called with (done, total)."""
-
-_KINDS: dict[str, type[Jsonl | Parquet | Tsv]] = {
-    ".jsonl": Jsonl,
-    ".jsonl.gz": Jsonl,
-    ".parquet": Parquet,
-    ".tsv": Tsv,
-    ".tsv.gz": Tsv,
-}
 
 
 def load_sources(
@@ -70,16 +65,16 @@ def load_sources(
 
 def _of_files(word: str, option: str) -> tuple[str, Recipe] | None:
     """A recipe of nothing but the files that a word means; None if it means a recipe's source."""
-    suffix = next((suffix for suffix in sorted(_KINDS, key=len, reverse=True) if word.endswith(suffix)), None)
+    suffix = next((suffix for suffix in sorted(KINDS, key=len, reverse=True) if word.endswith(suffix)), None)
     if suffix is None:
         if ":" in word and not os.path.exists(os.path.expanduser(word)):
             return None
         raise ColbertZeroError(
-            f"{option} {word}: a file or glob of {', '.join(_KINDS)}, or RECIPE:NAME for a recipe's source is expected"
+            f"{option} {word}: a file or glob of {', '.join(KINDS)}, or RECIPE:NAME for a recipe's source is expected"
         )
     stem = Path(word).name.removesuffix(suffix)
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-") or re.sub(r"[^A-Za-z0-9_-]+", "-", Path(word).parent.name)
-    spec: SourceSpec = _KINDS[suffix].model_validate({"kind": _KINDS[suffix].__name__.lower(), "path": word})
+    spec: SourceSpec = TypeAdapter(SourceSpec).validate_python({"kind": KINDS[suffix], "path": word})
     try:
         input_files(name, "path", [word])
     except ColbertZeroError as error:

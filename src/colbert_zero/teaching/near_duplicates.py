@@ -1,12 +1,11 @@
 """Texts that say the same: equal but for case, punctuation and spaces, or sharing most of their word 5-grams."""
 
-import re
-import unicodedata
+from colbert_zero.data.overlap import normalised
 
 NEAR = 0.8
 """Share of the shorter text's 5-grams, from which on two texts count as near-duplicates."""
 
-_GRAM, _WORD = 5, re.compile(r"\w+")
+_GRAM = 5
 
 
 def grams(text: str) -> frozenset[str]:
@@ -18,7 +17,7 @@ def grams(text: str) -> frozenset[str]:
         >>> grams("Sorting.")
         frozenset({'sorting'})
     """
-    words = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    words = normalised(text).split()
     count = max(1, len(words) - _GRAM + 1) if words else 0
     return frozenset(" ".join(words[first : first + _GRAM]) for first in range(count))
 

@@ -92,7 +92,11 @@ def teach(
         if is_main():
             _begin(work, asked)
         wait()
-        _score(candidates, members, ids, scorer_of, folder, work, asked, progress)
+        _score(candidates, members, scorer_of, work, progress)
+        wait()
+        if is_main():
+            own = {name: _all_of(work, place) for place, name in enumerate(members)}
+            _write(folder, candidates, members, own, {"asked": asked, "teacher": ids})
     if is_main():
         shutil.rmtree(work)
     wait()
@@ -136,17 +140,13 @@ def read_record(folder: Path) -> dict[str, Any]:
 def _score(
     candidates: Candidates,
     members: Members,
-    ids: Mapping[str, str],
     scorer_of: Callable[[str], Scorer],
-    folder: Path,
     work: Path,
-    asked: dict[str, Any],
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Score what is not scored yet, each process its units; the main one writes the tables."""
+    """Score what is not scored yet, each process its units."""
     scorers: dict[str, Scorer] = {}
-    units = list(_units(candidates))
-    for number, rows in units[process_rank() :: world_size()]:
+    for number, rows in list(_units(candidates))[process_rank() :: world_size()]:
         stop_if_asked()
         for place, name in enumerate(members):
             file = work / f"{number:06d}-{place}.npy"
@@ -161,14 +161,11 @@ def _score(
                     np.save(written, found.astype(np.float32))
         if progress:
             progress(min(rows.stop, len(candidates.queries)), len(candidates.queries))
-    wait()
-    if is_main():
-        own = {
-            name: np.concatenate([np.load(work / f"{number:06d}-{place}.npy") for number, _ in units])
-            for place, name in enumerate(members)
-        }
-        _write(folder, candidates, members, own, {"asked": asked, "teacher": ids})
-    wait()
+
+
+def _all_of(work: Path, place: int) -> np.ndarray:
+    """A member's scores of all units, (queries, n_ways)."""
+    return np.concatenate([np.load(file) for file in sorted(work.glob(f"*-{place}.npy"))])
 
 
 def _begin(work: Path, asked: dict[str, Any]) -> None:
