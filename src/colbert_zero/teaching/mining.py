@@ -26,7 +26,7 @@ from colbert_zero.processes import agree, appears, is_main, made_by_main
 from colbert_zero.recipe.data import Mined
 from colbert_zero.recipe.miners import BM25, RANDOM, judge_of
 from colbert_zero.teaching.inputs import Inputs, open_inputs, write_inputs
-from colbert_zero.teaching.passes import BM25_QUERIES, NOBODY, Found, Scorer, by_bm25, by_model, of_keys
+from colbert_zero.teaching.passes import BM25_QUERIES, NOBODY, Found, Pass, by_bm25, by_model, of_keys
 from colbert_zero.teaching.picking import MAX_RELATIVE, REASONS, Picker
 from colbert_zero.watch import stop_if_asked
 
@@ -81,7 +81,7 @@ class Mining:
         self.picker = Picker(spec, self.inputs.document_text)
         self._group = lru_cache(2)(self._read_group)
         index = cache(lambda: Bm25(self.inputs.corpus() if self.judge != BM25 else self.inputs.every()))
-        self._scorers: dict[str, Scorer] = {BM25: by_bm25(self.inputs, index)}
+        self._scorers: dict[str, Pass] = {BM25: by_bm25(self.inputs, index)}
         for name in spec.models:
             self._scorers[name] = by_model(self.inputs, cache(partial(load, name)), f"the model {name}")
         if self.inputs.corpus_size <= spec.negatives:

@@ -57,7 +57,7 @@ class Found(NamedTuple):
     scores: np.ndarray
 
 
-class Scorer(Protocol):
+class Pass(Protocol):
     """Finds the best documents of a group of queries, and scores the wanted pairs."""
 
     def __call__(self, queries: tuple[int, int], depth: int, wanted: np.ndarray, file: Path, advance: Advance) -> Found:
@@ -117,7 +117,7 @@ def _sorted(keys: np.ndarray) -> np.ndarray:
 # ---- BM25
 
 
-def by_bm25(inputs: Inputs, index: Callable[[], Bm25]) -> Scorer:
+def by_bm25(inputs: Inputs, index: Callable[[], Bm25]) -> Pass:
     """A scorer by BM25. Documents that share no term with the query are not found."""
 
     def find(queries: tuple[int, int], depth: int, wanted: np.ndarray, file: Path, advance: Advance) -> Found:
@@ -150,7 +150,7 @@ def by_bm25(inputs: Inputs, index: Callable[[], Bm25]) -> Scorer:
 # ---- Models
 
 
-def by_model(inputs: Inputs, load: Callable[[], Encoder], whose: str) -> Scorer:
+def by_model(inputs: Inputs, load: Callable[[], Encoder], whose: str) -> Pass:
     """A scorer by a dense or multi-vector model; one that keeps no best encodes wanted documents alone."""
 
     def find(queries: tuple[int, int], depth: int, wanted: np.ndarray, file: Path, advance: Advance) -> Found:

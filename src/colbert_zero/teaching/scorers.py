@@ -69,11 +69,24 @@ class ByEncoder:
 
     def scores(self, queries: Sequence[str], candidates: np.ndarray, documents: Sequence[str]) -> np.ndarray:
         """As of `Scorer`."""
-        distinct, places = np.unique(candidates, return_inverse=True)
-        encoded = encode(self.model, [documents[number] for number in distinct], "document")
-        found = reorder(encoded, torch.from_numpy(places.reshape(-1)))
-        asked = encode(self.model, list(queries), "query")
-        return packed_candidate_scores(asked, found, candidates.shape[1]).float().cpu().numpy()
+        return model_scores(self.model, list(queries), candidates, lambda numbers: [documents[n] for n in numbers])
+
+
+def model_scores(
+    model: Encoder, queries: list[str], candidates: np.ndarray, texts: Callable[[np.ndarray], list[str]]
+) -> np.ndarray:
+    """A model's scores of each query's candidates, (queries, n_ways) float32; every distinct document is encoded once.
+
+    Args:
+        model: Dense or multi-vector.
+        queries: Texts.
+        candidates: Numbers of documents, (queries, n_ways).
+        texts: Those of documents, by their numbers.
+    """
+    distinct, places = np.unique(candidates, return_inverse=True)
+    documents = reorder(encode(model, texts(distinct), "document"), torch.from_numpy(places.reshape(-1)))
+    scores = packed_candidate_scores(encode(model, queries, "query"), documents, candidates.shape[1])
+    return scores.float().cpu().numpy()
 
 
 class ByCrossEncoder:

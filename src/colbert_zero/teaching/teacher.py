@@ -11,13 +11,13 @@ from colbert_zero.data.prepared import ArrowPart, Source, source_folder
 from colbert_zero.data.rows import CANDIDATES
 from colbert_zero.evaluation.runs import Run
 from colbert_zero.files import Progress
-from colbert_zero.maxsim.scores import min_max, packed_candidate_scores
+from colbert_zero.maxsim.scores import min_max
 from colbert_zero.models.bm25 import Bm25
 from colbert_zero.models.checkpoints import Encoder
-from colbert_zero.models.encoding import encode, reorder
 from colbert_zero.recipe.data import Scored
 from colbert_zero.recipe.schema import Teacher
 from colbert_zero.teaching.derived import RowsOf, derive
+from colbert_zero.teaching.scorers import model_scores
 
 _BLOCK = 128
 
@@ -59,8 +59,8 @@ def score(
             candidates = torch.tensor([[document, *negatives] for document, negatives in columns])
             scores, more["n_ways"] = torch.zeros(candidates.shape), candidates.shape[1]
             if model is not None:
-                own = _model_scores(model, block["query"], candidates, source)
-                scores += teacher.pipeline_weight * min_max(own)
+                own = model_scores(model, block["query"], candidates.numpy(), part.texts)
+                scores += teacher.pipeline_weight * min_max(torch.from_numpy(own))
             if bm25 is not None:
                 lexical = torch.from_numpy(bm25.score_pairs(block["query"], candidates.numpy()))
                 scores += teacher.bm25_weight * min_max(lexical)
@@ -72,14 +72,6 @@ def score(
     return derive(
         source_folder(data, name, identity), identity, source, spec.queries, CANDIDATES, _BLOCK, make, progress
     )
-
-
-def _model_scores(model: Encoder, queries: list[str], candidates: torch.Tensor, source: Source) -> torch.Tensor:
-    """MaxSim of each query with its candidates, (queries, n_ways); every distinct document is encoded once."""
-    distinct, places = torch.unique(candidates, return_inverse=True)
-    part = next(iter(source.tables.values()))
-    documents = reorder(encode(model, part.texts(distinct.numpy()), "document"), places.flatten())
-    return packed_candidate_scores(encode(model, queries, "query"), documents, candidates.shape[1]).cpu()
 
 
 def fuse(runs: list[tuple[float, Run]], depth: int) -> Run:
