@@ -55,14 +55,8 @@ def plan(
             f"plan is one process's work; leave the launcher out, --devices {processes}xhere plans for all"
         )
     start_processes()
-    if calibrate and devices and not devices.endswith("here"):
-        raise ColbertZeroError(
-            f"--calibrate measures this machine, --devices {devices} reckons for others; leave one out"
-        )
-    if calibrate and devices not in (None, "here", "1xhere"):
-        raise ColbertZeroError(
-            f"--calibrate measures one process, which has all of this machine's cores; leave --devices {devices} out"
-        )
+    if calibrate and devices:
+        raise ColbertZeroError(f"--calibrate measures one process here, --devices {devices} reckons; leave one out")
     if hours is not None and not (calibrate or devices):
         raise ColbertZeroError("--budget: needs hours; add --calibrate, or --devices 8xH100")
     from colbert_zero.planning import words
@@ -95,10 +89,12 @@ def plan(
         )
         return
     console.print(f"\n{checked.name} on {machine.words}", style="bold", markup=False, soft_wrap=True)
-    console.print(words.phases_table(phases, machine, console.width))
-    console.print()
-    console.print(words.sums_table(pipelines, phases, machine.on.count, price))
-    console.print()
+    for table in (
+        words.phases_table(phases, machine, console.width),
+        words.sums_table(pipelines, phases, machine.on.count, price),
+    ):
+        console.print(table)
+        console.print()
     lines = [*asked.told, *words.notes(phases, machine), words.disk_words(phases, asked.disk)]
     # What was published is of the recipe as it is shipped.
     shipped = not overrides and checked.name.startswith("paper-")
@@ -117,6 +113,12 @@ def _hours(budget: str) -> float:
 
 
 def _json(phase: Any) -> dict[str, Any]:
-    record = asdict(phase)
-    del record["spec"]
-    return record | {"flops": phase.flops}
+    memory, pace = (value and asdict(value) for value in (phase.memory, phase.pace))
+    return {
+        "chain": phase.chain,
+        **phase.record(),
+        "memory": memory,
+        "hours": phase.hours,
+        "pace": pace,
+        "done": phase.done,
+    }

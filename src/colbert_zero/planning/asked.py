@@ -10,7 +10,7 @@ from colbert_zero.planning.data import Data, Prepared, Sampled, is_small
 from colbert_zero.planning.model import ModelOf, models_at_hand, published_models
 from colbert_zero.planning.plan import Machine, PlannedPhase, calibrate, done_phases, keep_plan, plan_phases
 from colbert_zero.planning.published import published
-from colbert_zero.planning.words import OWN, hours_of
+from colbert_zero.planning.words import OWN, hours_of, members_of
 from colbert_zero.recipe.data import Mined, Scored
 from colbert_zero.report.records import Records
 from colbert_zero.study.disk import disk_for
@@ -108,7 +108,7 @@ class Asked:
             raise ColbertZeroError(
                 "--calibrate: the base or a source cannot be read here, so there is nothing to measure"
             )
-        return calibrate(recipe, phases, self.data, self.models, self.machine.on.count, seconds, self.study.show.say)
+        return calibrate(recipe, phases, self.data, self.models, seconds, self.study.show.say)
 
     def keep(self, phases: list[PlannedPhase]) -> Path | None:
         """Keep the plan for the report of a run, where ids are known; returns the file."""
@@ -117,10 +117,9 @@ class Asked:
     def device_hours(
         self, pipelines: Mapping[str, tuple[str, ...]], phases: list[PlannedPhase]
     ) -> dict[str, tuple[float, float]]:
-        """Of each pipeline and of each phase whose name one chain has, where they are known; least and most."""
-        count, by_chain = self.machine.on.count, {phase.chain: phase for phase in phases}
-        groups = {phase.chain[-1]: [phase] for phase in phases}
-        groups |= {name: [by_chain[chain[: n + 1]] for n in range(len(chain))] for name, chain in pipelines.items()}
+        """Of each pipeline and each phase, by name, where they are known; least and most."""
+        count = self.machine.on.count
+        groups = {phase.chain[-1]: [phase] for phase in phases} | members_of(pipelines, phases)
         known = {name: hours_of(members) for name, members in groups.items()}
         return {name: (count * hours[0], count * hours[1]) for name, hours in known.items() if hours}
 

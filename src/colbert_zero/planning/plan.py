@@ -16,15 +16,15 @@ from sentence_transformers.util import get_device_name
 from colbert_zero.errors import ColbertZeroError, reason
 from colbert_zero.files import read_json, write_json
 from colbert_zero.planning.calibration import Pace, measure
-from colbert_zero.planning.data import Data
-from colbert_zero.planning.model import ModelOf
+from colbert_zero.planning.data import Data, PlannedPart
+from colbert_zero.planning.model import ModelOf, PlannedModel
 from colbert_zero.planning.operations import Memory, Operations, hours_on, memory_of, operations_of
 from colbert_zero.planning.published import device_named
-from colbert_zero.planning.work import Devices, look
+from colbert_zero.planning.work import Counts, Devices, count_phase
 from colbert_zero.processes import world_size
 from colbert_zero.recipe.schema import Phase, Recipe
 from colbert_zero.study.graph import graph
-from colbert_zero.study.steps import steps_for
+from colbert_zero.study.steps import Steps, steps_for
 from colbert_zero.study.study import Study
 from colbert_zero.training.record import Flops
 
@@ -85,13 +85,10 @@ class PlannedPhase:
         chain: The phases before it, and itself.
         spec: Its recipe entry.
         steps: Optimiser steps.
-        texts: Texts read, each as often as it is.
-        tokens: Real tokens of these.
-        padding_tokens: Encoded beside them.
-        second_pass_tokens: Encoded again by GradCache, padding included.
-        operations: Floating-point operations; None of a phase whose record was not counted so.
+        counts: What it encodes and scores; of a finished phase texts and tokens alone.
+        operations: Floating-point operations.
         memory: Of one device; None of a finished phase.
-        model_bytes: Of its checkpoint.
+        model_bytes: Of its checkpoint; None where an older record does not say.
         hours: Least and most, wall-clock; None where neither a device of the table nor a measurement says.
         pace: What was measured of it here.
         counted: Whether all of its batches were counted, `whole`, some of them, `sampled`, or none, `longest`: each
@@ -102,11 +99,8 @@ class PlannedPhase:
     chain: tuple[str, ...]
     spec: Phase
     steps: int
-    texts: int
-    tokens: int
-    padding_tokens: int = 0
-    second_pass_tokens: int = 0
-    operations: Operations | None = None
+    counts: Counts
+    operations: Operations
     memory: Memory | None = None
     model_bytes: int | None = None
     hours: tuple[float, float] | None = None
@@ -115,13 +109,27 @@ class PlannedPhase:
     done: bool = False
 
     @property
-    def flops(self) -> float:
-        """As its record will have them."""
-        return self.operations.recorded if self.operations else 0.0
+    def tokens(self) -> int:
+        """Real ones."""
+        return round(self.counts.tokens)
 
-    def at(self, pace: Pace, processes: int) -> "PlannedPhase":
-        """The same at a pace that was measured here, by so many processes; what they exchange is left out."""
-        return replace(self, pace=pace, hours=(pace.least / 3600 / processes, pace.most / 3600 / processes))
+    def at(self, pace: Pace) -> "PlannedPhase":
+        """The same at a pace that was measured here."""
+        return replace(self, pace=pace, hours=(pace.least / 3600, pace.most / 3600))
+
+    def record(self) -> dict[str, Any]:
+        """In the words of phase.json."""
+        return {
+            "steps": self.steps,
+            "texts": round(self.counts.texts),
+            "tokens": self.tokens,
+            "padding_tokens": round(self.counts.padding),
+            "second_pass_tokens": round(self.counts.repeated),
+            "flops": self.operations.recorded,
+            "operations": {**asdict(self.operations), "encoding": self.operations.encoding._asdict()},
+            "model_bytes": self.model_bytes,
+            "counted": self.counted,
+        }
 
 
 Say = Callable[[str], None]
@@ -157,29 +165,33 @@ def plan_phases(
 
 
 def calibrate(
-    recipe: Recipe, phases: list[PlannedPhase], data: Data, models: ModelOf, processes: int, seconds: float, say: Say
+    recipe: Recipe, phases: list[PlannedPhase], data: Data, models: ModelOf, seconds: float, say: Say
 ) -> list[PlannedPhase]:
     """The same phases with the hours that steps of theirs, taken now, give on this machine.
 
     Args:
         recipe: The study's.
-        phases: PlannedPhase for this machine.
+        phases: Planned for one process of this machine.
         data: What they read.
         models: What they train.
-        processes: Of this machine, that the phases are planned for.
         seconds: To be spent, about.
         say: Told what is measured.
     """
+    open_ = {phase.chain[-1]: phase for phase in phases if not phase.done}
     paces: dict[str, Pace] = {}
-    names = list(dict.fromkeys(phase.chain[-1] for phase in phases if not phase.done))
-    for name in names:
-        spec, steps = recipe.phases[name], steps_for(recipe, name, data.parts)
-        parts = {part: seen for source in spec.sources for part, seen in data.look(source).items()}
-        model = models(name)
-        alone = look(spec, steps, parts, model.tokenise, model.alignment, Devices(1, this_machine().on.kind))
-        paces[name] = pace = measure(spec, steps, parts, model, alone.counts, seconds / len(names))
+    for name, phase in open_.items():
+        steps, parts, model = _reads(recipe, name, data, models)
+        paces[name] = pace = measure(phase.spec, steps, parts, model, phase.counts, seconds / len(open_))
         say(f"{name}: {pace.rounds} steps of {pace.queries:,} queries measured")
-    return [phase if phase.done else phase.at(paces[phase.chain[-1]], processes) for phase in phases]
+    return [phase if phase.done else phase.at(paces[phase.chain[-1]]) for phase in phases]
+
+
+def _reads(
+    recipe: Recipe, name: str, data: Data, models: ModelOf
+) -> tuple[Steps, dict[str, PlannedPart], PlannedModel]:
+    """A phase's length, the parts of its sources, its model."""
+    parts = {part: seen for source in recipe.phases[name].sources for part, seen in data.look(source).items()}
+    return steps_for(recipe, name, data.parts), parts, models(name)
 
 
 def _planned(recipe: Recipe, chain: tuple[str, ...], data: Data, models: ModelOf, machine: Machine) -> PlannedPhase:
@@ -189,26 +201,21 @@ def _planned(recipe: Recipe, chain: tuple[str, ...], data: Data, models: ModelOf
             f"phases.{name}.global_batch_size: {spec.global_batch_size} queries cannot be shared out evenly among "
             f"{on.count} devices"
         )
-    steps = steps_for(recipe, name, data.parts)
-    parts = {part: seen for source in spec.sources for part, seen in data.look(source).items()}
-    model = models(name)
-    looked = look(spec, steps, parts, model.tokenise, model.alignment, on)
-    counts, operations = looked.counts, operations_of(spec, looked.counts, model.size)
+    steps, parts, model = _reads(recipe, name, data, models)
+    counts, whole = count_phase(spec, steps, parts, model.tokenise, model.alignment, on)
+    operations = operations_of(spec, counts, model.size)
     unseen = model.tokenise is None or any(part.seen is None for part in parts.values())
     return PlannedPhase(
         chain,
         spec,
         steps.steps,
-        round(counts.texts),
-        round(counts.tokens),
-        round(counts.padding),
-        round(counts.repeated),
+        counts,
         operations,
         memory_of(spec, counts, steps.steps, model.size, on, machine.memory),
         model.size.model_bytes,
         hours_on(machine.device, spec, operations, on.count) if machine.device else None,
         # Of several devices one's share was counted.
-        counted="longest" if unseen else "whole" if looked.whole and on.count == 1 else "sampled",
+        counted="longest" if unseen else "whole" if whole and on.count == 1 else "sampled",
     )
 
 
@@ -229,9 +236,10 @@ def _done(study: Study, chain: tuple[str, ...]) -> PlannedPhase:
     record = read_json(study.phase_folder(chain) / "phase.json")
     flops = [record.get(f"{part}_flops", 0.0) for part in ("padding", "second_pass", "recomputed")]
     encoding = Flops(record["flops"] - sum(flops), *flops)
+    names = ("texts", "tokens", "padding_tokens", "second_pass_tokens")
+    counts = Counts(*(float(record.get(name, 0)) for name in names))
     return PlannedPhase(
-        chain, study.recipe.phases[chain[-1]], record["steps"], record["texts"], record["tokens"],
-        record.get("padding_tokens", 0), record.get("second_pass_tokens", 0), Operations(encoding, 0.0, 0.0),
+        chain, study.recipe.phases[chain[-1]], record["steps"], counts, Operations(encoding, 0.0, 0.0),
         model_bytes=record.get("model_bytes"), done=True,
     )  # fmt: skip
 
@@ -278,15 +286,7 @@ def planned_of(folder: Path) -> dict[str, Any]:
 
 def _record(phase: PlannedPhase, machine: Machine) -> dict[str, Any]:
     return {
-        "steps": phase.steps,
-        "texts": phase.texts,
-        "tokens": phase.tokens,
-        "padding_tokens": phase.padding_tokens,
-        "second_pass_tokens": phase.second_pass_tokens,
-        "flops": phase.flops,
-        "operations": asdict(phase.operations) if phase.operations else None,
-        "model_bytes": phase.model_bytes,
-        "counted": phase.counted,
+        **phase.record(),
         "devices": machine.words,
         "processes": machine.on.count,
         "host": None if machine.device else socket.gethostname(),

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from colbert_zero.planning.plan import Machine, PlannedPhase
 from colbert_zero.planning.published import published
+from colbert_zero.report.published import published_means
 from colbert_zero.report.words import operations, quantity, rounded
 from colbert_zero.study.disk import Disk
 
@@ -39,12 +40,12 @@ def _row(phase: PlannedPhase, machine: Machine) -> dict[str, str]:
     return {
         "phase": " → ".join(phase.chain),
         "steps": f"{phase.steps:,}",
-        "texts": quantity(phase.texts),
+        "texts": quantity(phase.counts.texts),
         "tokens": about + quantity(phase.tokens),
-        "padding": quantity(phase.padding_tokens),
-        "second pass": quantity(phase.second_pass_tokens) if phase.second_pass_tokens else "–",
-        "encoding": operations(counted.recorded + counted.attention) if counted else "",
-        "MaxSim": operations(counted.maxsim) if counted else "",
+        "padding": quantity(phase.counts.padding),
+        "second pass": quantity(phase.counts.repeated) if phase.counts.repeated else "–",
+        "encoding": operations(counted.recorded + counted.attention),
+        "MaxSim": operations(counted.maxsim) if counted.maxsim else "",
         "memory": decimal(memory.total) if memory else "",
         "time": span(phase.hours) if phase.hours else "",
         "": "done" if phase.done else "",
@@ -64,7 +65,6 @@ def sums_table(
     pipelines: Mapping[str, tuple[str, ...]], phases: list[PlannedPhase], count: int, price: float | None
 ) -> Table:
     """What each pipeline takes from its base, and all of them together, each shared phase once."""
-    by_chain = {phase.chain: phase for phase in phases}
     table = Table(box=None, pad_edge=False, header_style="bold")
     titles = [
         "pipeline",
@@ -75,14 +75,21 @@ def sums_table(
     ]
     for title in titles:
         table.add_column(title, justify="left" if title == "pipeline" else "right", overflow="fold")
-    groups = {name: [by_chain[chain[: n + 1]] for n in range(len(chain))] for name, chain in pipelines.items()}
-    for name, members in (groups | {"all, each phase once": phases}).items():
+    for name, members in (members_of(pipelines, phases) | {"all, each phase once": phases}).items():
         hours = hours_of(members)
         cells = [name, quantity(sum(phase.tokens for phase in members)), operations(sum(map(_operations, members)))]
         cells += [span(hours, count)] if hours else ["–"] if _timed(phases) else []
         cells += [_money(hours, count * price)] if price else []
         table.add_row(*map(Text, cells))
     return table
+
+
+def members_of(
+    pipelines: Mapping[str, tuple[str, ...]], phases: Iterable[PlannedPhase]
+) -> dict[str, list[PlannedPhase]]:
+    """The phases of each pipeline, from its base."""
+    by_chain = {phase.chain: phase for phase in phases}
+    return {name: [by_chain[chain[: n + 1]] for n in range(len(chain))] for name, chain in pipelines.items()}
 
 
 def hours_of(phases: Iterable[PlannedPhase]) -> tuple[float, float] | None:
@@ -92,7 +99,7 @@ def hours_of(phases: Iterable[PlannedPhase]) -> tuple[float, float] | None:
 
 
 def _operations(phase: PlannedPhase) -> float:
-    return phase.operations.recorded + phase.operations.attention + phase.operations.maxsim if phase.operations else 0.0
+    return phase.operations.recorded + phase.operations.attention + phase.operations.maxsim
 
 
 def _timed(phases: Iterable[PlannedPhase]) -> bool:
@@ -165,8 +172,10 @@ def beside_published(name: str, groups: Mapping[str, tuple[float, float]], machi
 
 def published_scores(recipe: str) -> dict[str, tuple[float, str]]:
     """nDCG@10 on BEIR's fifteen of the paper's pipelines, with its source; of other recipes none is known."""
-    of_paper = recipe.startswith("paper-")
-    return {n: (entry["ndcg"], entry["source"]) for n, entry in published()["scores"].items()} if of_paper else {}
+    if not recipe.startswith("paper-"):
+        return {}
+    means = published_means("beir")
+    return {name: means[row] for name, row in published()["pipelines"].items()}
 
 
 def within(

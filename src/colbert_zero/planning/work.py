@@ -50,7 +50,7 @@ class Counts:
         )
 
 
-class Looked(NamedTuple):
+class Counted(NamedTuple):
     """What a phase will compute, and whether all of its batches were counted or some."""
 
     counts: Counts
@@ -70,14 +70,14 @@ class Devices:
     kind: str
 
 
-def look(
+def count_phase(
     spec: Phase,
     steps: Steps,
     parts: Mapping[str, PlannedPart],
     tokenise: Tokenise | None,
     alignment: Alignment,
     on: Devices,
-) -> Looked:
+) -> Counted:
     """Count what a phase will compute.
 
     Args:
@@ -96,7 +96,7 @@ def look(
         batches = Batches(seen, order, tokenise, steps.steps, spec.hard_negatives, share)
         for step in range(steps.steps):
             counts = counts.plus(count(spec, batches[step], on), on.count)
-        return Looked(counts, True)
+        return Counted(counts, True)
     longest: Counts | None = None  # of a share of texts of which none is at hand: all parts' are alike
     for name, drawn in order.drawn(steps.steps).items():
         if not drawn:
@@ -110,7 +110,7 @@ def look(
         for counted in looked:
             counts = counts.plus(counted, on.count * drawn / len(looked))
         longest = looked[0] if parts[name].seen is None else longest
-    return Looked(counts, False)
+    return Counted(counts, False)
 
 
 class _Looked:

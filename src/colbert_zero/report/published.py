@@ -37,7 +37,7 @@ def published_on(names: Iterable[str]) -> list[Figures]:
         >>> [f.scores for f in published_on(["beir/scifact"]) if f.model.startswith("ColBERT-Zero")]
         [{'beir/scifact': 0.765}]
     """
-    data: dict[str, Any] = read_json(Path(__file__).parent / "published.json")
+    data = _published()
     wanted, found = set(names), []
     for benchmark, entry in data.items():
         collections = [f"{benchmark}/{name}" for name in entry["collections"]]
@@ -49,3 +49,18 @@ def published_on(names: Iterable[str]) -> list[Figures]:
                 mean = round(row["mean"] / 100, 4) if whole else None
                 found.append(Figures(row["model"], benchmark, row["source"], mean, asked))
     return found
+
+
+def published_means(benchmark: str) -> dict[str, tuple[float, str]]:
+    """What models were published to score over a whole benchmark, between 0 and 1, and where; by their names there.
+
+    Args:
+        benchmark: `beir` or `nanobeir`.
+    """
+    models = _published()[benchmark]["models"]
+    return {found["model"]: (found["mean"] / 100, found["source"]) for found in models if found.get("mean")}
+
+
+def _published() -> dict[str, Any]:
+    data: dict[str, Any] = read_json(Path(__file__).parent / "published.json")
+    return data
