@@ -117,7 +117,7 @@ def test_evaluate_pools_documents_where_asked_and_says_so(command, collection, t
         assert records[-1]["pool"] == factor
     scores = [record["per_query"] for record in records]
     assert scores[0] == scores[3] != scores[1] == scores[2]
-    for name, message in (("dense", "one vector a text already"), ("bm25", "--pool: bm25 has no token vectors")):
+    for name, message in (("dense", "no multi-vector checkpoint"), ("bm25", "--pool: bm25 has no token vectors")):
         path = name if name == "bm25" else tmp_path / name
         code, _, err = command("evaluate", path, "--collection", tmp_path / "tiny", "--pool", 2)
         assert (code, message in err) == (2, True)

@@ -174,3 +174,10 @@ def test_the_documentation_lists_every_name():
     for named in NAMED.values():
         assert f"`{named.whole if named.part else named.name}`" in page, named.name
         assert named.dataset in page, named.dataset
+
+
+def test_a_folder_that_hides_public_collections_and_is_none_says_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "beir").mkdir()
+    with pytest.raises(ColbertZeroError, match="the folder beir here is meant before the public collections"):
+        load_all(["beir"])

@@ -82,6 +82,7 @@ def evaluate(
     from colbert_zero.maxsim.backends import refused, tell_refused
     from colbert_zero.models.bases import find_checkpoint
     from colbert_zero.models.checkpoints import load_model
+    from colbert_zero.models.kinds import kind_of
     from colbert_zero.models.layers import without_layers
     from colbert_zero.models.pooling import pooling_of, with_pooling
     from colbert_zero.processes import is_main
@@ -89,19 +90,12 @@ def evaluate(
     from colbert_zero.watch import leave
 
     tasks = [word for word in dict.fromkeys(collection) if word.startswith(MTEB)]
-    if model == "bm25" and (bare or tasks):
-        raise ColbertZeroError(
-            "--without-layers: bm25 has none; name a checkpoint" if bare else f"{tasks[0]}: mteb takes checkpoints only"
-        )
-    if run_file and tasks:
-        raise ColbertZeroError(f"--run: mteb keeps {tasks[0]}'s ranking to itself; leave --run or the task out")
-    if pool and model == "bm25":
-        raise ColbertZeroError("--pool: bm25 has no token vectors; name a multi-vector checkpoint")
-    _check_written(json_file, "--json")
-    _check_written(run_file, "--run")
+    _check_options(model, tasks, bare, pool, json_file, run_file)
     start_processes()
     found = [find_task(word) for word in tasks]
     commit = None if model == "bm25" else find_checkpoint(model, "MODEL", RichShow().say)
+    if pool and kind_of(model, commit) != "multi-vector":
+        raise ColbertZeroError(f"--pool: {model} is no multi-vector checkpoint, so it has no token vectors to pool")
     tell_refused(refused(torch.device(get_device_name())), RichShow().say)
     if is_main():
         for task in found:
@@ -126,6 +120,26 @@ def evaluate(
     leave()
 
 
+def _check_options(
+    model: str, tasks: list[str], bare: bool, pool: int | None, json_file: Path | None, run_file: Path | None
+) -> None:
+    """Refuse what does not go together, and places that cannot be written, before anything is read."""
+    if model == "bm25" and bare:
+        raise ColbertZeroError("--without-layers: bm25 has none; name a checkpoint")
+    if model == "bm25" and pool:
+        raise ColbertZeroError("--pool: bm25 has no token vectors; name a multi-vector checkpoint")
+    if model == "bm25" and tasks:
+        raise ColbertZeroError(f"{tasks[0]}: mteb takes checkpoints only")
+    if run_file and tasks:
+        raise ColbertZeroError(f"--run: mteb keeps {tasks[0]}'s ranking to itself; leave --run or the task out")
+    for path, option in ((json_file, "--json"), (run_file, "--run")):
+        if path is None:
+            continue
+        there = next(parent for parent in Path(os.path.abspath(path)).parents if parent.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise ColbertZeroError(f"{option} {path}: {there} cannot be written; name another place")
+
+
 def _run_files(path: Path | None, names: list[str]) -> dict[str, Path]:
     """Where each collection's ranking goes: of one the file, of several a file each in the folder.
 
@@ -142,15 +156,6 @@ def _run_files(path: Path | None, names: list[str]) -> dict[str, Path]:
     if twice := [name for name, file in files.items() if list(files.values()).count(file) > 1]:
         raise ColbertZeroError(f"--run {path}: {' and '.join(twice)} would be one file; rename a folder")
     return files
-
-
-def _check_written(path: Path | None, option: str) -> None:
-    """Refuse a file or folder that cannot be written, before anything is computed."""
-    if path is None:
-        return
-    there = next(parent for parent in Path(os.path.abspath(path)).parents if parent.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise ColbertZeroError(f"{option} {path}: {there} cannot be written; name another place")
 
 
 def _ranked(encoder: Any, collection: Any, run_file: Path | None, tag: str, told: bool) -> dict[str, Any]:

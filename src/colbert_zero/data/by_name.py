@@ -66,10 +66,24 @@ def load_all(words: list[str], split: str | None = None, rules: Rules = DEFAULT_
         )
     loaded: dict[str, Collection] = {}
     for word in dict.fromkeys(words):
-        for found in (
-            (load_named(each, rules) for each in named[word]) if named[word] else [load_collection(word, split, rules)]
-        ):
-            if found.name in loaded and not named[word]:
+        for each in named[word]:
+            if each.name not in loaded:
+                loaded[each.name] = load_named(each, rules)
+        if not named[word]:
+            found = _load_unnamed(word, split, rules)
+            if found.name in loaded:
                 raise ColbertZeroError(f"{word}: another collection is called {found.name} too; rename a folder")
-            loaded.setdefault(found.name, found)
+            loaded[found.name] = found
     return list(loaded.values())
+
+
+def _load_unnamed(word: str, split: str | None, rules: Rules) -> Collection:
+    """A folder's or Hub id's; one that is none, and is called as public ones are, is told to stand before them."""
+    try:
+        return load_collection(word, split, rules)
+    except ColbertZeroError as error:
+        if not members(word):
+            raise
+        raise ColbertZeroError(
+            f"{error}; the folder {word} here is meant before the public collections of that name"
+        ) from None
