@@ -160,9 +160,13 @@ BROKEN: list[tuple[str, Any, str]] = [
     (
         "phases.dense.representation",
         "multivector",
-        'should be one of dense, multi-vector, found "multivector", did you mean multi-vector?',
+        'should be one of dense, multi-vector, cross-encoder, found "multivector", did you mean multi-vector?',
     ),
-    ("phases.dense.objective", "contrast", "one of contrastive, distillation, contrastive + distillation, found"),
+    (
+        "phases.dense.objective",
+        "contrast",
+        "one of contrastive, distillation, contrastive + distillation, listwise, binary, found",
+    ),
     ("sources.pairs.on_bad_rows", "ignore", 'on_bad_rows: should be one of error, skip, found "ignore"'),
     # Values out of bounds.
     ("phases.dense.learning_rate", -1, "phases.dense.learning_rate: should be at least 0, found -1"),

@@ -13,6 +13,7 @@ from colbert_zero.models.encoding import encode
 from colbert_zero.recipe.data import Mined, Scored
 from colbert_zero.recipe.schema import Teacher
 from colbert_zero.teaching.negatives import mine
+from colbert_zero.teaching.scorers import ByEncoder
 from colbert_zero.teaching.teacher import fuse, score
 from helpers import DOCUMENTS
 from oracles import maxsim
@@ -47,7 +48,7 @@ def test_teacher_scores_are_the_weighted_sum_of_parts_scaled_over_each_querys_ca
 ):
     teacher = Teacher(pipeline=["any"], pipeline_weight=model_weight, bm25_weight=bm25_weight)
     spec = Scored(kind="scored", of="hard", teacher="t")
-    model = tiny_multi_vector if model_weight else None
+    model = ByEncoder(tiny_multi_vector) if model_weight else None
     made = open_source("s", score("s", spec, teacher, hard, model, "id", tmp_path / "scored", None))
     rows = made.parts["s/only"].read(range(20))
     pairs = hard.parts["hard/only"].read(range(20))

@@ -1,8 +1,9 @@
 """`evaluate`: a checkpoint at work."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import typer
 
@@ -10,10 +11,17 @@ from colbert_zero.cli.options import start_processes
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.terminal import RichShow, console, evaluation_table, published_lines
 
+RERANKED = 50
+"""Of BM25's best, what a cross-encoder ranks anew."""
+
 
 def evaluate(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A checkpoint: folder or Hub id, dense or multi-vector; or `bm25`.")
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A checkpoint: folder or Hub id, dense, multi-vector or a cross-encoder; or `bm25`.",
+        ),
     ],
     collection: Annotated[
         list[str],
@@ -51,6 +59,14 @@ def evaluate(
             min=1, metavar="N", help="Pool documents' tokens, about N into one; 1 pools none, also where MODEL does."
         ),
     ] = None,
+    rerank: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help=f"Of a cross-encoder: how many of BM25's best it ranks anew; {RERANKED} by default.",
+        ),
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write scores, also of each query.")
     ] = None,
@@ -59,7 +75,7 @@ def evaluate(
         typer.Option("--run", metavar="FILE|DIR", help="Write the ranking in TREC format; of several, into a folder."),
     ] = None,
 ) -> None:
-    """Rank collections exactly with any dense or multi-vector checkpoint, and score it.
+    """Rank collections exactly with any dense or multi-vector checkpoint, and score it; a cross-encoder as a reranker.
 
     Of several, all are read first; each is then scored, and their mean, in which CQADupStack's 12 parts count as one.
 
@@ -72,6 +88,7 @@ def evaluate(
       colbert-zero evaluate bm25 --collection data/scifact
       colbert-zero evaluate my/model --collection data/scifact --without-layers
       colbert-zero evaluate my/model --collection data/scifact --pool 2
+      colbert-zero evaluate cross-encoder/ms-marco-MiniLM-L6-v2 --collection beir/scifact --rerank 100
     """
     import torch
     from sentence_transformers.util import get_device_name
@@ -81,10 +98,7 @@ def evaluate(
     from colbert_zero.evaluation.by_mteb import find_task, load_task
     from colbert_zero.maxsim.backends import refused, tell_refused
     from colbert_zero.models.bases import find_checkpoint
-    from colbert_zero.models.checkpoints import load_model
     from colbert_zero.models.kinds import kind_of
-    from colbert_zero.models.layers import without_layers
-    from colbert_zero.models.pooling import pooling_of, with_pooling
     from colbert_zero.processes import is_main
     from colbert_zero.recipe.named import MTEB
     from colbert_zero.watch import leave
@@ -93,7 +107,8 @@ def evaluate(
     _check_options(model, tasks, bare, pool, json_file, run_file)
     start_processes()
     found = [find_task(word) for word in tasks]
-    commit = None if model == "bm25" else find_checkpoint(model, "MODEL", RichShow().say)
+    reranks = _reranks(model, bool(tasks), bare, pool, rerank)
+    commit = None if model == "bm25" else find_checkpoint(model, "MODEL", RichShow().say, reranks)
     if pool and kind_of(model, commit) != "multi-vector":
         raise ColbertZeroError(f"--pool: {model} is no multi-vector checkpoint, so it has no token vectors to pool")
     tell_refused(refused(torch.device(get_device_name())), RichShow().say)
@@ -105,19 +120,77 @@ def evaluate(
     for one in loaded:
         for told in one.peculiarities():
             console.print(f"{one.name}: {told}", markup=False, soft_wrap=True)
-    encoder = None if model == "bm25" else load_model(model, revision=commit)
-    encoder = without_layers(encoder, model) if encoder is not None and bare else encoder
-    encoder = with_pooling(encoder, pool) if encoder is not None and pool else encoder
-    pooled = pooling_of(encoder) if encoder is not None else 1.0
+    evaluated = _evaluated(model, commit, bare, pool, (rerank or RERANKED) if reranks else None)
     tag, several = Path(model).name or "run", len(loaded) + len(tasks) > 1
-    records = {one.name: _ranked(encoder, one, runs.get(one.name), tag, several) for one in loaded}
-    records |= {word: _by_mteb(encoder, task) for word, task in zip(tasks, found, strict=True)}
-    if bare:
-        console.print(f"{model}: every transformer layer taken out", markup=False, soft_wrap=True)
-    if pooled > 1:
-        console.print(f"{model}: documents' tokens pooled, about {pooled:g} into one", markup=False, soft_wrap=True)
-    _tell({"model": model, "commit": commit, "without_layers": bare, "pool": pooled}, records, published, json_file)
+    records = {one.name: _ranked(evaluated.rank, one, runs.get(one.name), tag, several) for one in loaded}
+    records |= {word: _by_mteb(evaluated.encoder, task) for word, task in zip(tasks, found, strict=True)}
+    for told in evaluated.told:
+        console.print(f"{model}: {told}", markup=False, soft_wrap=True)
+    _tell({"model": model, "commit": commit, **evaluated.about}, records, published, json_file)
     leave()
+
+
+class _Evaluated(NamedTuple):
+    """What is evaluated.
+
+    Attributes:
+        rank: Ranks a collection, and tells how far it is.
+        encoder: The model, where it has embeddings.
+        about: For the record.
+        told: What to say of it beside the scores.
+    """
+
+    rank: Callable[[Any, Any], Any]
+    encoder: Any
+    about: dict[str, Any]
+    told: list[str]
+
+
+def _evaluated(model: str, commit: str | None, bare: bool, pool: int | None, most: int | None) -> _Evaluated:
+    """BM25, a cross-encoder that ranks `most` of BM25's best anew, or a checkpoint."""
+    from colbert_zero.evaluation.ranking import rank, rank_bm25
+    from colbert_zero.evaluation.reranking import rerank
+    from colbert_zero.files import place_of
+    from colbert_zero.models.checkpoints import load_model
+    from colbert_zero.models.layers import without_layers
+    from colbert_zero.models.pooling import pooling_of, with_pooling
+    from colbert_zero.teaching.scorers import ByCrossEncoder
+
+    if most:
+        scorer = ByCrossEncoder(place_of(model), commit, RichShow().say, "MODEL")
+        told = [f"a cross-encoder, which ranked BM25's best {most} anew"]
+        return _Evaluated(
+            lambda collection, progress: rerank(scorer, collection, rank_bm25(collection, most), most, progress),
+            None, {"rerank": most}, told,
+        )  # fmt: skip
+    about = {"without_layers": bare, "pool": pool}
+    if model == "bm25":
+        return _Evaluated(lambda collection, progress: rank_bm25(collection), None, about, [])
+    encoder = load_model(model, revision=commit)
+    encoder = without_layers(encoder, model) if bare else encoder
+    encoder = with_pooling(encoder, pool) if pool else encoder
+    told = ["every transformer layer taken out"] if bare else []
+    if (pooled := pooling_of(encoder)) > 1:
+        told.append(f"documents' tokens pooled, about {pooled:g} into one")
+    return _Evaluated(
+        lambda collection, progress: rank(encoder, collection, progress=progress),
+        encoder, about | {"pool": pooled}, told,
+    )  # fmt: skip
+
+
+def _reranks(model: str, tasks: bool, bare: bool, pool: int | None, rerank: int | None) -> bool:
+    """Whether the model is a cross-encoder; options that are none of its, or of its alone, are refused."""
+    from colbert_zero.files import place_of
+    from colbert_zero.models.kinds import is_cross_encoder
+
+    if model == "bm25" or not is_cross_encoder(place_of(model)):
+        if rerank:
+            raise ColbertZeroError(f"--rerank: {model} ranks whole collections by itself; leave it out")
+        return False
+    given = {"--without-layers": bare, "--pool": pool, "--collection mteb:…": tasks}
+    for option in (option for option, value in given.items() if value):
+        raise ColbertZeroError(f"{option}: {model} is a cross-encoder, which has no embeddings; leave it out")
+    return True
 
 
 def _check_options(
@@ -158,17 +231,13 @@ def _run_files(path: Path | None, names: list[str]) -> dict[str, Path]:
     return files
 
 
-def _ranked(encoder: Any, collection: Any, run_file: Path | None, tag: str, told: bool) -> dict[str, Any]:
-    """What there is to record of a model on a collection; BM25 where there is no model."""
-    from colbert_zero.evaluation.ranking import rank, rank_bm25
+def _ranked(rank: Any, collection: Any, run_file: Path | None, tag: str, told: bool) -> dict[str, Any]:
+    """What there is to record of a model on a collection."""
     from colbert_zero.evaluation.runs import measure, write_run
     from colbert_zero.processes import is_main
 
-    if encoder is None:
-        ranking = rank_bm25(collection)
-    else:
-        with RichShow().bar(f"evaluating on {collection.name}", collection.documents_count) as advance:
-            ranking = rank(encoder, collection, progress=lambda done, total: advance(done, {}))
+    with RichShow().bar(f"evaluating on {collection.name}", 0) as advance:
+        ranking = rank(collection, lambda done, total: advance(done, {"total": total}))
     if run_file and is_main():
         write_run(run_file, ranking, tag)
     scores, per_query = measure(ranking, collection.qrels)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from colbert_zero.errors import ColbertZeroError, near
 from colbert_zero.files import read_json
 
-Representation = Literal["dense", "multi-vector"]
+Representation = Literal["dense", "multi-vector", "cross-encoder"]
 Asked = tuple[Representation, Mapping[str, str] | None, Mapping[str, str] | None]
 """What a phase trains, with the prompts and markers that its recipe asks for."""
 

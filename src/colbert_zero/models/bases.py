@@ -125,13 +125,14 @@ def check_base(
         raise _not_to_be_had(base, whose, _silence(error)) from None
 
 
-def find_checkpoint(model: str, whose: str, tell: Callable[[str], None]) -> str | None:
+def find_checkpoint(model: str, whose: str, tell: Callable[[str], None], cross_encoder: bool = False) -> str | None:
     """The commit of a Hub id, None of a folder; what has no embeddings to score is refused.
 
     Args:
         model: Folder or Hub id.
         whose: What names it, for messages.
         tell: Told which commit it is, and how a plain encoder is scored.
+        cross_encoder: It is one, which is not refused.
 
     Raises:
         ColbertZeroError: It is not there, or no text encoder.
@@ -142,6 +143,8 @@ def find_checkpoint(model: str, whose: str, tell: Callable[[str], None]) -> str 
         tell(f"{whose}: {model} at {commit}{f', from the cache: {silent}' if silent else ''}")
         if silent:
             go_offline()
+    if cross_encoder:
+        return commit
     check_base(model, commit, whose=whose, trained=False)
     if kind_of(os.path.expanduser(model), commit) == "encoder":
         tell(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sentence_transformers import MultiVectorEncoder, SentenceTransformer
+from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.util import load_file_path
 
@@ -14,6 +14,9 @@ from colbert_zero.models.kinds import kind_of
 from colbert_zero.models.untrusted import check_checkpoint, check_no_pickles
 
 Encoder = MultiVectorEncoder | SentenceTransformer
+"""Gives embeddings of texts."""
+Trainable = Encoder | CrossEncoder
+"""What a phase can train."""
 
 
 # Stated outright, because a checkpoint's own JSON may say otherwise. Weights are float32 whatever they were saved in:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from sentence_transformers import MultiVectorEncoder, SentenceTransformer
+from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.base.modules.dense import Dense
 from sentence_transformers.multi_vector_encoder.modules import HierarchicalTokenPooling, MultiVectorMask
@@ -38,7 +38,14 @@ from colbert_zero.models.alignment import (
     check_similarity,
     read_alignment,
 )
-from colbert_zero.models.checkpoints import SAFE, Encoder, give_padding, load_model, usable_positions
+from colbert_zero.models.checkpoints import (
+    SAFE,
+    Encoder,
+    Trainable,
+    give_padding,
+    load_model,
+    usable_positions,
+)
 from colbert_zero.models.encoding import EXPANSION, PROMPT_LENGTH, prompt_of
 from colbert_zero.models.heads import TOKENS, Head, new_layers
 from colbert_zero.models.kinds import kind_of
@@ -94,6 +101,17 @@ def _prefixes(own: Own, tokenizer: Any, asked: Iterable[Asked]) -> dict[str, int
         for prefix in alignment.prefixes(representation):
             prefixes[prefix] = _tokens_before(tokenizer, prefix)
     return prefixes
+
+
+def load_encoder(base: str, options: dict[str, Any], whose: str) -> Any:
+    """The encoder of a checkpoint of any kind, with its tokenizer and without what comes after it.
+
+    Args:
+        base: Folder or Hub id.
+        options: As for `assemble`.
+        whose: Named in errors.
+    """
+    return _load_start(base, options, whose).transformer
 
 
 class _Start(NamedTuple):
@@ -367,8 +385,10 @@ def with_own_tokenizer(model: Encoder) -> Encoder:
     return own
 
 
-def save_model(model: Encoder, folder: Path, alignment: Alignment) -> None:
-    """Write a checkpoint: safetensors weights, tokenizer, prompts, markers and lengths."""
-    representation = "multi-vector" if isinstance(model, MultiVectorEncoder) else "dense"
+def save_model(model: Trainable, folder: Path, alignment: Alignment) -> None:
+    """Write a checkpoint: safetensors weights, tokenizer, and of encoders prompts, markers and lengths."""
     model.save_pretrained(str(folder), create_model_card=False)
+    if isinstance(model, CrossEncoder):
+        return
+    representation = "multi-vector" if isinstance(model, MultiVectorEncoder) else "dense"
     write_json(folder / META, {"representation": representation, **asdict(alignment)})

@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
+from sentence_transformers import CrossEncoder
 from sentence_transformers.util import batch_to_device
 from torch import Tensor
 
 from colbert_zero.maxsim.packed import Packed, pack, row_ranges, row_starts
-from colbert_zero.models.checkpoints import Encoder
+from colbert_zero.models.checkpoints import Encoder, Trainable
 
 Task = Literal["query", "document"]
 
@@ -44,7 +45,7 @@ def encode(model: Encoder, texts: list[str], task: Task, mini_batch_tokens: int 
         The texts' scored tokens in the order of `texts`, float32, on the model's device.
     """
     if not texts:
-        return Packed(torch.zeros(0, model.get_embedding_dimension() or 0), torch.zeros(0, dtype=torch.int64))
+        return Packed(torch.zeros(0, width_of(model)), torch.zeros(0, dtype=torch.int64))
     budget = mini_batch_tokens or chunk_tokens(model.device)
     by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     encoded: list[int] = []
@@ -141,13 +142,15 @@ def _cut(value: Any, shape: torch.Size, rows: list[int], window: slice) -> Any:
 
 
 def forward(model: Any, features: dict[str, Any], task: str) -> Packed:
-    """Packed embeddings of tokenised texts; a dense text has one token. Differentiable.
+    """Packed embeddings of tokenised texts; a dense text has one token, and a pair's score stands as one of width 1.
+
+    Differentiable.
 
     They are of `scored_type`, in which a CUDA device's matrix units score them; MaxSim sums products in float32
     either way.
 
     Args:
-        model: Dense or multi-vector, possibly wrapped.
+        model: Dense, multi-vector or a cross-encoder, possibly wrapped.
         features: `input_ids` and `attention_mask`, (texts, tokens), and whatever else the model reads.
         task: "query" or "document".
     """
@@ -161,9 +164,16 @@ def forward(model: Any, features: dict[str, Any], task: str) -> Packed:
     device = next(model.parameters()).device
     out = model(batch_to_device(features, device), task=task)
     scored = scored_type(device)
+    if "scores" in out:
+        return pack(out["scores"].float().reshape(-1, 1, 1))
     if "sentence_embedding" in out:
         return pack(out["sentence_embedding"].to(scored)[:, None])
     return pack(out["token_embeddings"].to(scored), out["attention_mask"])
+
+
+def width_of(model: Trainable) -> int:
+    """Numbers of an embedding; a cross-encoder's score is one."""
+    return 1 if isinstance(model, CrossEncoder) else cast(Encoder, model).get_embedding_dimension() or 0
 
 
 def scored_type(device: torch.device) -> torch.dtype:

@@ -12,7 +12,7 @@ from sentence_transformers.multi_vector_encoder.modules import HierarchicalToken
 from sentence_transformers.multi_vector_encoder.modules.token_pooling import BaseTokenPooling
 
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.models.checkpoints import Encoder
+from colbert_zero.models.checkpoints import Encoder, Trainable
 
 
 def with_pooling(model: Encoder, factor: float) -> Encoder:
@@ -34,7 +34,7 @@ def with_pooling(model: Encoder, factor: float) -> Encoder:
     return own
 
 
-def pooling_of(model: Encoder) -> float:
+def pooling_of(model: Trainable) -> float:
     """Tokens of a document that become one, about; 1 where none are pooled."""
     factors = [module.pool_factor for module in model if isinstance(module, HierarchicalTokenPooling)]
     return float(factors[-1]) if factors else 1.0

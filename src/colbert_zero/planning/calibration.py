@@ -11,8 +11,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from colbert_zero.maxsim.backends import scoring_with
 from colbert_zero.maxsim.packed import Packed
-from colbert_zero.models.checkpoints import Encoder
-from colbert_zero.models.encoders import tokeniser
+from colbert_zero.models.checkpoints import Trainable
 from colbert_zero.planning.data import PlannedPart
 from colbert_zero.planning.model import PlannedModel
 from colbert_zero.planning.work import Counts, Devices, batches_of, count, filled
@@ -22,7 +21,8 @@ from colbert_zero.training.batches import Batch
 from colbert_zero.training.execution import as_trained
 from colbert_zero.training.gradcache import TokenisedTexts, grad_cache
 from colbert_zero.training.machine import machine_of
-from colbert_zero.training.objectives import Objective, objective_of
+from colbert_zero.training.objective import Objective
+from colbert_zero.training.objectives import objective_of
 from colbert_zero.training.optimiser import optimiser_of
 from colbert_zero.training.phase import precision_of
 
@@ -102,7 +102,7 @@ class _Trial:
         assert planned.assemble is not None
         self.spec, self.planned, self.ways = spec, planned, steps.ways
         self.model = planned.assemble()
-        self.tokenise = tokeniser(self.model)
+        self.tokenise = planned.tokenise
         objective: Objective = objective_of(spec).to(self.model.device)
         self.objective = objective
         self.trained = nn.ModuleDict({"model": self.model, "objective": objective}).train()
@@ -149,8 +149,8 @@ class _Trial:
 
     def _random(self, side: TokenisedTexts) -> Packed:
         """Unit vectors in the place of a side's."""
-        dense = self.spec.representation == "dense"
-        lengths = torch.ones(len(side), dtype=torch.int64) if dense else side.used.sum(1).cpu()
+        one = self.spec.representation != "multi-vector"
+        lengths = torch.ones(len(side), dtype=torch.int64) if one else side.used.sum(1).cpu()
         values = torch.randn(int(lengths.sum()), self.planned.size.dim, device=self.model.device)
         return Packed(nn.functional.normalize(values, dim=1).requires_grad_(), lengths)
 
@@ -172,7 +172,7 @@ def _spread(drawn: Mapping[str, int], places: int) -> list[str]:
     ]
 
 
-def _now(model: Encoder) -> float:
+def _now(model: Trainable) -> float:
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     return time.perf_counter()

@@ -12,8 +12,10 @@ from transformers import AutoConfig, AutoModel
 
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.models.alignment import FROM_SCRATCH, Alignment, Representation
-from colbert_zero.models.checkpoints import Encoder
+from colbert_zero.models.checkpoints import Trainable
+from colbert_zero.models.cross_encoders import assemble_cross_encoder, pair_tokeniser
 from colbert_zero.models.encoders import Tokenise, assemble, tokeniser
+from colbert_zero.models.encoding import width_of
 from colbert_zero.models.heads import Head
 from colbert_zero.planning.published import published
 from colbert_zero.recipe.schema import LowRank, Recipe
@@ -59,7 +61,7 @@ class PlannedModel:
     size: Size
     tokenise: Tokenise | None
     alignment: Alignment
-    assemble: Callable[[], Encoder] | None = None
+    assemble: Callable[[], Trainable] | None = None
 
 
 ModelOf = Callable[[str], PlannedModel]
@@ -72,11 +74,13 @@ def models_at_hand(study: Study) -> ModelOf:
 
     @cache
     def of(alignment: Alignment, representation: Representation, head: Head, low_rank: str | None) -> PlannedModel:
-        def plain() -> Encoder:
+        def plain() -> Any:
+            if representation == "cross-encoder":
+                return assemble_cross_encoder(start, alignment, study.recipe.seed, "plan", **options)
             dim, scored, seed = study.resolved.dim, study.resolved.scored, study.recipe.seed
             return assemble(start, representation, alignment, dim, seed, "plan", True, head, None, scored, **options)
 
-        def make() -> Encoder:
+        def make() -> Any:
             model = plain()
             if low_rank:
                 add_adapters(model, LowRank.model_validate_json(low_rank), study.recipe.seed)
@@ -84,7 +88,8 @@ def models_at_hand(study: Study) -> ModelOf:
 
         model = plain()
         moving = sum(weight.numel() for weight in make().parameters() if weight.requires_grad) if low_rank else None
-        return PlannedModel(_size(model, moving), tokeniser(model), alignment, make)
+        tokenise = pair_tokeniser(model) if representation == "cross-encoder" else tokeniser(model)
+        return PlannedModel(_size(model, moving), tokenise, alignment, make)
 
     def of_phase(name: str) -> PlannedModel:
         spec = study.recipe.phases[name]
@@ -137,6 +142,6 @@ def _size(model: Any, trained: int | None) -> Size:
         trained or parameters,
         model[0].get_embedding_dimension(),
         getattr(config, "num_hidden_layers", 0) or getattr(config, "num_layers", 1),
-        model.get_embedding_dimension() or 1,
+        width_of(model) or 1,
         4 * parameters + written,
     )

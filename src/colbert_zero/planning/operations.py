@@ -90,7 +90,7 @@ def memory_of(spec: Phase, counts: Counts, steps: int, size: Size, on: Devices, 
     of_token = ACTIVATIONS[spec.precision] * kept_layers * size.width
     encoded = (counts.tokens + counts.padding) / steps / on.count
     kept = min(spec.mini_batch_tokens, encoded)
-    vectors = counts.texts if spec.representation == "dense" else counts.tokens
+    vectors = counts.tokens if spec.representation == "multi-vector" else counts.texts
     embeddings = round(2 * 4 * size.dim * vectors / steps)  # as good as all of them are documents'
     states = WEIGHT * size.parameters + (STATE - WEIGHT) * size.trained
     room = None if has is None else max(0, int((0.9 * has - states - embeddings) // of_token))

@@ -93,7 +93,7 @@ def count_phase(
     counts = Counts()
     if whole and tokenise:
         seen = {name: part.seen for name, part in parts.items() if part.seen}
-        batches = Batches(seen, order, tokenise, steps.steps, spec.hard_negatives, share)
+        batches = Batches(seen, order, tokenise, steps.steps, spec.hard_negatives, share, spec.reads_pairs)
         for step in range(steps.steps):
             counts = counts.plus(count(spec, batches[step], on), on.count)
         return Counted(counts, True)
@@ -129,11 +129,12 @@ def batches_of(
 ) -> Iterator[Batch]:
     """Batches of some of a part's rows, or of the longest texts, each at most one process's share."""
     if tokenise is None or part.seen is None:
-        longest = [
-            _longest(task, count, getattr(alignment, f"{task}_tokens"))
-            for task, count in (("query", 1), ("document", ways))
-        ]
-        yield Batch(longest[0], longest[1], None)
+        asked, found = alignment.query_tokens, alignment.document_tokens
+        if spec.reads_pairs:
+            together = asked + found - 1
+            yield Batch(_longest("query", 1, together), _longest("document", ways - 1, together), None)
+        else:
+            yield Batch(_longest("query", 1, asked), _longest("document", ways, found), None)
         return
     seen = part.seen
     if isinstance(seen, StreamedPart):
@@ -141,7 +142,8 @@ def batches_of(
     numbers = evenly_spaced(len(seen), min(rows, len(seen)))
     size = min(share, len(numbers))
     order = _Looked(part.name, numbers, size, 0)
-    batches = Batches({part.name: seen}, order, tokenise, len(numbers) // size, spec.hard_negatives, size)  # type: ignore[arg-type]
+    steps, negatives = len(numbers) // size, spec.hard_negatives
+    batches = Batches({part.name: seen}, order, tokenise, steps, negatives, size, spec.reads_pairs)  # type: ignore[arg-type]
     for step in range(len(batches)):
         yield batches[step]
 
@@ -175,6 +177,8 @@ def count(spec: Phase, batch: Batch, on: Devices) -> Counts:
         for side, of_side in zip(sides, chunks, strict=True)
         for chunk in of_side
     )
+    if spec.reads_pairs:
+        return Counts(work.texts, work.tokens, work.padding, work.repeated, float(squares))
     queries, documents = sides
     dense = spec.representation == "dense"
     asked, found = (len(side) if dense else int(side.used.sum()) for side in sides)

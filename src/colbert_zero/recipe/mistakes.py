@@ -155,8 +155,9 @@ def contradictions(data: dict[str, Any]) -> list[str]:
                 f"phases.{name}.low_rank: muon makes whole matrices' updates orthogonal, and adapters are narrow "
                 "factors of them; take `optimiser: adamw`"
             )
-        wrong += [f"phases.{name}.{text}" for text in (*_wrong_objective(phase), *_wrong_schedule(phase))]
-        if phase.get("select") == "best" and not _given(phase, "evaluate_every"):
+        wrong_objective = _wrong_cross_encoder if _reads_pairs(phase) else _wrong_objective
+        wrong += [f"phases.{name}.{text}" for text in (*wrong_objective(phase), *_wrong_schedule(phase))]
+        if phase.get("select") == "best" and not _given(phase, "evaluate_every") and not _reads_pairs(phase):
             wrong.append(f"phases.{name}.select: best needs `evaluate_every`, the steps between evaluations; add it")
     return wrong
 
@@ -174,9 +175,47 @@ def _used(entry: dict[str, Any], keys: dict[str, Any]) -> list[str]:
     return [key for key in _given(entry, *keys) if entry[key] != keys[key]]
 
 
+_OF_PAIRS = ("listwise", "binary")
+"""Objectives of cross-encoders."""
+
+_NOT_OF_PAIRS = (
+    {"length_normalised": False, "max_relative": None, "prompts": None, "allow_prompt_mismatch": False}
+    | {"low_rank": None, "evaluate_every": None, "select": "last"}
+    | _OF_DISTILLATION
+    | _OF_BOTH
+)
+"""Keys that a cross-encoder has no use for, with what they are unset."""
+
+
+def _reads_pairs(phase: dict[str, Any]) -> bool:
+    return phase.get("representation") == "cross-encoder"
+
+
+def _wrong_cross_encoder(phase: dict[str, Any]) -> list[str]:
+    """Keys that a phase that reads pairs has no use for, or lacks."""
+    objective, wrong = phase.get("objective"), []
+    if objective in ("contrastive", "distillation", "contrastive + distillation"):
+        wrong.append(f"objective: a cross-encoder has none but {' and '.join(_OF_PAIRS)}, found {objective}")
+    wrong += [f"{key}: a cross-encoder has no use for it; leave it out" for key in _used(phase, _NOT_OF_PAIRS)]
+    if not phase.get("negatives"):
+        wrong.append("negatives: a cross-encoder learns from a query's hard negatives; say how many, as `negatives: 7`")
+    if objective == "binary" and _used(phase, {"temperature": 1}):
+        wrong.append("temperature: only a softmax has one, of `objective: listwise`; leave it out")
+    return wrong + _wrong_draw(phase)
+
+
+def _wrong_draw(phase: dict[str, Any]) -> list[str]:
+    taken, _, of = str(phase.get("negatives")).partition(" of ")
+    if taken.isdecimal() and of.isdecimal() and int(taken) > int(of):
+        return [f"negatives: {taken} cannot be drawn of {of}"]
+    return []
+
+
 def _wrong_objective(phase: dict[str, Any]) -> list[str]:
     """Keys that a phase's objective has no use for, or that do not go together in it."""
     objective = phase.get("objective")
+    if objective in _OF_PAIRS:
+        return [f"objective: {objective} is a cross-encoder's; take `representation: cross-encoder`, or contrastive"]
     if objective not in ("contrastive", "distillation", "contrastive + distillation"):
         return []
     wrong = []
@@ -199,9 +238,7 @@ def _wrong_objective(phase: dict[str, Any]) -> list[str]:
             )
     if objective == "contrastive" and _given(phase, "max_relative") and not phase.get("negatives"):
         wrong.append("max_relative: is of hard negatives, and the phase takes none; add `negatives`, or leave it out")
-    taken, _, of = str(phase.get("negatives")).partition(" of ")
-    if taken.isdecimal() and of.isdecimal() and int(taken) > int(of):
-        wrong.append(f"negatives: {taken} cannot be drawn of {of}")
+    wrong += _wrong_draw(phase)
     temperature = phase.get("temperature")
     if phase.get("distillation_loss") == "margin-mse":
         temperatures = {"teacher_temperature": None} | ({"temperature": 1} if objective == "distillation" else {})
@@ -254,6 +291,15 @@ def wrong_references(recipe: "Recipe", data: dict[str, Any]) -> list[str]:
         kinds = [recipe.phases[p].representation if p in recipe.phases else None for p in chain]
         if ("multi-vector", "dense") in pairwise(kinds):
             wrong.append(f"{place}: a dense phase cannot follow a multi-vector one; put it before")
+        if "cross-encoder" in kinds and place.startswith("pipelines."):
+            wrong.append(
+                f"{place}: {chain[kinds.index('cross-encoder')]!r} is a cross-encoder, which has no vectors to "
+                "rank by; put it into a teacher's pipeline"
+            )
+        elif any(a == "cross-encoder" != b for a, b in pairwise(kinds)):
+            wrong.append(
+                f"{place}: only a cross-encoder can follow {chain[kinds.index('cross-encoder')]!r}; put it last"
+            )
         wrong += [_other_prompts(recipe, *pair) for pair in pairwise(chain) if set(pair) <= set(recipe.phases)]
     taken = {"bm25": "the lexical baseline"} | {f"teacher-{name}": "a teacher" for name in names["teachers"]}
     firsts = {chain[0]: recipe.phases.get(chain[0]) for chain in chains.values() if chain}
@@ -272,7 +318,7 @@ def _other_prompts(recipe: "Recipe", before: str, name: str) -> str:
     phase = recipe.phases[name]
     had, wants = recipe.phases[before].prompts or recipe.prompts, phase.prompts or recipe.prompts
     # One that says nothing has the base's own, which is compared once the base has been read.
-    if phase.allow_prompt_mismatch or had == wants or not had or not wants:
+    if phase.reads_pairs or phase.allow_prompt_mismatch or had == wants or not had or not wants:
         return ""
     return (
         f"phases.{name}.prompts: {wants.query!r} and {wants.document!r}, but its start {before!r} is trained with "

@@ -113,6 +113,9 @@ class Teacher(Entry):
     """Weight of that scorer."""
     bm25_weight: Float = Field(0.0, ge=0)
     """Weight of BM25 on the source's documents."""
+    rerank: Annotated[Int, Field(ge=1, le=1000), Neutral(50)] = 50
+    """Where its pipeline ends in a cross-encoder: how many of BM25's best it ranks anew when it is measured on the
+    collections. Its scores for students do not depend on it."""
 
 
 class Temperature(Entry):
@@ -159,11 +162,14 @@ class Negatives(NamedTuple):
 class Phase(Entry):
     """One training phase."""
 
-    representation: Literal["dense", "multi-vector"]
-    """One vector a text, or one a token."""
-    objective: Literal["contrastive", "distillation", "contrastive + distillation"]
+    representation: Literal["dense", "multi-vector", "cross-encoder"]
+    """One vector a text, or one a token; or no vectors but a score of a query and a document that are read together, in
+    a teacher's pipeline: a new head on the encoder of its start, without prompts and markers, a pair at most
+    `query_tokens` + `document_tokens` long."""
+    objective: Literal["contrastive", "distillation", "contrastive + distillation", "listwise", "binary"]
     """InfoNCE over the batch and the hard negatives; what a teacher's scores of a query's candidates teach; or the sum
-    of both over the same scores, where the first candidate is the query's answer (mLateOn)."""
+    of both over the same scores, where the first candidate is the query's answer (mLateOn). Of a cross-encoder: a
+    softmax over a query's answer and its hard negatives, or each of these pairs as an answer or none by itself."""
     sources: list[str] = Field(min_length=1)
     """Names from `sources`; a batch comes from one part of one, drawn in proportion to rows ** alpha."""
     alpha: Float = Field(1.0, ge=0, le=1)
@@ -299,6 +305,11 @@ class Phase(Entry):
     def targets(self) -> list[str]:
         """Linear layers that get adapters by name."""
         return (self.low_rank and self.low_rank.targets) or []
+
+    @property
+    def reads_pairs(self) -> bool:
+        """Whether it reads a query and a document together."""
+        return self.representation == "cross-encoder"
 
     @property
     def reads_scores(self) -> bool:

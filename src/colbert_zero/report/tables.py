@@ -252,7 +252,7 @@ def phase_tables(records: Records) -> list[Table]:
 
 def _of_sample(task: str, part: str, whole: str) -> Callable[[Record], str]:
     return lambda phase: (
-        percent(phase["sampled"][task][part] / phase["sampled"][task][whole]) if phase.get("sampled") else "–"
+        percent(found[part] / found[whole]) if (found := (phase.get("sampled") or {}).get(task)) else "–"
     )
 
 

@@ -42,7 +42,7 @@ def run_study(study: Study, only: list[str] | None, command: str) -> dict[str, A
         write_json(study.folder / "recipe.json", recipe.model_dump())
         write_json(study.folder / "environment.json", environment(command))
     study.rankings.fusions = {
-        _identity(study, name): [_part_identity(study, part) for _, part in parts]
+        _identity(study, name): [_part_identity(study, part, recipe.teachers[name].rerank) for _, part in parts]
         for name, parts in _parts(recipe, nodes).items()
         if len(parts) > 1
     }
@@ -184,6 +184,11 @@ def _comparisons(study: Study, systems: dict[str, Any], pipelines: list[str]) ->
 TeacherPart = tuple[str, ...] | Literal["bm25"]
 
 
+def _reranked(recipe: Recipe, chain: tuple[str, ...]) -> bool:
+    """Whether a chain ends in a cross-encoder, which ranks BM25's best anew and nothing by itself."""
+    return recipe.phases[chain[-1]].reads_pairs
+
+
 def _parts(recipe: Recipe, nodes: list[tuple[str, ...]]) -> dict[str, list[tuple[float, TeacherPart]]]:
     """The teachers whose scores these phases are trained on: (weight, part), those with a weight."""
     used: dict[str, list[tuple[float, TeacherPart]]] = {}
@@ -200,8 +205,11 @@ def _parts(recipe: Recipe, nodes: list[tuple[str, ...]]) -> dict[str, list[tuple
     return used
 
 
-def _part_identity(study: Study, part: TeacherPart) -> str:
-    return "bm25" if part == "bm25" else study.phase_id(part)
+def _part_identity(study: Study, part: TeacherPart, most: int) -> str:
+    """What a part's ranking is known by; `most` of BM25's best are ranked anew where it is a cross-encoder."""
+    if part == "bm25":
+        return "bm25"
+    return fingerprint(study.phase_id(part), most) if _reranked(study.recipe, part) else study.phase_id(part)
 
 
 def _identity(study: Study, name: str) -> str:
@@ -213,8 +221,10 @@ def _identity(study: Study, name: str) -> str:
 def _teachers(study: Study, nodes: list[tuple[str, ...]]) -> dict[str, Any]:
     """Each teacher that was used: what it is, how good, what it cost."""
 
-    def ranker(part: TeacherPart) -> Ranker:
-        return _bm25 if part == "bm25" else partial(study.rank, part)
+    def ranker(part: TeacherPart, most: int) -> Ranker:
+        if part == "bm25":
+            return _bm25
+        return partial(study.rerank, part, most) if _reranked(study.recipe, part) else partial(study.rank, part)
 
     records = {}
     for name, parts in _parts(study.recipe, nodes).items():
@@ -223,18 +233,20 @@ def _teachers(study: Study, nodes: list[tuple[str, ...]]) -> dict[str, Any]:
         chain = tuple(teacher.pipeline)
         phases = [_cost(study.train(chain[: n + 1])) for n in range(len(chain))]
 
-        def fused(collection: Collection, depth: int, parts: list[tuple[float, TeacherPart]] = parts) -> Run:
-            deep = study.rankings.deep
-            return fuse([(w, deep(_part_identity(study, p), collection, ranker(p))) for w, p in parts], depth)
+        most, anew = teacher.rerank, f"; a cross-encoder, measured on BM25's best {teacher.rerank} of each query"
+        identified = [(weight, _part_identity(study, part, most), ranker(part, most)) for weight, part in parts]
+
+        def fused(collection: Collection, depth: int, of: list[tuple[float, str, Ranker]] = identified) -> Run:
+            return fuse([(w, study.rankings.deep(known, collection, make)) for w, known, make in of], depth)
 
         if len(parts) > 1:
             scores = study.evaluate(f"teacher-{name}", _identity(study, name), fused)
         else:
             # One part's order is the fused one's.
-            [(_, part)] = parts
-            scores = study.evaluate(f"teacher-{name}", _part_identity(study, part), ranker(part))
+            [(_, known, make)] = identified
+            scores = study.evaluate(f"teacher-{name}", known, make)
         records[name] = {
-            "description": describe(teacher),
+            "description": describe(teacher) + (anew if chain and _reranked(study.recipe, chain) else ""),
             "parts": [{"name": "BM25" if p == "bm25" else " → ".join(p), "weight": w} for w, p in reversed(parts)],
             **{key: _total(phases, key) for key in ("flops", "device_seconds")},
             "scoring_seconds": round(sum(source["seconds"] for source in sources), 3),

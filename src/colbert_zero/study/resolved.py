@@ -22,9 +22,13 @@ from colbert_zero.models.heads import Head
 from colbert_zero.models.scored_tokens import ScoredTokens, check_expansion, scored_differences
 from colbert_zero.recipe.schema import Phase, Recipe
 
+_NONE = dict.fromkeys(TASKS, "")
+
 
 def asked(recipe: Recipe, spec: Phase) -> Asked:
-    """What a phase trains, with the prompts and markers that are asked for."""
+    """What a phase trains, with the prompts and markers that are asked for; a cross-encoder reads texts without."""
+    if spec.reads_pairs:
+        return spec.representation, _NONE, _NONE
     entries = spec.prompts or recipe.prompts, recipe.markers
     prompts, markers = (entry.model_dump() if entry else None for entry in entries)
     return spec.representation, prompts, markers
@@ -86,6 +90,8 @@ class Resolved:
             if spec.representation == "multi-vector":
                 check_expansion(self.own, self.scored)
             check_training(self.own, spec.gradient_checkpointing, spec.targets, name)
+            if spec.reads_pairs:
+                continue
             if not spec.allow_prompt_mismatch:
                 check_alignment(own, self.alignment(spec), spec.representation, name, base)
             switched_off = self.scored.query_expansion is False
@@ -94,7 +100,7 @@ class Resolved:
 
     def differences(self, phases: Iterable[Phase]) -> Iterator[str]:
         """What phases have instead of their base's own, in words."""
-        for spec in phases:
+        for spec in (phase for phase in phases if not phase.reads_pairs):
             yield from differences(self.own, self.alignment(spec), spec.representation)
             if spec.representation == "multi-vector":
                 yield from scored_differences(self.own, self.scored)

@@ -26,16 +26,18 @@ class Steps:
         order: Of its data.
         steps: Optimiser steps.
         ways: Documents of a row, at most.
+        pairs: Whether a query and a document are read together.
     """
 
     order: Order
     steps: int
     ways: int
+    pairs: bool
 
     @property
     def texts(self) -> int:
-        """Queries and documents, each as often as it is read, at most."""
-        return self.steps * self.order.global_batch_size * (1 + self.ways)
+        """Queries and documents, each as often as it is read, at most; of a cross-encoder pairs."""
+        return self.steps * self.order.global_batch_size * (self.ways if self.pairs else 1 + self.ways)
 
 
 def steps_for(recipe: Recipe, name: str, parts_of: PartsOf) -> Steps:
@@ -52,7 +54,7 @@ def steps_for(recipe: Recipe, name: str, parts_of: PartsOf) -> Steps:
     spec = recipe.phases[name]
     rows, ways = _rows(recipe, spec, parts_of)
     order = order_of(spec, rows, {}, recipe.seed_of(spec), name)
-    return Steps(order, steps_of(spec, order, name), ways)
+    return Steps(order, steps_of(spec, order, name), ways, spec.reads_pairs)
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,11 @@ def _outline(study: Study, chain: tuple[str, ...]) -> Outline:
         return Outline(chain, spec, record["steps"], record["texts"], record["tokens"], True)
     length = steps_for(study.recipe, name, lambda root: study.sources[root].parts)
     alignment = study.alignment(spec)
-    pairs = length.steps * spec.global_batch_size
-    tokens = pairs * (alignment.query_tokens + length.ways * alignment.document_tokens)
-    return Outline(chain, spec, length.steps, length.texts, tokens, False)
+    rows, ways = length.steps * spec.global_batch_size, length.ways
+    of_row = alignment.query_tokens + ways * alignment.document_tokens
+    if spec.reads_pairs:
+        of_row = ways * (alignment.query_tokens + alignment.document_tokens - 1)
+    return Outline(chain, spec, length.steps, length.texts, rows * of_row, False)
 
 
 def _rows(recipe: Recipe, spec: Phase, parts_of: PartsOf) -> tuple[dict[str, int], int]:

@@ -18,7 +18,8 @@ from colbert_zero.data.prepared import Part, Source, is_made, open_source, sourc
 from colbert_zero.data.sources import folder_fingerprints, prepare_source, source_id
 from colbert_zero.evaluation import validation
 from colbert_zero.evaluation.layers import layers_add
-from colbert_zero.evaluation.ranking import rank
+from colbert_zero.evaluation.ranking import rank, rank_bm25
+from colbert_zero.evaluation.reranking import rerank
 from colbert_zero.evaluation.runs import Run, mean_of_queries, means_of_parts
 from colbert_zero.files import fingerprint, place_of, read_json, user_cache
 from colbert_zero.maxsim.backends import refused, tell_refused
@@ -43,6 +44,7 @@ from colbert_zero.study.start import write_start
 from colbert_zero.teaching.mined import made_of, mine_source
 from colbert_zero.teaching.mining import told_of
 from colbert_zero.teaching.negatives import mine, told_of_random
+from colbert_zero.teaching.scorers import ByCrossEncoder, ByEncoder, Scorer
 from colbert_zero.teaching.teacher import score
 from colbert_zero.training.batches import check_columns
 from colbert_zero.training.execution import check_compiler
@@ -290,7 +292,7 @@ class Study:
         if isinstance(spec, Scored):
             teacher = self.recipe.teachers[spec.teacher]
             run = self.phase_id(tuple(teacher.pipeline)) if teacher.pipeline else None
-            return fingerprint(RECORD_VERSION, spec.asked(), teacher.asked(), self.source_id(spec.of), run)
+            return fingerprint(RECORD_VERSION, spec.asked(), teacher.asked({"rerank"}), self.source_id(spec.of), run)
         return self.sources[name].id if name in self.sources else source_id(name, self.recipe, self.data)
 
     def is_made(self, name: str) -> bool:
@@ -327,7 +329,8 @@ class Study:
         alignment = {key: value for key, value in vars(self.alignment(spec)).items() if value is not False}
         if self.resolved.prompts_without_blank(spec):
             alignment["prompts"] = "as written"  # a blank was once put after them
-        return fingerprint(RECORD_VERSION, made_of, alignment, self.resolved.dim, self.recipe.seed, sources, parent)
+        dim = None if spec.reads_pairs else self.resolved.dim
+        return fingerprint(RECORD_VERSION, made_of, alignment, dim, self.recipe.seed, sources, parent)
 
     def phase_folder(self, chain: tuple[str, ...]) -> Path:
         """Where a phase is, or will be, kept."""
@@ -366,7 +369,7 @@ class Study:
                 self.sources[name] = open_source(name, folder, spec)
                 return self.sources[name]
             assert isinstance(spec, Mined | Scored)
-            of, model = self.source(spec.of), None
+            of = self.source(spec.of)
             if isinstance(spec, Mined) and spec.miners:
                 self.sources[name] = self._mined(name, spec, of, identity)
                 return self.sources[name]
@@ -376,11 +379,11 @@ class Study:
                 if told := told_of_random(name, self.sources[name]):
                     self.show.say(told)
                 return self.sources[name]
-            teacher = self.recipe.teachers[spec.teacher]
+            teacher, scorer = self.recipe.teachers[spec.teacher], None
             if teacher.pipeline and teacher.pipeline_weight:
                 self.train(tuple(teacher.pipeline))
-                model = load_model(self.phase_folder(tuple(teacher.pipeline)) / "model") if is_main() else None
-            make = partial(score, name, spec, teacher, of, model, identity, self.data)
+                scorer = self._scorer(tuple(teacher.pipeline)) if is_main() else None
+            make = partial(score, name, spec, teacher, of, scorer, identity, self.data)
             self.sources[name] = self._make(f"teacher scores: {name}", name, make)
         return self.sources[name]
 
@@ -451,7 +454,8 @@ class Study:
             options=options,
         )
         validate = partial(validation.validate, collections=self.prepare_validation()) if spec.evaluate_every else None
-        layers = partial(self._layers_add, chain) if self.recipe.validation.layers and self.collections else None
+        measured = self.recipe.validation.layers and self.collections and not spec.reads_pairs
+        layers = partial(self._layers_add, chain) if measured else None
         reporters = self.recipe.reporters if is_main() else []
         with (
             self.show.bar(" → ".join(chain), training.steps) as advance,
@@ -481,6 +485,23 @@ class Study:
             stop_if_asked()
             scores[name] = mean_of_queries(self.rankings.scores(system, identity, collection, make))
         return means_of_parts(scores, self.recipe.whole_of)
+
+    def _scorer(self, chain: tuple[str, ...]) -> Scorer:
+        """What scores pairs by a trained phase's model."""
+        folder, name = self.phase_folder(chain) / "model", chain[-1]
+        if self.recipe.phases[name].reads_pairs:
+            return ByCrossEncoder(
+                str(folder), tell=lambda _: None, whose=f"phases.{name}:"
+            )  # training told what it cuts
+        return ByEncoder(load_model(folder))
+
+    def rerank(self, chain: tuple[str, ...], most: int, collection: Collection, depth: int) -> Run:
+        """Rank BM25's best of a collection anew with a trained cross-encoder; `most` or `depth`, whichever is less."""
+        scorer, most = self._scorer(chain), min(most, depth)
+        first = from_main(rank_bm25(collection, most) if is_main() else {})
+        title = f"reranking {most} of BM25's by {chain[-1]} on {collection.name}"
+        with self.show.bar(title, len(first)) as advance:
+            return rerank(scorer, collection, first, most, lambda done, total: advance(done, {}))
 
     def rank(self, chain: tuple[str, ...], collection: Collection, depth: int) -> Run:
         """Rank a collection with a trained phase's model."""

@@ -14,18 +14,17 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from sentence_transformers import CrossEncoder
 from torch import nn
 
-from colbert_zero.errors import ColbertZeroError, reason
+from colbert_zero.errors import ColbertZeroError
 from colbert_zero.files import file_fingerprint, fingerprint, place_of
 from colbert_zero.maxsim.scores import packed_candidate_scores
 from colbert_zero.models.bases import check_base, find_commit, is_hub_id
 from colbert_zero.models.bm25 import Bm25
-from colbert_zero.models.checkpoints import SAFE, Encoder, load_model
+from colbert_zero.models.checkpoints import Encoder, load_model
+from colbert_zero.models.cross_encoders import load_cross_encoder
 from colbert_zero.models.encoding import encode, reorder
 from colbert_zero.models.kinds import is_cross_encoder
-from colbert_zero.models.untrusted import check_checkpoint, check_files, check_no_pickles
 
 
 def has_half() -> bool:
@@ -90,24 +89,26 @@ def model_scores(
 
 
 class ByCrossEncoder:
-    """A cross-encoder of sentence-transformers; in bfloat16 on a GPU that has it, in float32 else."""
+    """A cross-encoder of sentence-transformers; in bfloat16 on a GPU that has it, in float32 else.
 
-    def __init__(self, path: str, revision: str | None = None, tell: Callable[[str], None] = print):
+    Args:
+        path: Folder or Hub id.
+        revision: Of a Hub id.
+        tell: Told of pairs that it cuts.
+        whose: What names it, for messages.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        revision: str | None = None,
+        tell: Callable[[str], None] = print,
+        whose: str = "--teacher",
+    ):
         self.told = False
-        self.tell: Callable[[str], None] = lambda text: tell(f"--teacher {path}: {text}")
-        if Path(path).is_dir():
-            check_files(Path(path))
-            check_no_pickles(path)
-        check_checkpoint(path, revision)
-        kwargs = {**SAFE, "dtype": torch.bfloat16 if has_half() else torch.float32}
-        try:
-            self.model = CrossEncoder(path, revision=revision, model_kwargs=kwargs)
-        except Exception as error:  # loading fails in many ways
-            raise ColbertZeroError(f"--teacher {path}: cannot be loaded ({reason(error)})") from error
-        if self.model.num_labels != 1:
-            raise ColbertZeroError(
-                f"--teacher {path}: a classifier, which gives {self.model.num_labels} numbers a pair; a teacher has one"
-            )
+        self.tell: Callable[[str], None] = lambda text: tell(f"{whose} {path}: {text}")
+        half = torch.bfloat16 if has_half() else torch.float32
+        self.model = load_cross_encoder(path, revision, f"{whose} {path}: ", half)
 
     def scores(self, queries: Sequence[str], candidates: np.ndarray, documents: Sequence[str]) -> np.ndarray:
         """As of `Scorer`."""

@@ -13,11 +13,10 @@ from colbert_zero.evaluation.runs import Run
 from colbert_zero.files import Progress
 from colbert_zero.maxsim.scores import min_max
 from colbert_zero.models.bm25 import Bm25
-from colbert_zero.models.checkpoints import Encoder
 from colbert_zero.recipe.data import Scored
 from colbert_zero.recipe.schema import Teacher
 from colbert_zero.teaching.derived import RowsOf, derive
-from colbert_zero.teaching.scorers import model_scores
+from colbert_zero.teaching.scorers import Scorer
 
 _BLOCK = 128
 
@@ -37,7 +36,7 @@ def score(
     spec: Scored,
     teacher: Teacher,
     source: Source,
-    model: Encoder | None,
+    model: Scorer | None,
     identity: str,
     data: Path,
     progress: Progress | None,
@@ -59,7 +58,7 @@ def score(
             candidates = torch.tensor([[document, *negatives] for document, negatives in columns])
             scores, more["n_ways"] = torch.zeros(candidates.shape), candidates.shape[1]
             if model is not None:
-                own = model_scores(model, block["query"], candidates.numpy(), part.texts)
+                own = model.scores(block["query"], candidates.numpy(), texts)
                 scores += teacher.pipeline_weight * min_max(torch.from_numpy(own))
             if bm25 is not None:
                 lexical = torch.from_numpy(bm25.score_pairs(block["query"], candidates.numpy()))

@@ -25,9 +25,9 @@ class Batch(NamedTuple):
     """This process's share of a global batch.
 
     Attributes:
-        queries: As many as the share has.
+        queries: As many as the share has; for a cross-encoder each together with its document.
         documents: Each query's document; then, column by column, its first hard negative, its second …; or its
-            candidates likewise.
+            candidates likewise. For a cross-encoder hard negatives alone, each together with its query.
         teacher_scores: Of the candidates, (queries, n_ways); None for pairs.
     """
 
@@ -53,6 +53,7 @@ class Batches:
         steps: Length.
         negatives: Which hard negatives a query gets.
         own: Queries of a batch that this process takes; by default all processes take as many.
+        pairs: Whether the model reads a query and a document together.
     """
 
     def __init__(
@@ -63,11 +64,12 @@ class Batches:
         steps: int,
         negatives: Negatives,
         own: int | None = None,
+        pairs: bool = False,
     ):
         self.parts, self.order, self.steps, self.negatives = parts, order, steps, negatives
         contrasted = {n: part for n, part in parts.items() if not part.scored or negatives.max_relative is not None}
         self.least = {name: least_negatives(part) for name, part in contrasted.items()}
-        self.tokenise = tokenise
+        self.tokenise, self.pairs = tokenise, pairs
         self.share = own or share(order.global_batch_size, "global_batch_size")
         self.streams = {name: part for name, part in parts.items() if isinstance(part, StreamedPart)}
 
@@ -79,9 +81,15 @@ class Batches:
         own = slice(process_rank() * self.share, (process_rank() + 1) * self.share)
         rows = self.parts[name].read(indices[own])
         rows = with_taken_negatives(rows, self.negatives, self.least.get(name, 0), self.order, step, own)
-        queries = TokenisedTexts("query", **self.tokenise(rows["query"], "query"))
-        documents = TokenisedTexts("document", **self.tokenise(document_texts(rows), "document"))
-        return Batch(queries, documents, torch.tensor(rows["scores"]) if "scores" in rows else None)
+        queries, documents = list[Any](rows["query"]), list[Any](document_texts(rows))
+        if self.pairs:
+            together = [(queries[i % len(queries)], document) for i, document in enumerate(documents)]
+            queries, documents = together[: len(queries)], together[len(queries) :]
+        return Batch(
+            TokenisedTexts("query", **self.tokenise(queries, "query")),
+            TokenisedTexts("document", **self.tokenise(documents, "document")),
+            torch.tensor(rows["scores"]) if "scores" in rows else None,
+        )
 
     def stream_states(self, step: int) -> dict[str, Any]:
         """From where each streamed part can be read on for batch `step` and all that follow; JSON, for a checkpoint.
@@ -210,6 +218,11 @@ def check_columns(name: str, spec: Phase, parts: dict[str, Part]) -> None:
                 "distillation needs the same number in every row of a source"
             )
         least = least_negatives(part)
+        if spec.reads_pairs and lengths and not least:
+            raise ColbertZeroError(
+                f"phases.{name}.sources: {part.name} has a row without hard negatives, and a cross-encoder learns from "
+                "them; mine some (kind: mined), or check `columns`"
+            )
         if not spec.distils and lengths and least < spec.hard_negatives.of_part(0):
             raise ColbertZeroError(
                 f"phases.{name}.negatives: {spec.negatives}, but {part.name} has rows with only {least}; "

@@ -2,18 +2,19 @@
 
 import copy
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, cast
 
 import torch
+from sentence_transformers import CrossEncoder
 from transformers import PreTrainedModel
 
 from colbert_zero.errors import ColbertZeroError, reason
-from colbert_zero.models.checkpoints import Encoder
+from colbert_zero.models.checkpoints import Encoder, Trainable
 from colbert_zero.models.pooling import with_pooling
 from colbert_zero.recipe.schema import Phase
 
 
-def as_trained(model: Encoder, spec: Phase) -> Encoder:
+def as_trained(model: Trainable, spec: Phase) -> Trainable:
     """The same weights as a phase runs them in training, without token pooling.
 
     Args:
@@ -23,7 +24,8 @@ def as_trained(model: Encoder, spec: Phase) -> Encoder:
     encoder: Any = model[0].get_submodule("model")
     if spec.gradient_checkpointing:
         recompute(encoder)
-    own = with_pooling(model, 1)  # clustering teaches nothing, and takes a while for each document
+    # Clustering teaches nothing, and takes a while for each document.
+    own = model if isinstance(model, CrossEncoder) else with_pooling(cast(Encoder, model), 1)
     return compiled(own) if spec.compile else own
 
 
@@ -37,11 +39,11 @@ def recompute(encoder: PreTrainedModel) -> None:
     enable({"use_reentrant": False})
 
 
-def compiled(model: Encoder, **options: Any) -> Encoder:
+def compiled(model: Trainable, **options: Any) -> Trainable:
     """The same weights with an encoder that is compiled; the model itself, which is evaluated and saved, stays.
 
     Args:
-        model: Dense or multi-vector, in training.
+        model: In training.
         options: Of `torch.compile`.
     """
     own, transformer = copy.copy(model), copy.copy(model[0])

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from colbert_zero.training.objectives import Objective
+from colbert_zero.training.objective import Objective
 from colbert_zero.training.optimiser import warm_up_steps
 from colbert_zero.training.training import Training
 

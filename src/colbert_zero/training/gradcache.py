@@ -16,8 +16,17 @@ from sentence_transformers.base.losses.gradcache import RandContext
 from torch import Tensor
 
 from colbert_zero.maxsim.packed import Packed
-from colbert_zero.models.checkpoints import Encoder
-from colbert_zero.models.encoding import EXPANSION, chunk_tokens, chunks_of, concatenate, forward, reorder, token_rows
+from colbert_zero.models.checkpoints import Trainable
+from colbert_zero.models.encoding import (
+    EXPANSION,
+    chunk_tokens,
+    chunks_of,
+    concatenate,
+    forward,
+    reorder,
+    token_rows,
+    width_of,
+)
 
 LossOf = Callable[[Packed, Packed], Tensor]
 """The loss of the packed embeddings of all queries and all documents of a batch; a scalar, in nats."""
@@ -91,7 +100,7 @@ def work_of(sides: Sequence[TokenisedTexts], chunks: Sequence[list[list[int]]], 
 
 
 def grad_cache(
-    model: Encoder,
+    model: Trainable,
     sides: Sequence[TokenisedTexts],
     loss_of: LossOf,
     mini_batch_tokens: int,
@@ -104,7 +113,7 @@ def grad_cache(
     first. Under autocast the weights are cast once a pass.
 
     Args:
-        model: Dense or multi-vector.
+        model: Dense, multi-vector or a cross-encoder, whose scores stand in the place of embeddings.
         sides: Queries and documents.
         loss_of: What the loss is, given their embeddings.
         mini_batch_tokens: Tokens whose activations may be kept for the backward pass, padding included.
@@ -136,7 +145,7 @@ def grad_cache(
     return loss.detach(), work
 
 
-def _encode(model: Encoder, texts: TokenisedTexts, chunks: list[list[int]]) -> tuple[Packed, list[RandContext]]:
+def _encode(model: Trainable, texts: TokenisedTexts, chunks: list[list[int]]) -> tuple[Packed, list[RandContext]]:
     """Embeddings of all texts in their order, and the random state before each chunk."""
     if not chunks:
         return _no_texts(model), []
@@ -149,7 +158,7 @@ def _encode(model: Encoder, texts: TokenisedTexts, chunks: list[list[int]]) -> t
     return reorder(concatenate(parts), order.argsort()), states
 
 
-def _no_texts(model: Encoder) -> Packed:
+def _no_texts(model: Trainable) -> Packed:
     """Embeddings of a process without a share; its gradient, empty too, takes part in what all exchange."""
-    values = torch.zeros(0, model.get_embedding_dimension() or 0, device=model.device)
+    values = torch.zeros(0, width_of(model), device=model.device)
     return Packed(values.requires_grad_(torch.is_grad_enabled()), torch.zeros(0, dtype=torch.int64))

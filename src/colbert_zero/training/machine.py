@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from colbert_zero.maxsim.backends import can_score, refused, wanted
-from colbert_zero.models.checkpoints import Encoder
+from colbert_zero.models.checkpoints import Trainable
 from colbert_zero.processes import gather_objects
 
 _TF32_VARIABLES = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
@@ -21,7 +21,7 @@ _TF32_VARIABLES = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 _told: set[str] = set()
 
 
-def machine_of(model: Encoder) -> dict[str, Any]:
+def machine_of(model: Trainable) -> dict[str, Any]:
     """What this host would do: device, host, torch, threads a process, and what computes MaxSim and attention.
 
     All processes call it, and all score alike: with a backend that is right on every one's device.
@@ -56,7 +56,7 @@ def tell_tf32(machine: dict[str, Any], tell: Callable[[str], None]) -> None:
 
 
 def going_on(
-    model: Encoder, recorded: dict[str, Any], own: dict[str, Any], tell: Callable[[str], None]
+    model: Trainable, recorded: dict[str, Any], own: dict[str, Any], tell: Callable[[str], None]
 ) -> dict[str, Any]:
     """What a resumed training does: as its checkpoint recorded where this host can, and told where it cannot.
 
@@ -90,5 +90,5 @@ def _in_words(asked: dict[str, str]) -> str:
     return ", ".join(f"{name}={value}" for name, value in asked.items())
 
 
-def _transformer(model: Encoder) -> Any:
+def _transformer(model: Trainable) -> Any:
     return model[0].get_submodule("model")

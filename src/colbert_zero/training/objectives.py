@@ -1,4 +1,4 @@
-"""What a batch's loss is: contrastive, distillation, or both, over packed embeddings.
+"""What a batch's loss is: contrastive, distillation, or both, over packed embeddings; `pair_objectives` has others.
 
 | objective | scores | what a query is asked |
 |---|---|---|
@@ -9,19 +9,18 @@
 Dense embeddings are texts of one token, so the same code trains dense and multi-vector models.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from colbert_zero.maxsim.packed import Packed
 from colbert_zero.maxsim.scores import min_max, packed_candidate_scores, packed_scores
 from colbert_zero.models.encoding import reorder
-from colbert_zero.processes import gather_rows, sums, world_size
+from colbert_zero.processes import gather_rows, world_size
 from colbert_zero.recipe.schema import Phase, Temperature
 from colbert_zero.training.gradcache import LossOf, TokenisedTexts
 from colbert_zero.training.losses import (
@@ -34,9 +33,11 @@ from colbert_zero.training.losses import (
     normalised_entropy,
     too_near,
 )
+from colbert_zero.training.objective import Objective, identities, weight_of
+from colbert_zero.training.pair_objectives import Binary, Listwise
 
 
-def objective_of(spec: Phase) -> "Objective":
+def objective_of(spec: Phase) -> Objective:
     """The objective a phase asks for."""
     learned = isinstance(spec.temperature, Temperature) and spec.temperature.learnable
     temperature = spec.temperature.initial if isinstance(spec.temperature, Temperature) else spec.temperature
@@ -45,6 +46,10 @@ def objective_of(spec: Phase) -> "Objective":
         "learnable": learned,
         "length_normalised": spec.length_normalised,
     }
+    if spec.objective == "binary":
+        return Binary()
+    if spec.objective == "listwise":
+        return Listwise(temperature, learned, mask_duplicates=spec.mask_duplicates)
     if spec.objective == "contrastive":
         return Contrastive(**common, mask_duplicates=spec.mask_duplicates, max_relative=spec.max_relative)
     teacher: dict[str, Any] = {
@@ -64,49 +69,15 @@ def objective_of(spec: Phase) -> "Objective":
     )
 
 
-class Objective(nn.Module, ABC):
-    """What a batch's loss is, and its temperature.
-
-    With several processes each has its own queries and their documents, as many as it likes, also none; the mean of
-    their losses is the loss of all queries together, and so are their gradients'.
-
-    Args:
-        temperature: Divides the scores; unitless, > 0.
-        learnable: Train the temperature too.
-        length_normalised: Divide each score by the query's number of tokens, as LateOn does.
-
-    Attributes:
-        entropies: Of each softmax of the first batch (`normalised_entropy`), by the recipe's key of its temperature.
-    """
-
-    def __init__(self, temperature: float = 1.0, learnable: bool = False, length_normalised: bool = False):
-        super().__init__()
-        self.length_normalised = length_normalised
-        self.entropies: dict[str, float | None] = {}
-        # The logarithm keeps a learned temperature above 0.
-        self.log_temperature = nn.Parameter(torch.tensor(temperature).log(), requires_grad=learnable)
-
-    @property
-    def temperature(self) -> Tensor:
-        """Scores are divided by it; scalar."""
-        return self.log_temperature.exp()
-
-    @abstractmethod
-    def of(self, queries: TokenisedTexts, documents: TokenisedTexts, teacher_scores: Tensor | None) -> LossOf:
-        """The loss of a batch as a function of its embeddings.
-
-        Args:
-            queries: This process's.
-            documents: Their documents, column by column: document i of each column belongs to query i.
-            teacher_scores: (queries, n_ways), for distillation.
-        """
+class _OfEmbeddings(Objective):
+    """An objective whose scores are MaxSim."""
 
     def _normalised(self, scores: Tensor, queries: Packed) -> Tensor:
         return scores / queries.lengths.clamp_min(1).to(scores)[:, None] if self.length_normalised else scores
 
     def _of_all_scores(self, queries: TokenisedTexts, of_scores: Callable[[Tensor], Tensor]) -> LossOf:
         """The loss of the scores of these queries with all processes' documents, (queries, documents)."""
-        weight = _weight(len(queries))
+        weight = weight_of(len(queries))
 
         def loss(query_embeddings: Packed, document_embeddings: Packed) -> Tensor:
             scores = packed_scores(query_embeddings, gather_documents(document_embeddings))
@@ -117,7 +88,7 @@ class Objective(nn.Module, ABC):
         return loss
 
 
-class Contrastive(Objective):
+class Contrastive(_OfEmbeddings):
     """InfoNCE over MaxSim with in-batch and hard negatives (van den Oord et al. 2018, arXiv 1807.03748).
 
     Args:
@@ -158,7 +129,7 @@ class Contrastive(Objective):
         return self._of_all_scores(queries, of_scores)
 
 
-class Distillation(Objective):
+class Distillation(_OfEmbeddings):
     """What a teacher's scores of each query's candidates teach; see `distillation_loss` and `margin_mse_loss`.
 
     Args:
@@ -191,7 +162,7 @@ class Distillation(Objective):
         """Candidates stand column by column; MaxSim wants them query by query."""
         teacher_scores = _needed(teacher_scores)
         n_ways = teacher_scores.shape[1]
-        weight = _weight(len(queries))
+        weight = weight_of(len(queries))
 
         def loss(query_embeddings: Packed, document_embeddings: Packed) -> Tensor:
             candidates = reorder(document_embeddings, _query_by_query(len(documents), n_ways).flatten())
@@ -294,25 +265,7 @@ def _answers(
     return positives, excluded
 
 
-def identities(texts: TokenisedTexts) -> Tensor:
-    """A number per text, equal for equal token sequences, in every process: (texts,) int64.
-
-    A sum of token ids with random odd weights modulo 2^64. Two texts that differ are equal in it with a probability of
-    at most 2^v / 2^63, 2^v being the power of two in a difference of ids: 2^-46 for ids below 2^17 (multiplicative
-    hashing, Dietzfelbinger et al. 1997).
-    """
-    width = texts.used.shape[1]
-    weights = torch.randint(-(2**62), 2**62, (width,), generator=torch.Generator().manual_seed(0)) * 2 + 1
-    real = (texts.inputs["input_ids"] + 1) * texts.used
-    return (real * weights.to(real.device)).sum(1)
-
-
 # ---- Several processes
-
-
-def _weight(queries: int) -> float:
-    """Of a process's mean over its own queries, so that the processes' mean is the mean over all queries."""
-    return queries * world_size() / max(1.0, sums(queries)[0])
 
 
 def gather_documents(documents: Packed) -> Packed:

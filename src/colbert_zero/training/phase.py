@@ -1,4 +1,4 @@
-"""The only training path: one phase, dense or multi-vector, contrastive or distillation."""
+"""The only training path: one phase, whatever it trains and by whatever objective."""
 
 import math
 import shutil
@@ -17,6 +17,7 @@ from colbert_zero.errors import ColbertZeroError, Diverged, Stopped, reason
 from colbert_zero.files import atomic_folder, write_json
 from colbert_zero.maxsim.backends import scoring_with, tell_refused
 from colbert_zero.models.checkpoints import Encoder
+from colbert_zero.models.cross_encoders import assemble_cross_encoder, pair_tokeniser
 from colbert_zero.models.encoders import assemble, save_model, tokeniser
 from colbert_zero.models.scored_tokens import unknown_words
 from colbert_zero.processes import agree, average_gradients, from_main, is_main, share, sums, wait, world_size
@@ -45,7 +46,7 @@ from colbert_zero.training.objectives import objective_of
 from colbert_zero.training.optimiser import optimiser_of
 from colbert_zero.training.record import phase_record
 from colbert_zero.training.saturation import tell_saturated
-from colbert_zero.training.texts import check_texts
+from colbert_zero.training.texts import check_pairs, check_texts
 from colbert_zero.training.training import Training
 from colbert_zero.watch import finishing_its_step, stop_requested
 
@@ -110,23 +111,12 @@ def train_phase(
     spec, steps, work = training.spec, training.steps, folder.with_name(folder.name + ".unfinished")
     share(spec.global_batch_size, f"phases.{training.name}.global_batch_size")
     resumed = _resumed_step(work, training, say)
-    model = assemble(
-        training.start,
-        spec.representation,
-        training.alignment,
-        training.dim,
-        training.seed,
-        training.name,
-        spec.allow_prompt_mismatch,
-        training.head,
-        None if resumed else lambda new: fit_head(new, parts, training.order, precision_of(spec, new.device)),
-        training.scored,
-        **training.options,
-    )
+    model = _assembled(training, parts, not resumed)
     if spec.low_rank:
         add_adapters(model, spec.low_rank, training.seed)
     trained_parameters = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    batches = Batches(parts, training.order, tokeniser(model), steps, spec.hard_negatives)
+    tokenise = pair_tokeniser(model) if spec.reads_pairs else tokeniser(model)
+    batches = Batches(parts, training.order, tokenise, steps, spec.hard_negatives, pairs=spec.reads_pairs)
     objective = objective_of(spec).to(model.device)
     trained = nn.ModuleDict({"model": model, "objective": objective}).train()
     encoder = as_trained(model, spec)
@@ -145,7 +135,10 @@ def train_phase(
         machine = going_on(model, state["machine"], machine, lambda text: say(f"phases.{training.name}: {text}"))
     if spec.representation == "multi-vector" and (unknown := unknown_words(model, training.scored)):
         log.tell(f"model.skip_list: no single tokens of this tokenizer, so not skipped: {' '.join(unknown)}")
-    sampled = check_texts(training, model, parts, batches.tokenise, log)
+    if spec.reads_pairs:
+        sampled = check_pairs(training, model, parts, log)
+    else:
+        sampled = check_texts(training, model, parts, batches.tokenise, log)
     tell_saturated(training.name, spec, parts, log.tell)
     near = check_near(training.name, spec, parts, log.say, log.tell)
     first_steps = FirstSteps(training, model, objective, log.tell, log.step)
@@ -213,6 +206,28 @@ def train_phase(
             shutil.rmtree(work, ignore_errors=True)
         wait()
     return record
+
+
+def _assembled(training: Training, parts: Mapping[str, Part], new: bool) -> Any:
+    """The model that the phase starts from; a new training may fit its head to the data."""
+    spec = training.spec
+    if spec.reads_pairs:
+        return assemble_cross_encoder(
+            training.start, training.alignment, training.seed, training.name, **training.options
+        )
+    return assemble(
+        training.start,
+        spec.representation,
+        training.alignment,
+        training.dim,
+        training.seed,
+        training.name,
+        spec.allow_prompt_mismatch,
+        training.head,
+        (lambda model: fit_head(model, parts, training.order, precision_of(spec, model.device))) if new else None,
+        training.scored,
+        **training.options,
+    )
 
 
 def order_of_parts(spec: Phase, parts: Mapping[str, Part], seed: int, name: str) -> Order:

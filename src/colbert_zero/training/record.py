@@ -2,12 +2,12 @@
 
 import resource
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from colbert_zero.models.checkpoints import Encoder
+from colbert_zero.models.checkpoints import Encoder, Trainable
 from colbert_zero.models.pooling import pooling_of
 from colbert_zero.models.scored_tokens import scored_in_words
 from colbert_zero.processes import world_size
@@ -195,8 +195,9 @@ class PhaseRecord(_Record):
     selected_step: int
     """The one whose weights the phase ends with: `best_step` with `select: best`, else the last."""
     sampled: dict[str, dict[str, int]]
-    """Of `query` and `document` texts of a sample of rows, as this phase cuts them: how many `texts`, how many of them
-    are `cut`, their `tokens` before that and how many are `lost`; how many are `different`, and `different_cut`."""
+    """Of `query` and `document` texts of a sample of rows, or a cross-encoder's `pair`s, as this phase cuts them: how
+    many `texts`, how many of them are `cut`, their `tokens` before that and how many are `lost`; how many are
+    `different`, and `different_cut`."""
     near: dict[str, dict[str, int]] = {}
     """Of a sample of each part's rows, what `max_relative` leaves out: how many `rows`, their `candidates` beside the
     answers, how many of these are `left_out`; rows with `fewer` negatives than asked for, and `without_shares`, whose
@@ -241,7 +242,7 @@ def flops_of(spec: Phase, computing: int, trained: int, tokens: float, padding: 
 
 def phase_record(
     training: Training,
-    model: Encoder,
+    model: Trainable,
     batches: Batches,
     log: Log,
     machine: dict[str, Any],
@@ -261,7 +262,7 @@ def phase_record(
     drawn, left_out, order = batches.order.drawn(training.steps), batches.dropped(), batches.order
     markers = (alignment.query_marker, alignment.document_marker) if spec.representation == "multi-vector" else ("", "")
     asked = {key: getattr(spec, key) for key in PhaseRecord.model_fields if key in type(spec).model_fields}
-    skipped, filled = scored_in_words(model) if spec.representation == "multi-vector" else ([], "false")
+    skipped, filled = scored_in_words(cast(Encoder, model)) if spec.representation == "multi-vector" else ([], "false")
     record = PhaseRecord(
         **{key: value for key, value in asked.items() if key not in _FOUND},
         name=training.name,

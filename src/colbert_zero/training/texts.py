@@ -89,6 +89,33 @@ def check_texts(
     return {task: sample._asdict() for task, sample in found.items()}
 
 
+def check_pairs(training: Training, model: Any, parts: Mapping[str, Part], log: Log) -> dict[str, dict[str, int]]:
+    """As `check_texts` of a model that reads a query and a document together.
+
+    Raises:
+        ColbertZeroError: All documents are equal, so that nothing tells an answer from a negative.
+    """
+    rows, pairs = max(16, SAMPLE // max(1, len(parts))), list[tuple[str, str]]()
+    for part in parts.values():
+        read = some_rows(part, rows)
+        for query, document, negatives in zip(read["query"], read["document"], read["negatives"], strict=True):
+            pairs += [(query, text) for text in (document, *negatives)]
+    if len({document for _, document in pairs}) == 1:
+        raise ColbertZeroError(
+            f"phases.{training.name}.sources: all {len(pairs):,} documents looked at are the same text "
+            f"({', '.join(parts)}); {_NOTHING['document']}. Check which column is the document"
+        )
+    whole = model.tokenizer(pairs, truncation=False, verbose=False)["input_ids"]
+    lost, tokens = [max(0, len(ids) - model.max_seq_length) for ids in whole], sum(map(len, whole))
+    if any(lost):
+        log.say(
+            f"phases.{training.name}: cut, in a sample of the rows: {sum(map(bool, lost)):,} of {len(pairs):,} pairs "
+            f"to {model.max_seq_length} tokens, which loses {sum(lost) / tokens:.1%} of all theirs"
+        )
+    cut = {tuple(ids) for ids in model.tokenizer(pairs, truncation="longest_first")["input_ids"]}
+    return {"pair": Sampled(len(pairs), sum(map(bool, lost)), tokens, sum(lost), len(set(pairs)), len(cut))._asdict()}
+
+
 def some_rows(part: Part, most: int) -> dict[str, list[Any]]:
     """Columns of rows spread over a part, or of its first ones where it is streamed."""
     count = min(most, len(part))

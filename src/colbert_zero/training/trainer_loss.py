@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 from colbert_zero.models.checkpoints import Encoder
 from colbert_zero.models.encoding import EXPANSION, PROMPT_LENGTH, forward
 from colbert_zero.training.gradcache import TokenisedTexts
-from colbert_zero.training.objectives import Objective
+from colbert_zero.training.objective import Objective
 
 _PER_TOKEN = ("input_ids", "attention_mask", EXPANSION)
 
