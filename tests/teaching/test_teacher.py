@@ -1,5 +1,7 @@
 """Teacher scores and fused runs against plain versions."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,7 +14,7 @@ from colbert_zero.models.bm25 import Bm25
 from colbert_zero.models.encoding import encode
 from colbert_zero.recipe.data import Mined, Scored
 from colbert_zero.recipe.schema import Teacher
-from colbert_zero.teaching.negatives import mine
+from colbert_zero.teaching.mined import mine_source
 from colbert_zero.teaching.scorers import ByEncoder
 from colbert_zero.teaching.teacher import fuse, score
 from helpers import DOCUMENTS
@@ -29,7 +31,16 @@ def hard(tmp_path):
             write({"query": f"{name} and {text.split()[-1]}", "document": text, "negatives": []})
     write_json(folder / "source.json", {"id": "pairs", "kind": "jsonl", "parts": {"only": len(DOCUMENTS)}})
     spec = Mined(kind="mined", of="pairs", negatives=3)
-    return open_source("hard", mine("hard", spec, open_source("pairs", folder), "id", tmp_path / "data", None))
+    return mine_source(
+        "hard",
+        spec,
+        open_source("pairs", folder),
+        1,
+        "id",
+        tmp_path / "data",
+        {},
+        lambda *_: nullcontext(lambda *_: None),
+    )
 
 
 def texts_of(model, text, task):

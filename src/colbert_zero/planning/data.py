@@ -28,6 +28,7 @@ from colbert_zero.errors import ColbertZeroError
 from colbert_zero.files import place_of, read_lines
 from colbert_zero.planning.published import published, rows_of
 from colbert_zero.recipe.data import Docstrings, Folder, HeldOut, Hub, Jsonl, Mined, Parquet, Scored, SourceSpec, Tsv
+from colbert_zero.recipe.miners import BM25
 from colbert_zero.recipe.schema import Phase, Recipe
 from colbert_zero.study.disk import source_bytes
 from colbert_zero.study.graph import root_of
@@ -269,7 +270,8 @@ def _planned(part: Part) -> PlannedPart:
 def _sample_of(spec: SourceSpec) -> SourceSpec:
     if isinstance(spec, Mined | Scored):
         # Of a sample BM25's negatives stand for a model's.
-        by_bm25 = dict.fromkeys(("miners", "corpus", "max_relative", "judge")) if isinstance(spec, Mined) else {}
+        own = {"miners": BM25, "corpus": None, "max_relative": None, "judge": None}
+        by_bm25 = own if isinstance(spec, Mined) else {}
         return spec.model_copy(update={"queries": min(spec.queries or MINED_ROWS, MINED_ROWS), **by_bm25})
     if isinstance(spec, Docstrings | Folder) or getattr(spec, "train", None):
         return spec

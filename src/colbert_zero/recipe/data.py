@@ -203,31 +203,31 @@ class Mined(Entry):
     """How many of a miner's best documents are looked at; the positive and texts equal to it are left out."""
     queries: Int | None = Field(None, ge=1)
     """How many of the source's pairs to use, spread over its parts in proportion; all by default."""
-    miners: Annotated[Annotated[str, AfterValidator(_mix)] | None, Neutral(None)] = None
+    miners: Annotated[str, AfterValidator(_mix)] = BM25
     """`bm25`, a checkpoint (folder or Hub id; dense or multi-vector), `random`, or a mix by shares, as
-    `bm25:50,my/model:35,random:15`. Near-duplicates of a positive are left out as well, and rows with too few
-    negatives. Unset, BM25 alone without the filters, and evenly spaced documents where it finds too few."""
+    `bm25:50,my/model:35,random:15`. Positives and near-duplicates of them are left out, and rows with too few
+    negatives."""
     corpus: Annotated[Paths | None, Neutral(None)] = None
-    """With `miners`: documents to mine in, files of `text` and perhaps `title` (.jsonl, .jsonl.gz, .parquet; globs
+    """Documents to mine in, files of `text` and perhaps `title` (.jsonl, .jsonl.gz, .parquet; globs
     allowed) or a folder in BEIR layout; by default the source's own."""
     max_relative: Annotated[Float | None, Field(gt=0, le=1), Neutral(None)] = None
-    """With `miners`: keep a negative only if its score is below this share of the positive's, by the judge: 0.95 in
+    """Keep a negative only if its score is below this share of the positive's, by the judge: 0.95 in
     NV-Retriever (arXiv 2407.15831); higher ones are often answers nobody marked."""
     judge: Annotated[str | None, Neutral(None)] = None
-    """With `miners`: what scores candidates and positives, `bm25` or a checkpoint; by default the first model of
+    """What scores candidates and positives, `bm25` or a checkpoint; by default the first model of
     `miners`, else BM25."""
 
     @property
     def shares(self) -> dict[str, int]:
         """Each miner's share, in percent."""
-        return shares_of(self.miners or BM25)
+        return shares_of(self.miners)
 
     @property
     def models(self) -> list[str]:
         """Checkpoints that mine or judge; the judge last."""
         judge = judge_of(self.shares, self.judge)
         names = dict.fromkeys([*(name for name in self.shares if name != judge), judge])
-        return [name for name in names if name not in (BM25, RANDOM)] if self.miners else []
+        return [name for name in names if name not in (BM25, RANDOM)]
 
 
 class Scored(Entry):

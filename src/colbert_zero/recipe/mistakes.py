@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from colbert_zero.recipe.schema import Recipe
 
 
-WITH_MINERS = ("corpus", "max_relative", "judge")
-
 SECTIONS = ("sources", "collections", "teachers", "phases", "pipelines")
 
 _NAME_MEND = "use at most 60 letters, digits, - and _, beginning with a letter or digit"
@@ -366,8 +364,6 @@ def _wrong_sources(recipe: "Recipe", names: dict[str, Any]) -> list[str]:
                 f"{place}.depth: {source.depth} documents hold no {source.negatives} negatives"
                 f"{f' after {source.skip} skipped' if source.skip else ''}; raise it"
             )
-        if source.kind == "mined" and not source.miners:
-            wrong += [f"{place}.{key}: needs `miners`, as `miners: bm25`" for key in _given(vars(source), *WITH_MINERS)]
         if source.kind == "mined" and source.judge == RANDOM:
             wrong.append(f"{place}.judge: random scores nothing; name bm25 or a checkpoint")
     for name, held in recipe.collections.items():

@@ -43,7 +43,6 @@ from colbert_zero.study.show import Quiet, Show
 from colbert_zero.study.start import write_start
 from colbert_zero.teaching.mined import made_of, mine_source
 from colbert_zero.teaching.mining import told_of
-from colbert_zero.teaching.negatives import mine, told_of_random
 from colbert_zero.teaching.scorers import ByCrossEncoder, ByEncoder, Scorer
 from colbert_zero.teaching.teacher import score
 from colbert_zero.training.batches import check_columns
@@ -284,11 +283,9 @@ class Study:
     def source_id(self, name: str) -> str:
         """Fingerprint of a source, whether it is made yet or not."""
         spec = self.recipe.sources[name]
-        if isinstance(spec, Mined) and spec.miners:
+        if isinstance(spec, Mined):
             made = made_of(spec, self.recipe.seed, {}, self.data, f"sources.{name}.corpus")
             return fingerprint(RECORD_VERSION, made, self.source_id(spec.of))
-        if isinstance(spec, Mined):
-            return fingerprint(RECORD_VERSION, spec.asked(), self.source_id(spec.of))
         if isinstance(spec, Scored):
             teacher = self.recipe.teachers[spec.teacher]
             run = self.phase_id(tuple(teacher.pipeline)) if teacher.pipeline else None
@@ -370,14 +367,8 @@ class Study:
                 return self.sources[name]
             assert isinstance(spec, Mined | Scored)
             of = self.source(spec.of)
-            if isinstance(spec, Mined) and spec.miners:
-                self.sources[name] = self._mined(name, spec, of, identity)
-                return self.sources[name]
             if isinstance(spec, Mined):
-                make = partial(mine, name, spec, of, identity, self.data)
-                self.sources[name] = self._make(f"hard negatives: {name}", name, make)
-                if told := told_of_random(name, self.sources[name]):
-                    self.show.say(told)
+                self.sources[name] = self._mined(name, spec, of, identity)
                 return self.sources[name]
             teacher, scorer = self.recipe.teachers[spec.teacher], None
             if teacher.pipeline and teacher.pipeline_weight:
@@ -388,7 +379,7 @@ class Study:
         return self.sources[name]
 
     def _mined(self, name: str, spec: Mined, of: Source, identity: str) -> Source:
-        """A source mined with `miners`, by all processes; what was left out is told."""
+        """A mined source, by all processes; what was left out is told."""
         commits = self._commits(name, spec) if not agree(self.is_made(name)) else {}
         source = mine_source(name, spec, of, self.recipe.seed, identity, self.data, commits, self.show.bar)
         for told in told_of(source.record, spec):

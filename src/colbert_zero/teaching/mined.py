@@ -82,7 +82,7 @@ def mine_file(
     alone, is gone on from; the folder is deleted at the end. The record is written to `OUT.json` as well.
 
     Args:
-        spec: What is asked for, with `miners`; `of` names nothing here.
+        spec: What is asked for; `of` names nothing here.
         pairs: The source of pairs.
         out: The file.
         commits: Of each model on the Hub the commit to load.
@@ -176,7 +176,7 @@ def mine_source(
     commits: dict[str, str | None],
     bar: Bar,
 ) -> Source:
-    """A source of kind `mined` with `miners`, made once; every process calls this.
+    """A source of kind `mined`, made once; every process calls this.
 
     Args:
         name: The source's.
@@ -195,7 +195,10 @@ def mine_source(
     if not agree(is_made(folder)):
         work = data / f"{name}-{identity}.unfinished"
         corpus = corpus_files(spec.corpus, f"sources.{name}.corpus") if spec.corpus else None
-        mining = Mining(spec, source, corpus, seed, work, _loader(commits), bar)
+        try:
+            mining = Mining(spec, source, corpus, seed, work, _loader(commits), bar)
+        except ColbertZeroError as error:
+            raise ColbertZeroError(f"sources.{name}: {error}") from None
         mining.passes()
         made_by_main(partial(_write_source, mining, source.name, folder, identity, commits, started), lambda _: None)
         if is_main():
@@ -218,7 +221,7 @@ def _write_source(
                     count += 1
             parts[mining.inputs.parts[part]] = count
         if not parts:
-            raise _none_left(mining, folder.name.rpartition("-")[0])
+            raise _none_left(mining, f"sources.{folder.name.rpartition('-')[0]}")
         more = {"kind": "mined", "of": of, "models": commits, **mining.record()}
         write_source(temporary, identity, parts, started, **more)
     return folder

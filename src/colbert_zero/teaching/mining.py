@@ -52,7 +52,7 @@ class Mining:
     """Mining in a folder, by all processes together; what is there is not done again.
 
     Args:
-        spec: What is asked for, with `miners`.
+        spec: What is asked for.
         source: Of pairs.
         corpus: Files of documents; None: the source's own.
         seed: Of random documents.
@@ -277,6 +277,11 @@ def told_of(record: dict[str, Any], spec: Mined) -> Iterator[str]:
                 f"warning: {share:.0%} of {name}'s candidates rejected by max_relative: {record['judge']} hardly tells "
                 "positives from them. Look at the examples; name another judge, or raise max_relative"
             )
+    if RANDOM not in spec.shares and (random := record["random"]):
+        yield (
+            f"warning: {random:,} hard negatives are random documents, in {record['filled_up']:,} rows for which fewer "
+            f"than {record['negatives']} were found; they teach little. Raise `depth`, or lower `negatives` or `skip`"
+        )
     if record["left_out"]:
         yield (
             f"warning: {record['left_out']:,} rows are left out, for which fewer than {record['negatives']} negatives "
