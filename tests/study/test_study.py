@@ -154,7 +154,7 @@ def test_running_again_trains_and_ranks_nothing_and_gives_the_same_results(finis
     def refuse(*args, **kwargs):
         raise AssertionError("recomputed")
 
-    for name in ("study.train_phase", "study.rank", "comparison.rank_bm25", "study.mine_source", "study.score"):
+    for name in ("study.train_phase", "study.rank", "teachers.rank_bm25", "study.mine_source", "study.score"):
         monkeypatch.setattr(f"colbert_zero.study.{name}", refuse)
     records = [folder / "out" / name for name in ("teachers.json", "data.json")]
     before = [record.read_bytes() for record in records]

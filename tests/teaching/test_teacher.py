@@ -13,9 +13,8 @@ from colbert_zero.files import write_json
 from colbert_zero.models.bm25 import Bm25
 from colbert_zero.models.encoding import encode
 from colbert_zero.recipe.data import Mined, Scored
-from colbert_zero.recipe.schema import Teacher
 from colbert_zero.teaching.mined import mine_source
-from colbert_zero.teaching.scorers import ByEncoder
+from colbert_zero.teaching.scorers import ByBm25, ByEncoder
 from colbert_zero.teaching.teacher import fuse, score
 from helpers import DOCUMENTS
 from oracles import maxsim
@@ -57,10 +56,10 @@ def scaled(values):
 def test_teacher_scores_are_the_weighted_sum_of_parts_scaled_over_each_querys_candidates(
     hard, tiny_multi_vector, tmp_path, model_weight, bm25_weight
 ):
-    teacher = Teacher(pipeline=["any"], pipeline_weight=model_weight, bm25_weight=bm25_weight)
     spec = Scored(kind="scored", of="hard", teacher="t")
-    model = ByEncoder(tiny_multi_vector) if model_weight else None
-    made = open_source("s", score("s", spec, teacher, hard, model, "id", tmp_path / "scored", None))
+    scorers = {ByEncoder(tiny_multi_vector): model_weight, ByBm25(DOCUMENTS.values()): bm25_weight}
+    members = [(weight, scorer) for scorer, weight in scorers.items() if weight]
+    made = open_source("s", score("s", spec, lambda _: members, hard, "id", tmp_path / "scored", None))
     rows = made.parts["s/only"].read(range(20))
     pairs = hard.parts["hard/only"].read(range(20))
     assert rows["query"] == pairs["query"]

@@ -143,8 +143,11 @@ def contradictions(data: dict[str, Any]) -> list[str]:
                     "leave it out, or add `streaming: true`"
                 )
     for name, teacher in _entries(data, "teachers"):
-        if not (teacher.get("pipeline") and teacher.get("pipeline_weight", 1)) and not teacher.get("bm25_weight"):
-            wrong.append(f"teachers.{name}: needs a `pipeline`, a `bm25_weight` above 0, or both")
+        scorers = [key for key in ("pipeline", "model") if teacher.get(key) and teacher.get(f"{key}_weight", 1)]
+        if not scorers and not teacher.get("bm25_weight"):
+            wrong.append(
+                f"teachers.{name}: needs a `pipeline`, a `model`, a `bm25_weight` above 0, or several of these"
+            )
     for name, phase in _entries(data, "phases"):
         if len(_given(phase, "steps", "epochs")) == 2:
             wrong.append(f"phases.{name}: give `steps` or `epochs`, not both")

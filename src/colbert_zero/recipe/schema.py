@@ -111,10 +111,14 @@ class Teacher(Entry):
     """Phases of a scorer trained for this purpose (often longer than the students), as in `pipelines`."""
     pipeline_weight: Float = Field(1.0, ge=0)
     """Weight of that scorer."""
+    model: Annotated[str | None, Neutral(None)] = None
+    """A scorer that is there already: folder or Hub id of a cross-encoder, or of a dense or multi-vector checkpoint."""
+    model_weight: Annotated[Float, Field(ge=0), Neutral(1.0)] = 1.0
+    """Weight of that one."""
     bm25_weight: Float = Field(0.0, ge=0)
     """Weight of BM25 on the source's documents."""
     rerank: Annotated[Int, Field(ge=1, le=1000), Neutral(50)] = 50
-    """Where its pipeline ends in a cross-encoder: how many of BM25's best it ranks anew when it is measured on the
+    """Of a cross-encoder: how many of BM25's best it ranks anew when it is measured on the
     collections. Its scores for students do not depend on it."""
 
 

@@ -8,24 +8,19 @@ from functools import partial
 from importlib.metadata import version
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from colbert_zero.data.collection import Collection
-from colbert_zero.evaluation.ranking import rank_bm25
-from colbert_zero.evaluation.runs import Run
 from colbert_zero.evaluation.significance import compare
-from colbert_zero.files import fingerprint, read_json, write_json
+from colbert_zero.files import read_json, write_json
 from colbert_zero.processes import agree, is_main, world_size
 from colbert_zero.recipe.data import Mined, NamedCollection, Scored
-from colbert_zero.recipe.schema import Recipe
 from colbert_zero.report.records import MEASURE
 from colbert_zero.study.graph import chains_of, graph
 from colbert_zero.study.leaks import together
-from colbert_zero.study.rankings import Ranker
 from colbert_zero.study.study import Study
-from colbert_zero.teaching.teacher import describe, fuse
+from colbert_zero.study.teachers import BM25, bm25, fusions, record_of, used_teachers
 
 _COUNTED = ("flops", "padding_flops", "second_pass_flops", "wall_seconds", "cpu_seconds", "threads")
 """What a phase.json counts since it has `cpu_seconds`; an older one has `flops` by another estimate."""
@@ -41,13 +36,9 @@ def run_study(study: Study, only: list[str] | None, command: str) -> dict[str, A
     if is_main():
         write_json(study.folder / "recipe.json", recipe.model_dump())
         write_json(study.folder / "environment.json", environment(command))
-    study.rankings.fusions = {
-        _identity(study, name): [_part_identity(study, part, recipe.teachers[name].rerank) for _, part in parts]
-        for name, parts in _parts(recipe, nodes).items()
-        if len(parts) > 1
-    }
+    study.rankings.fusions = fusions(study, nodes)
     systems = _Systems(study)
-    systems.add("bm25", "baseline", (), None, lambda: study.evaluate("bm25", "bm25", _bm25))
+    systems.add(BM25, "baseline", (), None, lambda: study.evaluate(BM25, BM25, bm25))
     for chain in nodes:
         study.train(chain)
         owner = next((name for name, c in chains.items() if c[: len(chain)] == chain), None)
@@ -88,11 +79,6 @@ def _sizes(study: Study) -> dict[str, Any]:
     for whole, size in sizes.items() if found else ():
         size["leaks"] = together(found[name] for name in study.collections if study.recipe.whole_of(name) == whole)
     return sizes
-
-
-def _bm25(collection: Collection, depth: int) -> Run:
-    """BM25's run, made by the main process alone."""
-    return rank_bm25(collection, depth) if is_main() else {}
 
 
 class _Systems:
@@ -180,77 +166,17 @@ def _comparisons(study: Study, systems: dict[str, Any], pipelines: list[str]) ->
     return rows
 
 
-# A part of a teacher: a chain of phases, or BM25.
-TeacherPart = tuple[str, ...] | Literal["bm25"]
-
-
-def _reranked(recipe: Recipe, chain: tuple[str, ...]) -> bool:
-    """Whether a chain ends in a cross-encoder, which ranks BM25's best anew and nothing by itself."""
-    return recipe.phases[chain[-1]].reads_pairs
-
-
-def _parts(recipe: Recipe, nodes: list[tuple[str, ...]]) -> dict[str, list[tuple[float, TeacherPart]]]:
-    """The teachers whose scores these phases are trained on: (weight, part), those with a weight."""
-    used: dict[str, list[tuple[float, TeacherPart]]] = {}
-    for source in dict.fromkeys(name for chain in nodes for name in recipe.phases[chain[-1]].sources):
-        spec = recipe.sources[source]
-        while isinstance(spec, Mined | Scored):
-            if isinstance(spec, Scored):
-                teacher = recipe.teachers[spec.teacher]
-                parts: list[tuple[float, TeacherPart]] = [(teacher.bm25_weight, "bm25")]
-                if teacher.pipeline:
-                    parts.append((teacher.pipeline_weight, tuple(teacher.pipeline)))
-                used[spec.teacher] = [(weight, part) for weight, part in parts if weight]
-            spec = recipe.sources[spec.of]
-    return used
-
-
-def _part_identity(study: Study, part: TeacherPart, most: int) -> str:
-    """What a part's ranking is known by; `most` of BM25's best are ranked anew where it is a cross-encoder."""
-    if part == "bm25":
-        return "bm25"
-    return fingerprint(study.phase_id(part), most) if _reranked(study.recipe, part) else study.phase_id(part)
-
-
-def _identity(study: Study, name: str) -> str:
-    """What a fused teacher's ranking is known by."""
-    teacher = study.recipe.teachers[name]
-    return fingerprint(teacher.asked(), study.phase_id(tuple(teacher.pipeline)) if teacher.pipeline else None)
-
-
 def _teachers(study: Study, nodes: list[tuple[str, ...]]) -> dict[str, Any]:
     """Each teacher that was used: what it is, how good, what it cost."""
-
-    def ranker(part: TeacherPart, most: int) -> Ranker:
-        if part == "bm25":
-            return _bm25
-        return partial(study.rerank, part, most) if _reranked(study.recipe, part) else partial(study.rank, part)
-
     records = {}
-    for name, parts in _parts(study.recipe, nodes).items():
+    for name in used_teachers(study.recipe, nodes):
         sources = [source for source in _sources(study, nodes).values() if source.get("teacher") == name]
-        teacher = study.recipe.teachers[name]
-        chain = tuple(teacher.pipeline)
+        chain = tuple(study.recipe.teachers[name].pipeline)
         phases = [_cost(study.train(chain[: n + 1])) for n in range(len(chain))]
-
-        most, anew = teacher.rerank, f"; a cross-encoder, measured on BM25's best {teacher.rerank} of each query"
-        identified = [(weight, _part_identity(study, part, most), ranker(part, most)) for weight, part in parts]
-
-        def fused(collection: Collection, depth: int, of: list[tuple[float, str, Ranker]] = identified) -> Run:
-            return fuse([(w, study.rankings.deep(known, collection, make)) for w, known, make in of], depth)
-
-        if len(parts) > 1:
-            scores = study.evaluate(f"teacher-{name}", _identity(study, name), fused)
-        else:
-            # One part's order is the fused one's.
-            [(_, known, make)] = identified
-            scores = study.evaluate(f"teacher-{name}", known, make)
         records[name] = {
-            "description": describe(teacher) + (anew if chain and _reranked(study.recipe, chain) else ""),
-            "parts": [{"name": "BM25" if p == "bm25" else " → ".join(p), "weight": w} for w, p in reversed(parts)],
+            **record_of(study, name),
             **{key: _total(phases, key) for key in ("flops", "device_seconds")},
             "scoring_seconds": round(sum(source["seconds"] for source in sources), 3),
-            "scores": scores,
             "queries": sum(source["rows"] for source in sources),
             "n_ways": sources[0]["n_ways"] if sources else None,
         }

@@ -18,8 +18,7 @@ from colbert_zero.data.prepared import Part, Source, is_made, open_source, sourc
 from colbert_zero.data.sources import folder_fingerprints, prepare_source, source_id
 from colbert_zero.evaluation import validation
 from colbert_zero.evaluation.layers import layers_add
-from colbert_zero.evaluation.ranking import rank, rank_bm25
-from colbert_zero.evaluation.reranking import rerank
+from colbert_zero.evaluation.ranking import rank
 from colbert_zero.evaluation.runs import Run, mean_of_queries, means_of_parts
 from colbert_zero.files import fingerprint, place_of, read_json, user_cache
 from colbert_zero.maxsim.backends import refused, tell_refused
@@ -41,9 +40,9 @@ from colbert_zero.study.rankings import Ranker, Rankings
 from colbert_zero.study.resolved import Resolved, asked
 from colbert_zero.study.show import Quiet, Show
 from colbert_zero.study.start import write_start
+from colbert_zero.study.teachers import commit_of, mark_of, members_of, scorers, unmade
 from colbert_zero.teaching.mined import made_of, mine_source
 from colbert_zero.teaching.mining import told_of
-from colbert_zero.teaching.scorers import ByCrossEncoder, ByEncoder, Scorer
 from colbert_zero.teaching.teacher import score
 from colbert_zero.training.batches import check_columns
 from colbert_zero.training.execution import check_compiler
@@ -131,6 +130,8 @@ class Study:
         self.prepare_sources(names)
         self.check_data(chains)
         self._check_miners(used)
+        for teacher, model in unmade(self.recipe, sorted(used), self.is_made):
+            commit_of(model, f"teachers.{teacher}.model", self.say_once)
         self._load_collections(held_out=True)
         self.collections = {name: self.collections[name] for name in self.recipe.collections}  # in its order again
         if self.recipe.leaks:
@@ -150,19 +151,19 @@ class Study:
             if silent:
                 go_offline()
         if model.base is not None:
-            self._say_once(f"base {model.base} is {self.own.words}")
+            self.say_once(f"base {model.base} is {self.own.words}")
 
     def check(self, chains: list[tuple[str, ...]]) -> None:
         """Refuse what cannot be trained, as far as that is known without data; tell what differs from the base."""
         check_reporters(self.recipe.reporters)
-        tell_refused(refused(torch.device(get_device_name())), self._say_once)
+        tell_refused(refused(torch.device(get_device_name())), self.say_once)
         phases, model = self._phases(chains), self.recipe.model
         if model.base is not None:
             for told in self.resolved.differences(phases.values()):
-                self._say_once(f"base {model.base}: {told}")
+                self.say_once(f"base {model.base}: {told}")
             self.resolved.check(chains)
         for told in self.resolved.peculiarities(phases.values()):
-            self._say_once(told)
+            self.say_once(told)
         if model.architecture:
             encoder = Own(**ways_to_train(check_architecture(model.architecture)))
         for name, phase in phases.items():
@@ -190,7 +191,7 @@ class Study:
 
     def _commits(self, name: str, spec: Mined) -> dict[str, str | None]:
         """Of each model that mines or judges the Hub's commit, None of a folder."""
-        return {model: find_checkpoint(model, f"sources.{name}", self._say_once) for model in spec.models}
+        return {model: find_checkpoint(model, f"sources.{name}", self.say_once) for model in spec.models}
 
     def _find_leaks(self, names: frozenset[str]) -> None:
         """Look once for the collections in the sources that these are made of; told."""
@@ -206,12 +207,13 @@ class Study:
             self.leaks = from_main(make() if is_main() else None)
         assert self.leaks is not None
         for line in told_of_leaks(self.leaks):
-            self._say_once(line)
+            self.say_once(line)
 
     def _phases(self, chains: list[tuple[str, ...]]) -> dict[str, Phase]:
         return {name: self.recipe.phases[name] for chain in chains for name in chain}
 
-    def _say_once(self, text: str) -> None:
+    def say_once(self, text: str) -> None:
+        """Tell something, unless it was told before."""
         if text not in self.told:
             self.told.add(text)
             self.show.say(text)
@@ -289,7 +291,9 @@ class Study:
         if isinstance(spec, Scored):
             teacher = self.recipe.teachers[spec.teacher]
             run = self.phase_id(tuple(teacher.pipeline)) if teacher.pipeline else None
-            return fingerprint(RECORD_VERSION, spec.asked(), teacher.asked({"rerank"}), self.source_id(spec.of), run)
+            model = [mark_of(teacher.model, self.data)] if teacher.model else []
+            asked = teacher.asked({"rerank", "model"})
+            return fingerprint(RECORD_VERSION, spec.asked(), asked, self.source_id(spec.of), run, *model)
         return self.sources[name].id if name in self.sources else source_id(name, self.recipe, self.data)
 
     def is_made(self, name: str) -> bool:
@@ -370,11 +374,10 @@ class Study:
             if isinstance(spec, Mined):
                 self.sources[name] = self._mined(name, spec, of, identity)
                 return self.sources[name]
-            teacher, scorer = self.recipe.teachers[spec.teacher], None
-            if teacher.pipeline and teacher.pipeline_weight:
-                self.train(tuple(teacher.pipeline))
-                scorer = self._scorer(tuple(teacher.pipeline)) if is_main() else None
-            make = partial(score, name, spec, teacher, of, scorer, identity, self.data)
+            for member in members_of(self.recipe.teachers[spec.teacher]):
+                if member.chain:
+                    self.train(member.chain)
+            make = partial(score, name, spec, partial(scorers, self, spec.teacher), of, identity, self.data)
             self.sources[name] = self._make(f"teacher scores: {name}", name, make)
         return self.sources[name]
 
@@ -476,23 +479,6 @@ class Study:
             stop_if_asked()
             scores[name] = mean_of_queries(self.rankings.scores(system, identity, collection, make))
         return means_of_parts(scores, self.recipe.whole_of)
-
-    def _scorer(self, chain: tuple[str, ...]) -> Scorer:
-        """What scores pairs by a trained phase's model."""
-        folder, name = self.phase_folder(chain) / "model", chain[-1]
-        if self.recipe.phases[name].reads_pairs:
-            return ByCrossEncoder(
-                str(folder), tell=lambda _: None, whose=f"phases.{name}:"
-            )  # training told what it cuts
-        return ByEncoder(load_model(folder))
-
-    def rerank(self, chain: tuple[str, ...], most: int, collection: Collection, depth: int) -> Run:
-        """Rank BM25's best of a collection anew with a trained cross-encoder; `most` or `depth`, whichever is less."""
-        scorer, most = self._scorer(chain), min(most, depth)
-        first = from_main(rank_bm25(collection, most) if is_main() else {})
-        title = f"reranking {most} of BM25's by {chain[-1]} on {collection.name}"
-        with self.show.bar(title, len(first)) as advance:
-            return rerank(scorer, collection, first, most, lambda done, total: advance(done, {}))
 
     def rank(self, chain: tuple[str, ...], collection: Collection, depth: int) -> Run:
         """Rank a collection with a trained phase's model."""

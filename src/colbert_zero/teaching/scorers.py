@@ -152,7 +152,11 @@ def identity_of(name: str) -> str:
 
 
 def scorer_of(
-    name: str, documents: Sequence[str], revision: str | None = None, tell: Callable[[str], None] = print
+    name: str,
+    documents: Sequence[str],
+    revision: str | None = None,
+    tell: Callable[[str], None] = print,
+    whose: str = "--teacher",
 ) -> Scorer:
     """What `bm25`, a folder or a Hub id is.
 
@@ -161,6 +165,7 @@ def scorer_of(
         documents: All candidates.
         revision: Of a Hub id.
         tell: Told of pairs that a cross-encoder cuts.
+        whose: What names it, for messages.
 
     Raises:
         ColbertZeroError: It cannot be read, or scores nothing.
@@ -169,6 +174,6 @@ def scorer_of(
         return ByBm25(documents)
     name = place_of(name)
     if is_cross_encoder(name, revision):
-        return ByCrossEncoder(name, revision, tell)
-    check_base(name, revision, whose="--teacher", trained=False)
+        return ByCrossEncoder(name, revision, tell, whose)
+    check_base(name, revision, whose=whose, trained=False)
     return ByEncoder(load_model(name, revision=revision))

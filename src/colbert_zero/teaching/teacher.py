@@ -1,6 +1,6 @@
-"""Teacher scores: the weighted sum of a trained scorer and BM25, each min-max normalised over a query's candidates."""
+"""Teacher scores: the weighted sum of several scorers', each min-max normalised over a query's candidates."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,31 +12,21 @@ from colbert_zero.data.rows import CANDIDATES
 from colbert_zero.evaluation.runs import Run
 from colbert_zero.files import Progress
 from colbert_zero.maxsim.scores import min_max
-from colbert_zero.models.bm25 import Bm25
 from colbert_zero.recipe.data import Scored
-from colbert_zero.recipe.schema import Teacher
 from colbert_zero.teaching.derived import RowsOf, derive
 from colbert_zero.teaching.scorers import Scorer
 
 _BLOCK = 128
 
-
-def describe(teacher: Teacher) -> str:
-    """What a teacher is, in words."""
-    parts = []
-    if teacher.pipeline and teacher.pipeline_weight:
-        parts.append(f"{teacher.pipeline_weight:g} × {' → '.join(teacher.pipeline)}")
-    if teacher.bm25_weight:
-        parts.append(f"{teacher.bm25_weight:g} × BM25")
-    return " + ".join(parts) + ", each min-max normalised per query"
+Members = Callable[[Sequence[str]], list[tuple[float, Scorer]]]
+"""Makes what scores, with its weight, given all documents."""
 
 
 def score(
     name: str,
     spec: Scored,
-    teacher: Teacher,
+    members: Members,
     source: Source,
-    model: Scorer | None,
     identity: str,
     data: Path,
     progress: Progress | None,
@@ -45,24 +35,30 @@ def score(
 
     A query's candidates are its document and its mined negatives. Documents are encoded a block of queries at a
     time, each once a block, so that memory does not grow with the source.
+
+    Args:
+        name: The source's.
+        spec: Its entry.
+        members: Called if there is something to do.
+        source: What is scored.
+        identity: Its id.
+        data: The study's prepared sources.
+        progress: Called with the rows done and all.
     """
 
     def make() -> tuple[Iterable[str], RowsOf, dict[str, Any]]:
         assert source.documents is not None
         texts, more = source.documents["text"], {"kind": "scored", "teacher": spec.teacher, "n_ways": 0}
-        bm25 = Bm25(texts) if teacher.bm25_weight else None
+        weighted = members(texts)
 
         def rows_of(part: ArrowPart, numbers: np.ndarray) -> Iterator[dict[str, Any]]:
             block = part.rows[numbers]
             columns = zip(block["document"], block["negatives"], strict=True)
             candidates = torch.tensor([[document, *negatives] for document, negatives in columns])
             scores, more["n_ways"] = torch.zeros(candidates.shape), candidates.shape[1]
-            if model is not None:
-                own = model.scores(block["query"], candidates.numpy(), texts)
-                scores += teacher.pipeline_weight * min_max(torch.from_numpy(own))
-            if bm25 is not None:
-                lexical = torch.from_numpy(bm25.score_pairs(block["query"], candidates.numpy()))
-                scores += teacher.bm25_weight * min_max(lexical)
+            for weight, scorer in weighted:
+                own = scorer.scores(block["query"], candidates.numpy(), texts)
+                scores += weight * min_max(torch.from_numpy(own))
             for row in zip(block["query"], candidates.tolist(), scores.tolist(), strict=True):
                 yield dict(zip(("query", "documents", "scores"), row, strict=True))
 

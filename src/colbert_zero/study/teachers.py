@@ -1,0 +1,211 @@
+"""A study's teachers: what each is made of, what scores students' candidates, how good it is by itself."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from colbert_zero.data.collection import Collection
+from colbert_zero.data.sources import folder_fingerprints
+from colbert_zero.evaluation.ranking import rank, rank_bm25
+from colbert_zero.evaluation.reranking import rerank
+from colbert_zero.evaluation.runs import Run
+from colbert_zero.files import fingerprint, place_of
+from colbert_zero.models.bases import find_checkpoint
+from colbert_zero.models.checkpoints import load_model
+from colbert_zero.models.kinds import is_cross_encoder
+from colbert_zero.processes import from_main, is_main
+from colbert_zero.recipe.data import Mined, Scored
+from colbert_zero.recipe.schema import Recipe, Teacher
+from colbert_zero.study.rankings import Ranker
+from colbert_zero.teaching.scorers import ByBm25, Scorer, scorer_of
+from colbert_zero.teaching.teacher import fuse
+
+if TYPE_CHECKING:
+    from colbert_zero.study.study import Study
+
+BM25 = "bm25"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One of what a teacher's scores are the weighted sum of: phases trained here, a model that is there, or BM25.
+
+    Attributes:
+        weight: Above 0.
+        chain: Phases; none of another member.
+        model: Folder or Hub id; None of another member.
+    """
+
+    weight: float
+    chain: tuple[str, ...] = ()
+    model: str | None = None
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return " → ".join(self.chain) or self.model or "BM25"
+
+
+def members_of(teacher: Teacher) -> list[Member]:
+    """What a teacher is made of, as far as it has a weight."""
+    members = [Member(teacher.pipeline_weight, tuple(teacher.pipeline))] if teacher.pipeline else []
+    members += [Member(teacher.model_weight, model=teacher.model)] if teacher.model else []
+    return [member for member in [*members, Member(teacher.bm25_weight)] if member.weight]
+
+
+def used_teachers(recipe: Recipe, chains: Sequence[tuple[str, ...]]) -> list[str]:
+    """The teachers whose scores these chains' last phases are trained on."""
+    used = dict[str, None]()
+    for source in dict.fromkeys(name for chain in chains for name in recipe.phases[chain[-1]].sources):
+        spec = recipe.sources[source]
+        while isinstance(spec, Mined | Scored):
+            if isinstance(spec, Scored):
+                used[spec.teacher] = None
+            spec = recipe.sources[spec.of]
+    return list(used)
+
+
+def mark_of(model: str, data: Path) -> str:
+    """What a ready model is in an id: the contents of a folder; of a Hub id its name, since its commit is recorded."""
+    place = place_of(model)
+    return fingerprint(folder_fingerprints(Path(place), data)) if os.path.isdir(place) else model
+
+
+def commit_of(model: str, whose: str, tell: Callable[[str], None]) -> str | None:
+    """The commit of a Hub id, None of a folder.
+
+    Raises:
+        ColbertZeroError: It is not there, or scores nothing.
+    """
+    return find_checkpoint(model, whose, tell, cross_encoder=True)
+
+
+def scorers(study: "Study", name: str, documents: Sequence[str]) -> list[tuple[float, Scorer]]:
+    """What scores pairs for a teacher, with its weight; its phases are trained."""
+    return [
+        (member.weight, _scorer(study, name, member, documents)) for member in members_of(study.recipe.teachers[name])
+    ]
+
+
+def _scorer(study: "Study", name: str, member: Member, documents: Sequence[str] = ()) -> Scorer:
+    whose = f"teachers.{name}:"
+    if member.chain:  # what it cuts was told when it was trained
+        folder = str(study.phase_folder(member.chain) / "model")
+        return scorer_of(folder, documents, None, lambda _: None, whose)
+    if member.model:
+        commit = commit_of(member.model, whose, study.say_once)
+        return scorer_of(member.model, documents, commit, study.say_once, whose)
+    return ByBm25(documents)
+
+
+# ---- How good a teacher is
+
+
+def evaluate_teacher(study: "Study", name: str) -> dict[str, dict[str, float]]:
+    """Scores of a teacher on every collection of its study."""
+    members = [(m.weight, _identity(study, name, m), _ranker(study, name, m)) for m in _members(study, name)]
+    if len(members) == 1:  # whose order is the teacher's
+        [(_, identity, ranker)] = members
+        return study.evaluate(f"teacher-{name}", identity, ranker)
+
+    def fused(collection: Collection, depth: int) -> Run:
+        return fuse([(weight, study.rankings.deep(of, collection, make)) for weight, of, make in members], depth)
+
+    return study.evaluate(f"teacher-{name}", fused_identity(study, name), fused)
+
+
+def fusions(study: "Study", chains: Sequence[tuple[str, ...]]) -> dict[str, list[str]]:
+    """Of each teacher of several members what its ranking is known by, and what theirs are."""
+    found = {}
+    for name in used_teachers(study.recipe, chains):
+        if len(members := _members(study, name)) > 1:
+            found[fused_identity(study, name)] = [_identity(study, name, member) for member in members]
+    return found
+
+
+def reranks(study: "Study", name: str) -> bool:
+    """Whether a member is a cross-encoder, which ranks BM25's best anew and nothing by itself."""
+    return any(_is_cross_encoder(study, member) for member in _members(study, name))
+
+
+def fused_identity(study: "Study", name: str) -> str:
+    """What a ranking of several members together is known by."""
+    teacher = study.recipe.teachers[name]
+    phases = study.phase_id(tuple(teacher.pipeline)) if teacher.pipeline else None
+    model = [mark_of(teacher.model, study.data)] if teacher.model else []
+    return fingerprint(teacher.asked({"model"}), phases, *model)
+
+
+def _members(study: "Study", name: str) -> list[Member]:
+    """BM25 first."""
+    return members_of(study.recipe.teachers[name])[::-1]
+
+
+def _is_cross_encoder(study: "Study", member: Member) -> bool:
+    if member.chain:
+        return study.recipe.phases[member.chain[-1]].reads_pairs
+    return member.model is not None and is_cross_encoder(place_of(member.model))
+
+
+def _identity(study: "Study", name: str, member: Member) -> str:
+    if not member.chain and not member.model:
+        return BM25
+    known = study.phase_id(member.chain) if member.chain else mark_of(str(member.model), study.data)
+    # One that ranks so many of BM25's best anew is another ranking than one that ranks more of them.
+    return fingerprint(known, study.recipe.teachers[name].rerank) if _is_cross_encoder(study, member) else known
+
+
+def _ranker(study: "Study", name: str, member: Member) -> Ranker:
+    if _is_cross_encoder(study, member):
+        return partial(_rerank, study, name, member)
+    if member.chain:
+        return partial(study.rank, member.chain)
+    return partial(_rank, study, name, member) if member.model else bm25
+
+
+def bm25(collection: Collection, depth: int) -> Run:
+    """BM25's run, made by the main process alone."""
+    return rank_bm25(collection, depth) if is_main() else {}
+
+
+def _rank(study: "Study", name: str, member: Member, collection: Collection, depth: int) -> Run:
+    model = str(member.model)
+    encoder = load_model(place_of(model), revision=commit_of(model, f"teachers.{name}", study.say_once))
+    with study.show.bar(f"evaluating {model} on {collection.name}", collection.documents_count) as advance:
+        return rank(encoder, collection, depth, lambda done, total: advance(done, {}))
+
+
+def _rerank(study: "Study", name: str, member: Member, collection: Collection, depth: int) -> Run:
+    """BM25's best anew, at most as many as the teacher's `rerank` says."""
+    scorer, most = _scorer(study, name, member), min(study.recipe.teachers[name].rerank, depth)
+    first = from_main(bm25(collection, most))
+    title = f"reranking {most} of BM25's by {member.name} on {collection.name}"
+    with study.show.bar(title, len(first)) as advance:
+        return rerank(scorer, collection, first, most, lambda done, total: advance(done, {}))
+
+
+def unmade(recipe: Recipe, sources: Sequence[str], is_made: Callable[[str], bool]) -> list[tuple[str, str]]:
+    """Teachers' names and their ready models that are still to score one of these sources."""
+    found = dict[tuple[str, str], None]()
+    for source in sources:
+        spec = recipe.sources[source]
+        if isinstance(spec, Scored) and (model := recipe.teachers[spec.teacher].model) and not is_made(source):
+            found[spec.teacher, model] = None
+    return list(found)
+
+
+def description(study: "Study", name: str) -> str:
+    """A teacher in words."""
+    parts = [f"{member.weight:g} × {member.name}" for member in _members(study, name)[::-1]]
+    most = study.recipe.teachers[name].rerank
+    anew = f"; a cross-encoder, measured on BM25's best {most} of each query" if reranks(study, name) else ""
+    return f"{' + '.join(parts)}, each min-max normalised per query{anew}"
+
+
+def record_of(study: "Study", name: str) -> dict[str, Any]:
+    """What a teacher is and how good, for teachers.json."""
+    parts = [{"name": member.name, "weight": member.weight} for member in members_of(study.recipe.teachers[name])]
+    return {"description": description(study, name), "parts": parts, "scores": evaluate_teacher(study, name)}

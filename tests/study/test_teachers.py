@@ -1,0 +1,64 @@
+"""Teachers that are there already, in small studies."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from colbert_zero.errors import ColbertZeroError
+from colbert_zero.evaluation.ranking import rank
+from colbert_zero.evaluation.runs import measure
+from colbert_zero.files import read_json
+from colbert_zero.study.comparison import run_study
+from colbert_zero.teaching.scorers import ByEncoder
+from helpers import data, study, write_rows
+
+
+def _with_ready_teacher(folder, **asked):
+    recipe = data(folder)
+    recipe["teachers"]["blend"] = {"model": str(folder / "model"), **asked}
+    return recipe
+
+
+def test_a_model_that_is_there_teaches_and_is_measured_like_one_that_is_trained(tmp_path, tiny_multi_vector):
+    tiny_multi_vector.save_pretrained(str(tmp_path / "model"), create_model_card=False)
+    write_rows(tmp_path / "pairs.jsonl")
+    recipe = _with_ready_teacher(tmp_path)
+    recipe["pipelines"] = {"full": ["unsupervised", "supervised", "distillation"]}
+    made = study(tmp_path, recipe)
+    results = run_study(made, None, "test")
+    part = next(iter(made.source("scored").tables.values()))
+    rows = part.read(range(3))
+    numbers = np.arange(part.lengths()[0])[None]
+    for query, documents, scores in zip(rows["query"], rows["documents"], rows["scores"], strict=True):
+        own = ByEncoder(tiny_multi_vector).scores([query], numbers, documents)[0]
+        spread = own.max() - own.min()
+        assert scores == pytest.approx((own - own.min()) / spread if spread else own * 0, abs=1e-3)
+    teacher = read_json(tmp_path / "out" / "teachers.json")["blend"]
+    assert teacher["parts"] == [{"name": str(tmp_path / "model"), "weight": 1.0}]
+    run = rank(tiny_multi_vector, made.collections["held-out"])
+    assert teacher["scores"]["held-out"] == pytest.approx(measure(run, made.collections["held-out"].qrels)[0], abs=1e-6)
+    assert run_study(study(tmp_path, recipe), None, "test") == results
+
+
+def test_a_ready_teacher_that_is_not_there_is_told_before_anything_is_trained(tmp_path):
+    write_rows(tmp_path / "pairs.jsonl")
+    made = study(tmp_path, _with_ready_teacher(tmp_path))
+    with pytest.raises(ColbertZeroError, match=r"teachers\.blend\.model: no such folder"):
+        made.prepare([("unsupervised", "supervised", "distillation")])
+
+
+def test_a_ready_teachers_contents_are_in_the_id_of_what_it_scores_and_its_place_is_not(tmp_path, tiny_multi_vector):
+    write_rows(tmp_path / "pairs.jsonl")
+    ids = []
+    for name in ("model", "elsewhere"):
+        tiny_multi_vector.save_pretrained(str(tmp_path / name), create_model_card=False)
+        ids.append(study(tmp_path, _with_ready_teacher(tmp_path, model=str(tmp_path / name))).source_id("scored"))
+    changed = copy.deepcopy(tiny_multi_vector)
+    with torch.no_grad():
+        next(changed.parameters()).mul_(2)
+    changed.save_pretrained(str(tmp_path / "other"), create_model_card=False)
+    other = study(tmp_path, _with_ready_teacher(tmp_path, model=str(tmp_path / "other"))).source_id("scored")
+    deeper = study(tmp_path, _with_ready_teacher(tmp_path, rerank=7)).source_id("scored")
+    assert ids[0] == ids[1] == deeper != other
