@@ -5,6 +5,7 @@ The public names, each loaded when it is first asked for, since torch takes seco
     load_recipe                         a recipe, read and checked
     Study                               a recipe in a folder: what is missing is trained and evaluated
     train_phase                         one phase, the only training path
+    Index                               an index of documents, opened: `Index.open(path).search("…")`
     maxsim_scores, candidate_scores     drop-ins for sentence-transformers' `similarity_fct`
     TrainerLoss                         an objective as a loss of sentence-transformers' own trainers:
     Contrastive, Distillation, ContrastiveDistillation
@@ -17,6 +18,7 @@ _NAMES = {
     "load_recipe": "recipe.reading",
     "Study": "study.study",
     "train_phase": "training.phase",
+    "Index": "serving.index",
     "maxsim_scores": "maxsim.scores",
     "candidate_scores": "maxsim.scores",
     "TrainerLoss": "training.trainer_loss",

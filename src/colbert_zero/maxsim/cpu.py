@@ -115,6 +115,9 @@ class Gradients:
 BLOCK_ELEMENTS = 1 << 21
 """Token products alive at once (float32): small enough for the caches of a CPU; elsewhere 64 times as many."""
 
+BLOCK_NUMBERS = 1 << 18
+"""Numbers of document tokens that are multiplied at once: their float32 copy stays in a CPU's cache too."""
+
 KEPT_BYTES = 1 << 28
 """Most memory the forward pass may keep for the backward pass beside its inputs; elsewhere 64 times as much."""
 
@@ -177,7 +180,10 @@ def _score_all(queries: Spans, documents: Spans, keep: bool) -> tuple[Tensor, Te
     kept_shape = (len(order), len(q_values)) if keep else (0, 0)
     kept = torch.zeros(kept_shape, dtype=position_type(lengths), device=device)
     products = q_values.new_empty(0)
-    for begin, end in _blocks(lengths[empty:].tolist(), limit // min(max(len(q_values), 1), 1024)):
+    rows_at_once = limit // min(max(len(q_values), 1), 1024)
+    if not keep:
+        rows_at_once = min(rows_at_once, _on(device, BLOCK_NUMBERS) // max(q_values.shape[1], 1))
+    for begin, end in _blocks(lengths[empty:].tolist(), rows_at_once):
         texts = order[empty + begin : empty + end]
         rows = _padded(d_starts[texts], documents.lengths[texts])
         tokens = documents.values.index_select(0, rows.flatten().to(device)).float()
@@ -189,10 +195,11 @@ def _score_all(queries: Spans, documents: Spans, keep: bool) -> tuple[Tensor, Te
                 scores[first:last, texts] = 0
                 continue
             torch.mm(tokens, q_values[a:b].T, out=products.resize_(len(tokens), b - a))
-            best, position = _best_tokens(products.view(*rows.shape, b - a))
+            blocked = products.view(*rows.shape, b - a)
+            best, position = _best_tokens(blocked) if keep else (blocked.amax(1), None)
             every = torch.arange(b - a, device=device)
             scores[first:last, texts] = bag(best.T.contiguous(), every, q_starts[first : last + 1] - a)
-            if keep:
+            if position is not None:
                 kept[texts, a:b] = torch.minimum(position, last_position).to(kept.dtype)
     return scores, kept if keep else None
 

@@ -1,0 +1,190 @@
+"""Documents with ids and metadata: JSON lines, Parquet, a folder in BEIR layout, or one of text, Markdown and Python.
+
+A row's id is its `_id` or `id`, else its number in the corpus; its text is `text` (or `document`), the title first. Its
+other columns are its metadata, the title among them. A file's id is its path in the folder.
+"""
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from colbert_zero.data.corpus import corpus_files, corpus_rows, text_of
+from colbert_zero.data.rows import as_identifier, as_object, text_fault
+from colbert_zero.errors import BadRow, ColbertZeroError, short
+from colbert_zero.files import LONGEST_TEXT, is_inside
+
+TEXT_FILES = (".txt", ".text", ".md", ".markdown", ".rst", ".py")
+
+LONGEST_ID = 1024
+LONGEST_VALUE = 4096
+"""Characters of a metadata value as JSON; a longer one, an embedding say, is left out and counted."""
+
+_TABLES = (".jsonl", ".jsonl.gz", ".parquet")
+
+
+class Document(NamedTuple):
+    """A document to be found.
+
+    Attributes:
+        id: Unique in its index.
+        text: What is encoded, the title first.
+        metadata: JSON values by name.
+    """
+
+    id: str
+    text: str
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Documents:
+    """A corpus that can be read as often as it is needed.
+
+    Attributes:
+        paths: As they were given.
+        files: Of rows, or of texts.
+        root: The folder that the ids of files of texts are paths in; None of rows.
+        on_bad_rows: What to do with a row or file that is no document.
+    """
+
+    paths: list[str]
+    files: list[tuple[Path, Path | None]]
+    on_bad_rows: Literal["error", "skip"] = "error"
+
+    def read(self, left_out: Counter[str]) -> Iterator[tuple[str, Document]]:
+        """(place, document) of each that has a text.
+
+        Args:
+            left_out: Counts, by reason, what is passed over, and metadata that is not kept.
+
+        Raises:
+            ColbertZeroError: A row is no document, and is not to be skipped; names the place and the mend.
+        """
+        number, id_key = 0, _Unknown()
+        for file, root in self.files:
+            if root is not None:
+                yield from self._text_file(file, root, left_out)
+                continue
+            for place, row in corpus_rows(file):
+                number += 1
+                try:
+                    document = _document(as_object(row), number, id_key, left_out)
+                except BadRow as error:
+                    if self.on_bad_rows == "error":
+                        raise ColbertZeroError(
+                            f"{place}: {error}; mend the row, or pass over such rows (--on-bad-rows skip)"
+                        ) from None
+                    left_out[str(error).split(":")[0]] += 1
+                    continue
+                if document:
+                    yield place, document
+
+    def _text_file(self, file: Path, root: Path, left_out: Counter[str]) -> Iterator[tuple[str, Document]]:
+        try:
+            # A character has at most four bytes.
+            if file.stat().st_size > 4 * LONGEST_TEXT:
+                raise BadRow(f"longer than {LONGEST_TEXT:,} characters")
+            text = file.read_text(encoding="utf-8-sig")
+            if fault := text_fault(text):
+                raise BadRow(f"the text {fault.split(':')[0]}")
+        except UnicodeDecodeError:
+            left_out["a file not in UTF-8"] += 1
+        except BadRow as error:
+            left_out[f"a file: {error}"] += 1
+        except OSError as error:
+            raise ColbertZeroError(f"{file}: cannot be read ({error.strerror}); mend its rights, or move it") from None
+        else:
+            if text.strip():
+                name = file.relative_to(root).as_posix()
+                yield str(file), Document(name, text, {"path": name})
+            else:
+                left_out["without a text"] += 1
+
+
+def documents_of(paths: list[str], whose: str, on_bad_rows: Literal["error", "skip"] = "error") -> Documents:
+    """The documents of files, globs and folders.
+
+    Args:
+        paths: JSON lines (.gz too) and Parquet files; folders in BEIR layout; other folders, for their text, Markdown
+            and Python files, without hidden ones and links out of the folder.
+        whose: What names them, for messages.
+        on_bad_rows: What to do with a row that is no document.
+
+    Raises:
+        ColbertZeroError: There is none; names the path and the mend.
+    """
+    found: dict[Path, Path | None] = {}
+    for path in paths:
+        folder = Path(os.path.expanduser(path))
+        if not folder.is_dir() or any((folder / f"corpus{suffix}").is_file() for suffix in _TABLES):
+            found |= dict.fromkeys(corpus_files([path], whose))
+            continue
+        files = [file for file in sorted(folder.rglob("*")) if _is_text_file(file, folder)]
+        if not files:
+            raise ColbertZeroError(
+                f"{whose}: {path} has no corpus.jsonl and no file of {', '.join(TEXT_FILES)}; for files of rows name "
+                f"them, {path}/*.jsonl"
+            )
+        found |= dict.fromkeys(files, folder)
+    return Documents(paths, list(found.items()), on_bad_rows)
+
+
+def metadata_json(metadata: dict[str, Any]) -> str:
+    """Canonical JSON of a document's metadata, in ASCII."""
+    return json.dumps(metadata, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _is_text_file(file: Path, folder: Path) -> bool:
+    parts = file.relative_to(folder).parts
+    hidden = any(part.startswith(".") or part == "__pycache__" for part in parts)
+    return file.suffix in TEXT_FILES and not hidden and file.is_file() and is_inside(file, folder)
+
+
+class _Unknown:
+    """Which key has the ids: that of the first row counts for all."""
+
+    key: str | None = None
+    known = False
+
+
+def _document(row: dict[str, Any], number: int, ids: _Unknown, left_out: Counter[str]) -> Document | None:
+    if not ids.known:
+        ids.key, ids.known = next((key for key in ("_id", "id") if key in row), None), True
+    if ids.key is None:
+        identifier = str(number)
+    elif ids.key not in row:
+        raise BadRow(f"no {ids.key!r}, which other rows have")
+    else:
+        identifier = as_identifier(row[ids.key], ids.key)
+    if not identifier or len(identifier) > LONGEST_ID or (text_fault(identifier)):
+        raise BadRow(f"`{ids.key}` is no usable id: {short(repr(identifier))}")
+    if (text := text_of(row)) is None:
+        left_out["without a text"] += 1
+        return None
+    spent = {ids.key, "text" if "text" in row else "document"}
+    metadata = {}
+    for key, value in row.items():
+        if key in spent or value is None or value == "":
+            continue
+        plain = _plain(value)
+        if len(json.dumps(plain)) > LONGEST_VALUE:
+            left_out[f"metadata longer than {LONGEST_VALUE:,} characters, of {short(key)}"] += 1
+        else:
+            metadata[str(key)] = plain
+    return Document(identifier, text, metadata)
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON can hold it; what it cannot, a date say, as text."""
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -1,0 +1,278 @@
+"""An index, opened: search in it, and what it answers."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import numpy as np
+import psutil
+
+from colbert_zero.errors import ColbertZeroError, near, short
+from colbert_zero.evaluation.ranking import embed
+from colbert_zero.evaluation.runs import Run
+from colbert_zero.maxsim.packed import Packed
+from colbert_zero.models.checkpoints import Encoder
+from colbert_zero.serving.identity import load_known
+from colbert_zero.serving.manifest import Manifest, read_manifest
+from colbert_zero.serving.searching import Chosen, Ranking, best_documents
+from colbert_zero.serving.segments import DamagedError, Segment
+
+_ATTEMPTS = 20
+"""Of opening while a writer compacts again and again."""
+
+_SHOWN = 300
+
+_Read = TypeVar("_Read")
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A document that was found.
+
+    Attributes:
+        rank: From 1.
+        id: Its own.
+        score: MaxSim, or of a dense model its similarity.
+        text: What was encoded, the title first.
+        metadata: JSON values by name.
+    """
+
+    rank: int
+    id: str
+    score: float
+    text: str
+    metadata: dict[str, Any]
+
+    def __str__(self) -> str:
+        text = " ".join(self.text.split())
+        text = text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+        return f"{self.rank:3}. {self.score:8.4f}  {self.id}\n     {text}"
+
+
+@dataclass(frozen=True)
+class Answer(Sequence[Hit]):
+    """What an index answers to a query: hits, the best first.
+
+    Attributes:
+        query: As asked.
+        hits: The documents.
+        notes: What the answer lacks, and why.
+    """
+
+    query: str
+    hits: list[Hit]
+    notes: list[str] = field(default_factory=list)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.hits[place]
+
+    def __len__(self) -> int:
+        return len(self.hits)
+
+    def __str__(self) -> str:
+        hits = [str(hit) for hit in self.hits] or ["nothing found"]
+        return "\n".join([self.query, *hits, *(f"note: {note}" for note in self.notes)])
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+class Index:
+    r"""An index, opened to be read.
+
+    It answers from the state it was opened in, whatever is written meanwhile; `reopened` has the newest.
+
+    Attributes:
+        path: Its folder.
+        manifest: What it consists of.
+        damaged: Segments that cannot be used, and why; every answer names them.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from colbert_zero import Index
+        >>> from colbert_zero.data.documents import documents_of
+        >>> from colbert_zero.serving.building import build
+        >>> model.save_pretrained("my-model")
+        >>> _ = Path("notes.jsonl").write_text('{"_id": "a", "text": "The lift of a wing."}\n')
+        >>> added = build("my-model", documents_of(["notes.jsonl"], "corpus"), Path("notes.index"))
+        >>> [hit.id for hit in Index.open("notes.index").search("wing")]
+        ['a']
+    """
+
+    def __init__(
+        self, path: Path, manifest: Manifest, model: str | None, memory_bytes: int, tell: Callable[[str], None]
+    ):
+        self.path, self.manifest = path, manifest
+        self._place, self._memory_bytes, self._tell = model, memory_bytes, tell
+        self._encoder: Encoder | None = None
+        self.damaged: dict[str, str] = {}
+        self._segments: dict[str, Segment] = {}
+        for entry in manifest.segments:
+            try:
+                self._segments[entry.name] = Segment(path, entry, manifest)
+            except DamagedError as error:
+                self.damaged[entry.name] = str(error)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        model: str | None = None,
+        memory_bytes: int | None = None,
+        tell: Callable[[str], None] = print,
+    ) -> Self:
+        """Open an index. No vector is read and no model loaded before they are needed.
+
+        Args:
+            path: Its folder.
+            model: Where its model is now; where it was when the index was made, without.
+            memory_bytes: Vectors that may stay in memory between searches; a quarter of the machine's, without.
+            tell: Told what is unusual of the model.
+
+        Raises:
+            ColbertZeroError: It is no index.
+        """
+        folder = Path(path).absolute()
+        memory = psutil.virtual_memory().total // 4 if memory_bytes is None else memory_bytes
+        manifest = read_manifest(folder)
+        for _ in range(_ATTEMPTS):
+            index = cls(folder, manifest, model, memory, tell)
+            # What was compacted away between the manifest and its segments is not damaged.
+            if not index.damaged or (newer := read_manifest(folder)).generation == manifest.generation:
+                break
+            index.close()
+            manifest = newer
+        return index
+
+    def reopened(self) -> "Index":
+        """This index, or its newest state with the same model, where something was written since."""
+        if read_manifest(self.path).generation == self.manifest.generation:
+            return self
+        newer = Index.open(self.path, self._place, self._memory_bytes, self._tell)
+        if newer.manifest.model == self.manifest.model:
+            newer._encoder = self._encoder
+        return newer
+
+    def close(self) -> None:
+        """Let go of its files."""
+        for segment in self._segments.values():
+            segment.close()
+        self._segments = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return sum(segment.entry.live for segment in self._segments.values())
+
+    @property
+    def encoder(self) -> Encoder:
+        """The model that the index was made with, loaded when it is first needed.
+
+        Raises:
+            ColbertZeroError: It is not where it was, or another.
+        """
+        if self._encoder is None:
+            self._encoder = load_known(self.manifest.model, self._place, self._tell)
+        return self._encoder
+
+    @property
+    def notes(self) -> list[str]:
+        """What every answer lacks, and why."""
+        found = []
+        for entry in self.manifest.segments:
+            if entry.name in self.damaged:
+                found.append(
+                    f"segment {entry.name} is damaged ({self.damaged[entry.name]}): its {entry.live:,} documents are "
+                    f"not searched; colbert-zero index check {self.path}"
+                )
+        if self.manifest.unfinished:
+            found.append(
+                f"an addition is going on or was stopped: {self.manifest.unfinished.documents:,} documents are still "
+                "to come; the same `index` command goes on"
+            )
+        return found
+
+    def search(self, query: str, k: int = 10, where: dict[str, str] | None = None) -> Answer:
+        """The best documents of a query, exactly.
+
+        Args:
+            query: Text.
+            k: How many, > 0.
+            where: Only documents whose metadata has these values, as text.
+
+        Raises:
+            ColbertZeroError: No document has such metadata, or the model cannot be loaded.
+        """
+        return self.search_all([query], k, where)[0]
+
+    def search_all(self, queries: list[str], k: int = 10, where: dict[str, str] | None = None) -> list[Answer]:
+        """As `search`, for many queries in one pass over the index."""
+        self._check(queries, k, where)
+        embedded = embed(self.encoder, queries, "query")
+
+        def read() -> list[Answer]:
+            rankings = self._best(embedded, k, where)
+            return [
+                Answer(query, [self._hit(rank, *found) for rank, found in enumerate(ranking, 1)], self.notes)
+                for query, ranking in zip(queries, rankings, strict=True)
+            ]
+
+        return self._whole(read)
+
+    def run(self, queries: dict[str, str], k: int = 1000, where: dict[str, str] | None = None) -> Run:
+        """The rankings of {query id: text} as a run."""
+        self._check(list(queries.values()), k, where)
+        embedded = embed(self.encoder, list(queries.values()), "query")
+        rankings = self._whole(lambda: self._best(embedded, k, where))
+        return {
+            query_id: [(place.id, score) for score, place in ranking]
+            for query_id, ranking in zip(queries, rankings, strict=True)
+        }
+
+    def search_vectors(self, queries: Packed, k: int = 10, where: dict[str, str] | None = None) -> list[Ranking]:
+        """The best documents of queries that are embedded already, (score, place)."""
+        return self._whole(lambda: self._best(queries, k, where))
+
+    def _check(self, queries: list[str], k: int, where: dict[str, str] | None) -> None:
+        if k < 1:
+            raise ColbertZeroError(f"k: {k}; ask for one document or more")
+        for query in queries:
+            if not query.strip():
+                raise ColbertZeroError("the query is empty; write what to look for")
+        for key in where or {}:
+            if key not in self.manifest.metadata_keys:
+                hint = near(key, self.manifest.metadata_keys)
+                raise ColbertZeroError(f"--where {short(key)}: no document has metadata of that name{hint}")
+
+    def _best(self, queries: Packed, k: int, where: dict[str, str] | None) -> list[Ranking]:
+        vector_bytes = sum(segment.vectors.nbytes for segment in self._segments.values())
+        chosen: Chosen | None = None if not where else lambda segment: _with_values(segment, where)
+        return best_documents(
+            list(self._segments.values()), queries, k, chosen, release=vector_bytes > self._memory_bytes
+        )
+
+    def _whole(self, read: Callable[[], _Read]) -> _Read:
+        """What is read of the segments; one that turns out damaged is left out from now on."""
+        while True:
+            try:
+                return read()
+            except DamagedError as error:
+                self.damaged[error.segment] = str(error)
+                self._segments.pop(error.segment).close()
+
+    def _hit(self, rank: int, score: float, place: Any) -> Hit:
+        row, metadata = self._segments[place.segment].document(place.number)
+        return Hit(rank, row.id, score, row.text, metadata)
+
+
+def _with_values(segment: Segment, where: dict[str, str]) -> np.ndarray:
+    mask = np.ones(segment.entry.documents, bool)
+    for key, value in where.items():
+        mask &= segment.with_value(key, value)
+    return mask
