@@ -36,6 +36,8 @@ def test_every_command_is_in_the_help_and_teaches_by_example(command):
         "sweep",
         "data",
         "evaluate",
+        "index",
+        "search",
         "mine",
         "teach",
         "leaks",

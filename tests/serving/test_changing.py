@@ -1,8 +1,9 @@
-"""What is added, deleted and made compact is there whole or not at all, whoever reads meanwhile, whenever one is killed."""
+"""What is added, deleted and made compact is there whole or not at all, whoever reads, whenever one is killed."""
 
 import json
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -10,7 +11,6 @@ import sys
 import time
 from contextlib import closing
 
-import numpy as np
 import pytest
 
 from colbert_zero.data.documents import documents_of
@@ -144,7 +144,7 @@ def test_a_damaged_segment_is_named_in_every_answer_and_the_rest_still_serves(in
             assert note.startswith("segment 000002 is damaged (")
             assert "its 6 documents are not searched" in note
     assert list(check(index).damaged) == ["000002"]
-    with pytest.raises(ColbertZeroError, match="segment 000002 is damaged.*--drop-damaged"):
+    with pytest.raises(ColbertZeroError, match=r"segment 000002 is damaged.*--drop-damaged"):
         compact(index, tell=quiet)
     told = []
     compact(index, True, told.append)
@@ -182,8 +182,7 @@ def test_vectors_that_are_not_finite_take_their_segment_out_of_the_answer(index)
 # ---- Killed
 
 SCRIPT = """
-import sys, time
-from pathlib import Path
+import sys
 from colbert_zero import cli
 sys.argv = ["colbert-zero", *sys.argv[1:]]
 print("ready", flush=True)
@@ -227,7 +226,6 @@ def kill_again_and_again(command, folder, moments, done):
 @pytest.mark.slow
 def test_an_index_killed_at_random_moments_goes_on_and_ends_identical(tiny_multi_vector, tmp_path):
     tiny_multi_vector.save_pretrained(str(tmp_path / "model"), create_model_card=False)
-    texts = {f"d{n}": f"{text} {n}" for n in range(100) for text in DOCUMENTS.values()}
     texts = {f"d{n}-{m}": f"{text} {n}" for n in range(100) for m, text in enumerate(DOCUMENTS.values())}
     corpus(tmp_path, texts)
     arguments = ["index", "model", "--corpus", "corpus.jsonl", "--segment-documents", 50, "--out"]
@@ -253,12 +251,12 @@ def test_an_index_killed_at_random_moments_goes_on_and_ends_identical(tiny_multi
 
 @pytest.mark.slow
 @pytest.mark.parametrize("change", ["delete", "compact"])
-def test_a_change_that_is_killed_is_made_whole_or_not_at_all(index, tmp_path, change, monkeypatch):
+def test_a_change_that_is_killed_is_made_whole_or_not_at_all(index, tmp_path, change):
     """At every step of a change: each call that alters the disk ends the process in its place."""
     delete(index, ["heat"], quiet)
     before = ids(index)
     after = [key for key in before if key not in ("lift", "lens")] if change == "delete" else before
-    call = f"delete(path, ['lift', 'lens'])" if change == "delete" else "compact(path)"
+    call = "delete(path, ['lift', 'lens'])" if change == "delete" else "compact(path)"
     script = f"""
 import os, sys, shutil
 from pathlib import Path
@@ -276,8 +274,6 @@ for module, name in ((os, "replace"), (os, "fsync"), (shutil, "rmtree"), (os, "u
 path = Path(sys.argv[1])
 {call}
 """
-    import shutil
-
     outcomes = set()
     for step in range(60):
         copy = tmp_path / "copy"

@@ -3,23 +3,18 @@
 import gzip
 import json
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
-import oracles
 from colbert_zero.data.collection import Collection
 from colbert_zero.data.documents import documents_of
 from colbert_zero.data.layouts import write_beir
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.evaluation.ranking import embed, rank
-from colbert_zero.maxsim.packed import Packed
-from colbert_zero.serving.building import Settings, add, build
-from colbert_zero.serving.changing import compact, delete
+from colbert_zero.serving.building import DEFAULTS, Settings, build
 from colbert_zero.serving.index import Index
 from colbert_zero.serving.searching import best_documents
 from helpers import DOCUMENTS, QRELS, QUERIES
@@ -29,7 +24,7 @@ from helpers import DOCUMENTS, QRELS, QUERIES
 def made(tiny_multi_vector, tiny_dense, tmp_path):
     """Make an index of {id: text}, or of rows; returns its folder."""
 
-    def make(documents, settings=Settings(), model="multi-vector", name="index", told=None):
+    def make(documents, settings=DEFAULTS, model="multi-vector", name="index", told=None):
         folder = tmp_path / model
         if not folder.exists():
             encoder = tiny_dense if model == "dense" else tiny_multi_vector

@@ -1,21 +1,24 @@
 """An index, opened: search in it, and what it answers."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from html import escape
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import numpy as np
 import psutil
+from torch import Tensor
 
 from colbert_zero.errors import ColbertZeroError, near, short
 from colbert_zero.evaluation.ranking import embed
 from colbert_zero.evaluation.runs import Run
 from colbert_zero.maxsim.packed import Packed
 from colbert_zero.models.checkpoints import Encoder
+from colbert_zero.serving.explaining import Explainer, Explanation
 from colbert_zero.serving.identity import load_known
 from colbert_zero.serving.manifest import Manifest, read_manifest
-from colbert_zero.serving.searching import Chosen, Ranking, best_documents
+from colbert_zero.serving.searching import Chosen, Place, Ranking, best_documents
 from colbert_zero.serving.segments import DamagedError, Segment
 
 _ATTEMPTS = 20
@@ -36,6 +39,7 @@ class Hit:
         score: MaxSim, or of a dense model its similarity.
         text: What was encoded, the title first.
         metadata: JSON values by name.
+        explanation: Why it has its score, where that was asked for.
     """
 
     rank: int
@@ -43,6 +47,7 @@ class Hit:
     score: float
     text: str
     metadata: dict[str, Any]
+    explanation: Explanation | None = None
 
     def __str__(self) -> str:
         text = " ".join(self.text.split())
@@ -73,6 +78,19 @@ class Answer(Sequence[Hit]):
     def __str__(self) -> str:
         hits = [str(hit) for hit in self.hits] or ["nothing found"]
         return "\n".join([self.query, *hits, *(f"note: {note}" for note in self.notes)])
+
+    def _repr_html_(self) -> str:
+        """Drawn in a notebook: words that the query chose are shaded, where an explanation was asked for."""
+        rows = []
+        for hit in self.hits:
+            shown = hit.explanation.html(hit.text) if hit.explanation else escape(hit.text[:_SHOWN])
+            rows.append(
+                f"<tr><td>{hit.rank}</td><td>{hit.score:.4f}</td><td>{escape(hit.id)}</td>"
+                f'<td style="text-align:left">{shown}</td></tr>'
+            )
+        notes = "".join(f"<p>note: {escape(note)}</p>" for note in self.notes)
+        head = "<tr><th></th><th>score</th><th>document</th><th>text</th></tr>"
+        return f"<p>{escape(self.query)}</p><table>{head}{''.join(rows)}</table>{notes}"
 
     def record(self) -> dict[str, Any]:
         """As JSON."""
@@ -198,30 +216,40 @@ class Index:
             )
         return found
 
-    def search(self, query: str, k: int = 10, where: dict[str, str] | None = None) -> Answer:
+    def search(self, query: str, k: int = 10, where: dict[str, str] | None = None, explain: bool = False) -> Answer:
         """The best documents of a query, exactly.
 
         Args:
             query: Text.
             k: How many, > 0.
             where: Only documents whose metadata has these values, as text.
+            explain: Say of each which words the query chose.
 
         Raises:
-            ColbertZeroError: No document has such metadata, or the model cannot be loaded.
+            ColbertZeroError: No document has such metadata, the model cannot be loaded, or has no words to show.
         """
-        return self.search_all([query], k, where)[0]
+        return self.search_all([query], k, where, explain)[0]
 
-    def search_all(self, queries: list[str], k: int = 10, where: dict[str, str] | None = None) -> list[Answer]:
+    def search_all(
+        self, queries: list[str], k: int = 10, where: dict[str, str] | None = None, explain: bool = False
+    ) -> list[Answer]:
         """As `search`, for many queries in one pass over the index."""
         self._check(queries, k, where)
+        explainers = [Explainer(self.encoder, query) if explain else None for query in queries]
         embedded = embed(self.encoder, queries, "query")
+        parts = embedded.values.split(embedded.lengths.tolist())
 
         def read() -> list[Answer]:
-            rankings = self._best(embedded, k, where)
-            return [
-                Answer(query, [self._hit(rank, *found) for rank, found in enumerate(ranking, 1)], self.notes)
-                for query, ranking in zip(queries, rankings, strict=True)
-            ]
+            answers = []
+            for query, ranking, explainer, vectors in zip(
+                queries, self._best(embedded, k, where), explainers, parts, strict=True
+            ):
+                hits = [self._hit(rank, *found) for rank, found in enumerate(ranking, 1)]
+                if explainer:
+                    places = [place for _, place in ranking]
+                    hits = [self._explained(*pair, explainer, vectors) for pair in zip(hits, places, strict=True)]
+                answers.append(Answer(query, hits, self.notes))
+            return answers
 
         return self._whole(read)
 
@@ -266,9 +294,26 @@ class Index:
                 self.damaged[error.segment] = str(error)
                 self._segments.pop(error.segment).close()
 
-    def _hit(self, rank: int, score: float, place: Any) -> Hit:
+    def _explained(self, hit: Hit, place: Place, explainer: Explainer, query: Tensor) -> Hit:
+        span, vectors = _best_passage(self._segments[place.segment], place.number, query.cpu())
+        return replace(hit, explanation=explainer.explain(hit.text, span, vectors))
+
+    def _hit(self, rank: int, score: float, place: Place) -> Hit:
         row, metadata = self._segments[place.segment].document(place.number)
         return Hit(rank, row.id, score, row.text, metadata)
+
+
+def _best_passage(segment: Segment, number: int, query: Tensor) -> tuple[tuple[int, int], Tensor]:
+    """The passage of a document that scores best, in characters, and its vectors on the CPU."""
+    first, last = (int(place) for place in segment.first_passages[[number, number + 1]])
+    found = []
+    for place in range(first, last):
+        vectors = segment.tokens(int(segment.starts[place]), int(segment.starts[place + 1])).float()
+        if len(vectors):
+            span = int(segment.passages.begins[place]), int(segment.passages.ends[place])
+            found.append((float((query @ vectors.T).amax(1).sum()), span, vectors))
+    _, span, vectors = max(found, key=lambda passage: passage[0])
+    return span, vectors
 
 
 def _with_values(segment: Segment, where: dict[str, str]) -> np.ndarray:

@@ -80,7 +80,9 @@ class Cutter:
             yield Passage(offsets[start][0] if start else 0, offsets[end - 1][1] if end < len(offsets) else characters)
             if end == len(offsets):
                 return
-            start = max(start + 1, _word_start(words, end - overlap, max(start + 1, end - overlap - self._room // 4)))
+            # At least half of what is new in a passage is also new in the next.
+            least = start + max(1, (end - start - overlap) // 2)
+            start = max(least, _word_start(words, end - overlap, least))
 
 
 def _word_start(words: list[int | None], token: int, least: int) -> int:

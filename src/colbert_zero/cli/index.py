@@ -1,0 +1,259 @@
+"""`index`: documents made searchable, and what is done to an index afterwards."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+from colbert_zero.cli.options import start_processes
+from colbert_zero.errors import ColbertZeroError
+from colbert_zero.terminal import RichShow, console
+
+if TYPE_CHECKING:
+    from colbert_zero.serving.building import Added
+
+_BUILD = "build"
+
+
+class _WithDefault(TyperGroup):
+    """`index MODEL …` is `index build MODEL …`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
+            args = [_BUILD, *args]
+        return super().parse_args(ctx, args)
+
+
+index_app = typer.Typer(
+    cls=_WithDefault,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    help="Make documents searchable with any dense or multi-vector checkpoint; then add to them, delete, check.\n\n"
+    "  colbert-zero index MODEL --corpus PATH --out INDEX     is short for `index build`\n\n"
+    "  colbert-zero index add INDEX --corpus PATH\n\n"
+    "  colbert-zero search INDEX 'a query'",
+)
+
+IndexArgument = Annotated[Path, typer.Argument(metavar="INDEX", help="The folder of an index.")]
+CorpusOption = Annotated[
+    list[str],
+    typer.Option(
+        metavar="PATH",
+        help="Documents: .jsonl, .jsonl.gz or .parquet with `text` (`_id`, `title` and metadata too), globs allowed; a "
+        "folder in BEIR layout; or a folder of text, Markdown and Python files. May be given several times.",
+    ),
+]
+BadRowsOption = Annotated[
+    Literal["error", "skip"], typer.Option(help="A row that is no document: stop, or pass over it.")
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", metavar="MODEL", help="Where the index's model is now, if not where it was: the same one."),
+]
+
+
+@index_app.command(_BUILD)
+def build(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint: folder or Hub id.")],
+    corpus: CorpusOption,
+    out: Annotated[Path, typer.Option("--out", metavar="INDEX", help="The folder to write.")],
+    store: Annotated[
+        Literal["float16", "float32", "int8"],
+        typer.Option(help="How vectors are kept; int8, with a scale a vector, takes half of float16's disk."),
+    ] = "float16",
+    pool: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Make about N tokens of a document one vector; 1 pools none. By default as the model does.",
+        ),
+    ] = None,
+    passages: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="OVERLAP",
+            help="Cut documents longer than the model reads into passages that "
+            "overlap by so many tokens; a document is scored by its best one. By default their ends are cut off.",
+        ),
+    ] = None,
+    segment_documents: Annotated[
+        int, typer.Option(min=1, max=10_000_000, help="Documents written, and kept, together.")
+    ] = 32_768,
+    on_bad_rows: BadRowsOption = "error",
+) -> None:
+    """Index documents. A killed run goes on with the same command, and ends in the same index.
+
+    Examples:
+
+      colbert-zero index out/quickstart/phases/distillation-0123456789ab/model --corpus data/scifact --out scifact.index
+      colbert-zero index lightonai/ColBERT-Zero --corpus notes/ --passages 32 --out notes.index
+      colbert-zero index my/model --corpus 'docs/*.parquet' --store int8 --pool 2 --out docs.index
+    """  # fmt: skip
+    from colbert_zero.data.documents import documents_of
+    from colbert_zero.serving.building import Settings
+    from colbert_zero.serving.building import build as build_index
+
+    documents = documents_of(corpus, "--corpus", on_bad_rows)
+    _start()
+    show = RichShow()
+    with show.bar("documents", 0) as advance:
+        added = build_index(
+            model, documents, out, Settings(store, pool, passages, segment_documents), show.say,
+            lambda done, total: advance(done, {"total": total}),
+        )  # fmt: skip
+    _tell(added, out)
+
+
+@index_app.command()
+def add(
+    index: IndexArgument,
+    corpus: CorpusOption,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Put a document in the place of another one of its id.")
+    ] = False,
+    model: ModelOption = None,
+    on_bad_rows: BadRowsOption = "error",
+) -> None:
+    """Add documents to an index. One that is there with the same text and metadata is passed over.
+
+    Examples:
+
+      colbert-zero index add notes.index --corpus notes/ --replace
+    """
+    from colbert_zero.data.documents import documents_of
+    from colbert_zero.serving.building import add as add_documents
+
+    documents = documents_of(corpus, "--corpus", on_bad_rows)
+    _start()
+    show = RichShow()
+    with show.bar("documents", 0) as advance:
+        added = add_documents(
+            index, documents, replace, model, show.say, lambda done, total: advance(done, {"total": total})
+        )
+    _tell(added, index)
+
+
+@index_app.command()
+def delete(
+    index: IndexArgument,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Documents.")] = None,
+    ids_file: Annotated[Path | None, typer.Option("--ids", metavar="FILE", help="More of them, an id a line.")] = None,
+) -> None:
+    """Delete documents from an index: all of these, or none.
+
+    Examples:
+
+      colbert-zero index delete notes.index old.md drafts/new.md
+    """
+    from colbert_zero.files import text_lines
+    from colbert_zero.serving.changing import delete as delete_documents
+
+    wanted = [*(ids or ()), *(line.strip() for _, line in text_lines(ids_file))] if ids_file else list(ids or ())
+    if not wanted:
+        raise ColbertZeroError("nothing to delete: name documents by their ids, or a file of them (--ids FILE)")
+    count = delete_documents(index, wanted, RichShow().say)
+    _say(f"{index}: {count:,} deleted; `colbert-zero index compact {index}` gives their place on the disk back")
+    _tell_state(index)
+
+
+@index_app.command()
+def compact(
+    index: IndexArgument,
+    drop_damaged: Annotated[
+        bool, typer.Option("--drop-damaged", help="Leave damaged segments out, with their documents.")
+    ] = False,
+) -> None:
+    """Write an index anew without deleted documents, few segments in place of many. Searching goes on meanwhile.
+
+    Examples:
+
+      colbert-zero index compact notes.index
+    """
+    from colbert_zero.serving.changing import compact as compact_index
+
+    compact_index(index, drop_damaged, RichShow().say)
+    _tell_state(index)
+
+
+@index_app.command()
+def check(index: IndexArgument) -> None:
+    """Read every byte of an index, and compare it with its checksums. Exit code 1 if a segment is damaged.
+
+    Examples:
+
+      colbert-zero index check notes.index
+    """
+    from colbert_zero.serving.checking import check as check_index
+
+    state = check_index(index)
+    _tell_state(index)
+    known = state.manifest.model
+    place = f"{known.place} at {known.commit}" if known.commit else known.place
+    _say(f"  model {place}, {known.representation}; queries of at most {known.query_tokens or 'any number of'} tokens, "
+         f"documents of {known.document_tokens or 'any number'}")  # fmt: skip
+    if state.manifest.cut:
+        _say(f"  {state.manifest.cut:,} documents were longer than that when they came: their ends are cut off")
+    _say(f"  {state.bytes / 1e6:,.1f} MB on disk")
+    for entry in state.manifest.segments:
+        if entry.name in state.damaged:
+            _say(f"  segment {entry.name} is damaged, {entry.live:,} documents: {state.damaged[entry.name]}")
+    for identifier in state.twice:
+        _say(f"  the id {identifier} is there twice")
+    if state.damaged or state.twice:
+        _say(f"{index}: restore it from a copy, or leave the damaged out (`colbert-zero index compact {index} "
+             "--drop-damaged`) and add their documents again (`index add`)")  # fmt: skip
+        raise typer.Exit(1)
+    _say(f"{index}: every byte is as it was written")
+
+
+def _start() -> None:
+    """Load what takes seconds, and have SIGTERM end between blocks."""
+    start_processes()
+    from colbert_zero.processes import world_size
+
+    if world_size() > 1:
+        raise ColbertZeroError("index: one process indexes; start it without torchrun")
+
+
+def _say(text: str) -> None:
+    console.print(text, markup=False, soft_wrap=True)
+
+
+def _tell(added: "Added", index: Path) -> None:
+    """What was added, and what not."""
+    from colbert_zero.serving.manifest import read_manifest
+
+    told = [f"{added.documents:,} documents added"]
+    told += [f"{added.there:,} there already"] if added.there else []
+    told += [f"{added.replaced:,} replaced"] if added.replaced else []
+    _say(f"{index}: {', '.join(told)}")
+    for reason, count in added.left_out.items():
+        _say(f"  left out, {reason}: {count:,}")
+    if added.cut:
+        longest = read_manifest(index).model.document_tokens
+        _say(
+            f"  {added.cut:,} documents are longer than the {longest} tokens that the model reads: their ends are cut "
+            "off and cannot be found; --passages 32 would cut them into passages instead"
+        )
+    if added.unfindable:
+        _say(f"  {added.unfindable:,} documents have no token that is scored, and are never found")
+    _tell_state(index)
+
+
+def _tell_state(index: Path) -> None:
+    from colbert_zero.serving.manifest import read_manifest
+
+    manifest = read_manifest(index)
+    deleted = sum(segment.documents - segment.live for segment in manifest.segments)
+    gone = f" ({deleted:,} deleted ones still on the disk)" if deleted else ""
+    pooled = f", about {manifest.pool:g} tokens a vector" if manifest.pool > 1 else ""
+    cut = "" if manifest.passages is None else f", passages that overlap by {manifest.passages} tokens"
+    _say(
+        f"{index}: {manifest.documents:,} documents{gone} in {len(manifest.segments):,} segments, "
+        f"{manifest.tokens:,} vectors of {manifest.model.dim} in {manifest.storage}{pooled}{cut}"
+    )
+    if manifest.unfinished:
+        _say(f"  unfinished: {manifest.unfinished.documents:,} documents are still to come; the same command goes on")
