@@ -45,7 +45,7 @@ docs: install
 	$(BIN)/python docs/generate.py
 
 benchmark: install
-	for script in maxsim distillation training_step evaluation resume data mining leaks gpu; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	for script in maxsim distillation training_step evaluation resume data mining leaks index gpu; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 clean:
 	rm -rf $(VENV) out .pytest_cache .hypothesis .mypy_cache .ruff_cache
