@@ -118,6 +118,9 @@ BLOCK_ELEMENTS = 1 << 21
 BLOCK_NUMBERS = 1 << 18
 """Numbers of document tokens that are multiplied at once: their float32 copy stays in a CPU's cache too."""
 
+BLOCK_PRODUCTS = 1 << 19
+"""Token products alive at once where no gradient is wanted, so that their maxima are found in a cache."""
+
 KEPT_BYTES = 1 << 28
 """Most memory the forward pass may keep for the backward pass beside its inputs; elsewhere 64 times as much."""
 
@@ -176,12 +179,14 @@ def _score_all(queries: Spans, documents: Spans, keep: bool) -> tuple[Tensor, Te
     q_starts, d_starts = row_starts(queries.lengths), documents.starts
     lengths, order = documents.lengths.sort(stable=True)
     empty = int((lengths == 0).sum())
-    scores = torch.full((len(queries.lengths), len(order)), EMPTY_DOCUMENT_SCORE, device=device)
+    # In the documents' ascending order of length; put in their own order at the end, at once.
+    by_length = torch.full((len(queries.lengths), len(order)), EMPTY_DOCUMENT_SCORE, device=device)
     kept_shape = (len(order), len(q_values)) if keep else (0, 0)
     kept = torch.zeros(kept_shape, dtype=position_type(lengths), device=device)
     products = q_values.new_empty(0)
     rows_at_once = limit // min(max(len(q_values), 1), 1024)
     if not keep:
+        limit = min(limit, _on(device, BLOCK_PRODUCTS))
         rows_at_once = min(rows_at_once, _on(device, BLOCK_NUMBERS) // max(q_values.shape[1], 1))
     for begin, end in _blocks(lengths[empty:].tolist(), rows_at_once):
         texts = order[empty + begin : empty + end]
@@ -192,15 +197,17 @@ def _score_all(queries: Spans, documents: Spans, keep: bool) -> tuple[Tensor, Te
         for first, last in _chunks(queries.lengths, limit // len(tokens)):
             a, b = int(q_starts[first]), int(q_starts[last])
             if a == b:
-                scores[first:last, texts] = 0
+                by_length[first:last, empty + begin : empty + end] = 0
                 continue
             torch.mm(tokens, q_values[a:b].T, out=products.resize_(len(tokens), b - a))
             blocked = products.view(*rows.shape, b - a)
             best, position = _best_tokens(blocked) if keep else (blocked.amax(1), None)
             every = torch.arange(b - a, device=device)
-            scores[first:last, texts] = bag(best.T.contiguous(), every, q_starts[first : last + 1] - a)
+            summed = bag(best.T.contiguous(), every, q_starts[first : last + 1] - a)
+            by_length[first:last, empty + begin : empty + end] = summed
             if position is not None:
                 kept[texts, a:b] = torch.minimum(position, last_position).to(kept.dtype)
+    scores = torch.empty_like(by_length).index_copy_(1, order.to(device), by_length)
     return scores, kept if keep else None
 
 
