@@ -115,7 +115,7 @@ class Gradients:
 BLOCK_ELEMENTS = 1 << 21
 """Token products alive at once (float32): small enough for the caches of a CPU; elsewhere 64 times as many."""
 
-BLOCK_NUMBERS = 1 << 18
+BLOCK_NUMBERS = 1 << 19
 """Numbers of document tokens that are multiplied at once: their float32 copy stays in a CPU's cache too."""
 
 BLOCK_PRODUCTS = 1 << 19
@@ -183,7 +183,8 @@ def _score_all(queries: Spans, documents: Spans, keep: bool) -> tuple[Tensor, Te
     by_length = torch.full((len(queries.lengths), len(order)), EMPTY_DOCUMENT_SCORE, device=device)
     kept_shape = (len(order), len(q_values)) if keep else (0, 0)
     kept = torch.zeros(kept_shape, dtype=position_type(lengths), device=device)
-    products = q_values.new_empty(0)
+    # The same memory for every block: fresh pages would take as long to get as to fill.
+    products, gathered, converted = q_values.new_empty(0), documents.values.new_empty(0), q_values.new_empty(0)
     rows_at_once = limit // min(max(len(q_values), 1), 1024)
     if not keep:
         limit = min(limit, _on(device, BLOCK_PRODUCTS))
@@ -191,7 +192,9 @@ def _score_all(queries: Spans, documents: Spans, keep: bool) -> tuple[Tensor, Te
     for begin, end in _blocks(lengths[empty:].tolist(), rows_at_once):
         texts = order[empty + begin : empty + end]
         rows = _padded(d_starts[texts], documents.lengths[texts])
-        tokens = documents.values.index_select(0, rows.flatten().to(device)).float()
+        shape = rows.numel(), q_values.shape[1]
+        tokens = torch.index_select(documents.values, 0, rows.flatten().to(device), out=gathered.resize_(shape))
+        tokens = tokens if tokens.dtype == torch.float32 else converted.resize_(shape).copy_(tokens)
         last_position = (documents.lengths[texts, None] - 1).to(device)
         texts = texts.to(device)
         for first, last in _chunks(queries.lengths, limit // len(tokens)):
