@@ -18,6 +18,7 @@ from colbert_zero.models.checkpoints import load_model
 from colbert_zero.models.kinds import is_cross_encoder
 from colbert_zero.processes import from_main, is_main
 from colbert_zero.recipe.data import Mined, Scored
+from colbert_zero.recipe.miners import BM25
 from colbert_zero.recipe.schema import Recipe, Teacher
 from colbert_zero.study.rankings import Ranker
 from colbert_zero.teaching.scorers import ByBm25, Scorer, scorer_of
@@ -25,8 +26,6 @@ from colbert_zero.teaching.teacher import fuse
 
 if TYPE_CHECKING:
     from colbert_zero.study.study import Study
-
-BM25 = "bm25"
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def _scorer(study: "Study", name: str, member: Member, documents: Sequence[str] 
 # ---- How good a teacher is
 
 
-def evaluate_teacher(study: "Study", name: str) -> dict[str, dict[str, float]]:
+def _scores(study: "Study", name: str) -> dict[str, dict[str, float]]:
     """Scores of a teacher on every collection of its study."""
     members = [(m.weight, _identity(study, name, m), _ranker(study, name, m)) for m in _members(study, name)]
     if len(members) == 1:  # whose order is the teacher's
@@ -114,7 +113,7 @@ def evaluate_teacher(study: "Study", name: str) -> dict[str, dict[str, float]]:
     def fused(collection: Collection, depth: int) -> Run:
         return fuse([(weight, study.rankings.deep(of, collection, make)) for weight, of, make in members], depth)
 
-    return study.evaluate(f"teacher-{name}", fused_identity(study, name), fused)
+    return study.evaluate(f"teacher-{name}", _fused_identity(study, name), fused)
 
 
 def fusions(study: "Study", chains: Sequence[tuple[str, ...]]) -> dict[str, list[str]]:
@@ -122,16 +121,16 @@ def fusions(study: "Study", chains: Sequence[tuple[str, ...]]) -> dict[str, list
     found = {}
     for name in used_teachers(study.recipe, chains):
         if len(members := _members(study, name)) > 1:
-            found[fused_identity(study, name)] = [_identity(study, name, member) for member in members]
+            found[_fused_identity(study, name)] = [_identity(study, name, member) for member in members]
     return found
 
 
-def reranks(study: "Study", name: str) -> bool:
+def _reranks(study: "Study", name: str) -> bool:
     """Whether a member is a cross-encoder, which ranks BM25's best anew and nothing by itself."""
     return any(_is_cross_encoder(study, member) for member in _members(study, name))
 
 
-def fused_identity(study: "Study", name: str) -> str:
+def _fused_identity(study: "Study", name: str) -> str:
     """What a ranking of several members together is known by."""
     teacher = study.recipe.teachers[name]
     phases = study.phase_id(tuple(teacher.pipeline)) if teacher.pipeline else None
@@ -197,15 +196,15 @@ def unmade(recipe: Recipe, sources: Sequence[str], is_made: Callable[[str], bool
     return list(found)
 
 
-def description(study: "Study", name: str) -> str:
+def _description(study: "Study", name: str) -> str:
     """A teacher in words."""
     parts = [f"{member.weight:g} × {member.name}" for member in _members(study, name)[::-1]]
     most = study.recipe.teachers[name].rerank
-    anew = f"; a cross-encoder, measured on BM25's best {most} of each query" if reranks(study, name) else ""
+    anew = f"; a cross-encoder, measured on BM25's best {most} of each query" if _reranks(study, name) else ""
     return f"{' + '.join(parts)}, each min-max normalised per query{anew}"
 
 
 def record_of(study: "Study", name: str) -> dict[str, Any]:
     """What a teacher is and how good, for teachers.json."""
     parts = [{"name": member.name, "weight": member.weight} for member in members_of(study.recipe.teachers[name])]
-    return {"description": description(study, name), "parts": parts, "scores": evaluate_teacher(study, name)}
+    return {"description": _description(study, name), "parts": parts, "scores": _scores(study, name)}
