@@ -107,8 +107,8 @@ def evaluate(
     _check_options(model, tasks, bare, pool, json_file, run_file)
     start_processes()
     found = [find_task(word) for word in tasks]
-    reranks = _reranks(model, bool(tasks), bare, pool, rerank)
-    commit = None if model == "bm25" else find_checkpoint(model, "MODEL", RichShow().say, reranks)
+    commit = None if model == "bm25" else find_checkpoint(model, "MODEL", RichShow().say, cross_encoder=True)
+    reranks = _reranks(model, commit, bool(tasks), bare, pool, rerank)
     if pool and kind_of(model, commit) != "multi-vector":
         raise ColbertZeroError(f"--pool: {model} is no multi-vector checkpoint, so it has no token vectors to pool")
     tell_refused(refused(torch.device(get_device_name())), RichShow().say)
@@ -178,12 +178,12 @@ def _evaluated(model: str, commit: str | None, bare: bool, pool: int | None, mos
     )  # fmt: skip
 
 
-def _reranks(model: str, tasks: bool, bare: bool, pool: int | None, rerank: int | None) -> bool:
+def _reranks(model: str, commit: str | None, tasks: bool, bare: bool, pool: int | None, rerank: int | None) -> bool:
     """Whether the model is a cross-encoder; options that are none of its, or of its alone, are refused."""
     from colbert_zero.files import place_of
     from colbert_zero.models.kinds import is_cross_encoder
 
-    if model == "bm25" or not is_cross_encoder(place_of(model)):
+    if model == "bm25" or not is_cross_encoder(place_of(model), commit):
         if rerank:
             raise ColbertZeroError(f"--rerank: {model} ranks whole collections by itself; leave it out")
         return False

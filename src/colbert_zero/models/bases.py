@@ -17,7 +17,7 @@ from safetensors import safe_open
 from sentence_transformers.util import load_file_path
 
 from colbert_zero.errors import ColbertZeroError, reason
-from colbert_zero.models.kinds import Kind, kind_of, trainable_kind
+from colbert_zero.models.kinds import Kind, is_cross_encoder, kind_of, trainable_kind
 from colbert_zero.models.untrusted import check_checkpoint, check_files, check_no_pickles
 
 TIMEOUT_SECONDS = 5
@@ -132,7 +132,7 @@ def find_checkpoint(model: str, whose: str, tell: Callable[[str], None], cross_e
         model: Folder or Hub id.
         whose: What names it, for messages.
         tell: Told which commit it is, and how a plain encoder is scored.
-        cross_encoder: It is one, which is not refused.
+        cross_encoder: One is not refused.
 
     Raises:
         ColbertZeroError: It is not there, or no text encoder.
@@ -143,10 +143,11 @@ def find_checkpoint(model: str, whose: str, tell: Callable[[str], None], cross_e
         tell(f"{whose}: {model} at {commit}{f', from the cache: {silent}' if silent else ''}")
         if silent:
             go_offline()
-    if cross_encoder:
+    place = os.path.expanduser(model)
+    if cross_encoder and (commit or os.path.isdir(place)) and is_cross_encoder(place, commit):
         return commit
     check_base(model, commit, whose=whose, trained=False)
-    if kind_of(os.path.expanduser(model), commit) == "encoder":
+    if kind_of(place, commit) == "encoder":
         tell(
             f"{whose}: {model} is a plain encoder, never trained to give embeddings: it is scored by the mean of its "
             "states and their cosine"

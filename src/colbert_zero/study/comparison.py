@@ -233,7 +233,9 @@ def _teachers(study: Study, nodes: list[tuple[str, ...]]) -> dict[str, Any]:
         chain = tuple(teacher.pipeline)
         phases = [_cost(study.train(chain[: n + 1])) for n in range(len(chain))]
 
-        most, anew = teacher.rerank, f"; a cross-encoder, measured on BM25's best {teacher.rerank} of each query"
+        most = teacher.rerank
+        reranks = any(part != "bm25" and _reranked(study.recipe, part) for _, part in parts)
+        anew = f"; a cross-encoder, measured on BM25's best {most} of each query" if reranks else ""
         identified = [(weight, _part_identity(study, part, most), ranker(part, most)) for weight, part in parts]
 
         def fused(collection: Collection, depth: int, of: list[tuple[float, str, Ranker]] = identified) -> Run:
@@ -246,7 +248,7 @@ def _teachers(study: Study, nodes: list[tuple[str, ...]]) -> dict[str, Any]:
             [(_, known, make)] = identified
             scores = study.evaluate(f"teacher-{name}", known, make)
         records[name] = {
-            "description": describe(teacher) + (anew if chain and _reranked(study.recipe, chain) else ""),
+            "description": describe(teacher) + anew,
             "parts": [{"name": "BM25" if p == "bm25" else " → ".join(p), "weight": w} for w, p in reversed(parts)],
             **{key: _total(phases, key) for key in ("flops", "device_seconds")},
             "scoring_seconds": round(sum(source["seconds"] for source in sources), 3),
