@@ -73,7 +73,10 @@ def assemble_cross_encoder(start: str, alignment: Alignment, seed: int, phase: s
     if is_cross_encoder(start, options.get("revision")):
         model = load_cross_encoder(start, options.get("revision"), f"phases.{phase}: {start!r}: ", **attention)
     else:
-        model = _with_new_head(load_encoder(start, options, f"phases.{phase}"), seed, phase, attention)
+        # From here on, because loading makes a pooler, which the head reads, where the start's file has none.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = _with_new_head(load_encoder(start, options, f"phases.{phase}"), phase, attention)
     transformer: Any = model[0]
     # Both lengths count the tokenizer's own special tokens, of which a pair has one fewer than two texts.
     longest = alignment.query_tokens + alignment.document_tokens - 1
@@ -84,10 +87,9 @@ def assemble_cross_encoder(start: str, alignment: Alignment, seed: int, phase: s
     return model
 
 
-def _with_new_head(transformer: Any, seed: int, phase: str, attention: dict[str, Any]) -> CrossEncoder:
+def _with_new_head(transformer: Any, phase: str, attention: dict[str, Any]) -> CrossEncoder:
     check_pairs_base(why_no_pairs(transformer), phase)
-    with tempfile.TemporaryDirectory(prefix="colbert-zero-") as folder, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with tempfile.TemporaryDirectory(prefix="colbert-zero-") as folder:
         cast(PreTrainedModel, transformer.model).save_pretrained(folder)
         transformer.tokenizer.save_pretrained(folder)
         try:
