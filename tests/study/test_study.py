@@ -11,15 +11,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from sentence_transformers import CrossEncoder
 
 from colbert_zero.data.collection import Collection
 from colbert_zero.data.layouts import write_beir
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.evaluation import ranking as evaluation
+from colbert_zero.evaluation.runs import measure, read_run
 from colbert_zero.files import read_json, write_json
 from colbert_zero.recipe import schema as recipes
 from colbert_zero.recipe.named import GROUPS, NAMED
@@ -30,7 +33,8 @@ from colbert_zero.study.graph import chain_to, graph
 from colbert_zero.study.show import Quiet
 from colbert_zero.study.steps import outline
 from colbert_zero.study.study import Study
-from helpers import DOCUMENTS, QRELS, QUERIES, data, study, write_rows
+from colbert_zero.teaching.teacher import fuse
+from helpers import DOCUMENTS, QRELS, QUERIES, data, study, with_cross_encoder, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -690,3 +694,174 @@ def test_a_model_that_is_not_there_is_told_before_anything_is_trained(tmp_path):
     made = study(tmp_path, _with_miners(tmp_path, miners="./no-model"))
     with pytest.raises(ColbertZeroError, match=r"sources.hard: no such folder './no-model'"):
         made.prepare([("unsupervised", "supervised")])
+
+
+# ---- A teacher that ends in a cross-encoder
+
+
+@pytest.fixture(scope="module")
+def reranked(tmp_path_factory):
+    """A study whose teachers, one of them with BM25, end in a cross-encoder."""
+    folder = tmp_path_factory.mktemp("reranked")
+    write_rows(folder / "pairs.jsonl")
+    recipe = two_teachers(folder)
+    return folder, recipe, run_study(study(folder, recipe), None, "test")
+
+
+def two_teachers(folder, rerank=5):
+    recipe = with_cross_encoder(folder, {"steps": 3}, {"rerank": rerank})
+    recipe["teachers"]["fused"] = {**recipe["teachers"]["blend"], "bm25_weight": 0.5}
+    recipe["sources"]["fused"] = {**recipe["sources"]["scored"], "teacher": "fused"}
+    recipe["phases"]["distillation"] |= {"sources": ["scored", "fused"], "steps": 2}
+    return recipe
+
+
+RERANKER = ("dense", "reranker")
+
+
+def logits(one, pairs):
+    scorer = CrossEncoder(str(one.phase_folder(RERANKER) / "model"))
+    return scorer.predict(pairs, activation_fn=torch.nn.Identity()).tolist()
+
+
+def test_a_cross_encoder_teaches_by_the_min_max_of_its_logits(reranked):
+    folder, recipe, _ = reranked
+    one = study(folder, recipe)
+    one.prepare([RERANKER])
+    [part] = one.source("scored").parts.values()
+    rows = part.read(range(len(part)))
+    assert len(rows["query"]) == 64
+    for query, documents, scores in list(zip(rows["query"], rows["documents"], rows["scores"], strict=True))[:10]:
+        found = logits(one, [(query, document) for document in documents])
+        low, high = min(found), max(found)
+        assert scores == pytest.approx([(value - low) / (high - low) for value in found], abs=1e-4)
+
+
+def test_a_cross_encoders_score_is_that_of_bm25s_best_ranked_anew_alone_or_fused(reranked):
+    folder, recipe, results = reranked
+    one = study(folder, recipe)
+    one.prepare([RERANKER])
+    collection = one.collections["held-out"]
+    texts, first = dict(collection.documents()), evaluation.rank_bm25(collection, 5)
+    anew = {}
+    for query, ranked in first.items():
+        documents = [document for document, _ in ranked]
+        scores = logits(one, [(collection.queries[query], texts[document]) for document in documents]) if ranked else []
+        anew[query] = sorted(zip(documents, scores, strict=True), key=lambda pair: (-pair[1], pair[0]))
+    records = read_json(folder / "out" / "teachers.json")
+    expected = {"blend": anew, "fused": fuse([(0.5, evaluation.rank_bm25(collection, 1000)), (1.0, anew)], 100)}
+    for name, run in expected.items():
+        kept = read_run(folder / "out" / "runs" / f"teacher-{name}.held-out.trec")
+        assert {q: [d for d, _ in ranked] for q, ranked in kept.items() if ranked} == {
+            q: [d for d, _ in ranked] for q, ranked in run.items() if ranked
+        }
+        assert records[name]["scores"]["held-out"] == pytest.approx(measure(run, collection.qrels)[0])
+        assert "; a cross-encoder, measured on BM25's best 5 of each query" in records[name]["description"]
+    assert not [name for name in results["systems"] if "reranker" in name]
+
+
+def test_the_report_says_that_a_teacher_is_a_cross_encoder_and_what_it_reranked(reranked):
+    folder, _, _ = reranked
+    page = write_report(folder / "out")
+    for text in (page.read_text(encoding="utf-8"), page.with_name("report.md").read_text(encoding="utf-8")):
+        assert "a cross-encoder, measured on BM25" in text
+        assert "best 5 of each query" in text
+        assert "reranker" in text
+
+
+def test_a_second_run_with_a_cross_encoder_trains_and_ranks_nothing(reranked, monkeypatch):
+    folder, recipe, results = reranked
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("recomputed")
+
+    for name in ("study.train_phase", "study.rank", "study.rerank", "study.rank_bm25", "study.score", "study.mine"):
+        monkeypatch.setattr(f"colbert_zero.study.{name}", refuse)
+    monkeypatch.setattr("colbert_zero.study.comparison.rank_bm25", refuse)
+    assert run_study(study(folder, recipe), None, "test") == results
+
+
+def test_how_many_are_reranked_changes_no_id_and_is_measured_anew(reranked, tmp_path, monkeypatch):
+    folder, recipe, results = reranked
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    more = two_teachers(folder, 20)
+    before, after = study(folder, recipe), study(folder, more)
+    for one in (before, after):
+        one.prepare([RERANKER])
+    for chain in graph(before.recipe, chain_map(before.recipe)):
+        assert before.phase_id(chain) == after.phase_id(chain)
+    for name in recipe["sources"]:
+        assert before.source_id(name) == after.source_id(name)
+    monkeypatch.setattr("colbert_zero.study.study.train_phase", None)
+    monkeypatch.setattr("colbert_zero.study.study.score", None)
+    again = Study(check_recipe(more), tmp_path / "out", Quiet(), tmp_path / "cache")
+    assert run_study(again, None, "test")["systems"] == results["systems"]
+    for name in ("blend", "fused"):
+        assert "BM25's best 20" in read_json(tmp_path / "out" / "teachers.json")[name]["description"]
+    run = read_run(tmp_path / "out" / "runs" / "teacher-blend.held-out.trec")
+    assert 5 < max(map(len, run.values())) <= 20
+
+
+def test_what_a_cross_encoder_has_no_use_for_is_not_in_its_id(tmp_path):
+    write_rows(tmp_path / "pairs.jsonl")
+    ids = []
+    for changes in ({}, {"prompts": {"query": "x: ", "document": "y: "}}, {"dim": 8}):
+        recipe = with_cross_encoder(tmp_path, {}, {"pipeline": ["reranker"]})
+        recipe["model"]["dim"] = changes.pop("dim", 16)
+        one = study(tmp_path, recipe | changes)
+        one.prepare([("reranker",)])
+        ids.append(one.phase_id(("reranker",)))
+    assert len(set(ids)) == 1
+
+
+def test_a_trained_cross_encoder_is_a_teacher_on_the_command_line(reranked, command, tmp_path):
+    folder, recipe, _ = reranked
+    one = study(folder, recipe)
+    one.prepare([RERANKER])
+    model = one.phase_folder(RERANKER) / "model"
+    row = {"query": "key1 wing", "documents": ["lift of a wing", "blood of a heart", "wing drag key1"]}
+    (tmp_path / "c.jsonl").write_text(json.dumps(row) + "\n")
+    arguments = ("--candidates", tmp_path / "c.jsonl", "--teacher", model, "--out", tmp_path / "taught")
+    code, _, error = command("teach", *arguments)
+    assert code == 0, error
+    [found] = pq.read_table(tmp_path / "taught" / "train_unnormalized" / "0.parquet").to_pylist()
+    assert found["scores"] == pytest.approx(logits(one, [(row["query"], d) for d in row["documents"]]), abs=1e-5)
+
+
+def test_an_interrupted_cross_encoder_goes_on_and_ends_bit_identical(tmp_path):
+    write_rows(tmp_path / "pairs.jsonl")
+    changes = {
+        "checkpoint_every": 2,
+        "steps": 5,
+        "negatives": "2 of 3",
+        "temperature": {"initial": 0.5, "learnable": True},
+    }
+    recipe = with_cross_encoder(tmp_path, changes, {"pipeline": ["reranker"]})
+    recipe["model"]["architecture"]["hidden_dropout_prob"] = 0.1
+    undisturbed, chain = study(tmp_path, recipe), ("reranker",)
+    undisturbed.prepare([chain])
+    expected = undisturbed.train(chain)
+
+    class Stop(BaseException):
+        pass
+
+    class Stopping(Quiet):
+        @contextmanager
+        def bar(self, name, total):
+            def advance(done, values):
+                if done == 3 and name == "reranker":
+                    raise Stop
+
+            yield advance
+
+    killed = Study(undisturbed.recipe, tmp_path / "killed", Stopping(), tmp_path / "cache")
+    killed.prepare([chain])
+    with pytest.raises(Stop):
+        killed.train(chain)
+    killed.show = Quiet()
+    torch.rand(7)  # whatever random numbers this process has used meanwhile
+    record = killed.train(chain)
+    assert [e["loss"] for e in record["losses"]] == [e["loss"] for e in expected["losses"]]
+    assert record["temperature"] == expected["temperature"] != 0.5
+    weights = [one.phase_folder(chain) / "model" / "model.safetensors" for one in (undisturbed, killed)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()

@@ -19,7 +19,7 @@ from transformers.utils import logging
 from colbert_zero.errors import ColbertZeroError, reason
 from colbert_zero.models.alignment import Alignment
 from colbert_zero.models.checkpoints import SAFE, usable_positions
-from colbert_zero.models.encoders import Tokenise, load_encoder
+from colbert_zero.models.encoders import Tokenise, load_encoder, why_no_pairs
 from colbert_zero.models.kinds import is_cross_encoder
 from colbert_zero.models.untrusted import check_checkpoint, check_files, check_no_pickles
 
@@ -67,13 +67,16 @@ def assemble_cross_encoder(start: str, alignment: Alignment, seed: int, phase: s
         options: `attn_implementation`; `revision` and `trust_remote_code` for the Hub.
 
     Raises:
-        ColbertZeroError: The start cannot be loaded, or transformers has no classifier of its architecture.
+        ColbertZeroError: The start cannot be loaded, or no cross-encoder can be made of it.
     """
     attention = {key: options[key] for key in ("attn_implementation",) if key in options}
     if is_cross_encoder(start, options.get("revision")):
         model = load_cross_encoder(start, options.get("revision"), f"phases.{phase}: {start!r}: ", **attention)
     else:
-        model = _with_new_head(load_encoder(start, options, f"phases.{phase}"), seed, phase, attention)
+        # From here on, because loading makes a pooler, which the head reads, where the start's file has none.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = _with_new_head(load_encoder(start, options, f"phases.{phase}"), phase, attention)
     transformer: Any = model[0]
     # Both lengths count the tokenizer's own special tokens, of which a pair has one fewer than two texts.
     longest = alignment.query_tokens + alignment.document_tokens - 1
@@ -84,20 +87,35 @@ def assemble_cross_encoder(start: str, alignment: Alignment, seed: int, phase: s
     return model
 
 
-def _with_new_head(transformer: Any, seed: int, phase: str, attention: dict[str, Any]) -> CrossEncoder:
-    with tempfile.TemporaryDirectory(prefix="colbert-zero-") as folder, torch.random.fork_rng():
-        torch.manual_seed(seed)
+def _with_new_head(transformer: Any, phase: str, attention: dict[str, Any]) -> CrossEncoder:
+    check_pairs_base(why_no_pairs(transformer), phase)
+    with tempfile.TemporaryDirectory(prefix="colbert-zero-") as folder:
         cast(PreTrainedModel, transformer.model).save_pretrained(folder)
         transformer.tokenizer.save_pretrained(folder)
         try:
             with _quiet():  # it reports that the head is new, which is why it is made
                 model: CrossEncoder = CrossEncoder(folder, num_labels=1, model_kwargs={**SAFE, **attention})
+            if model.config.pad_token_id is None:  # decoders look for a text's last token by it
+                model.config.pad_token_id = model.tokenizer.pad_token_id
+            model.predict([("one", "two"), ("one", "two and three")])
         except Exception as error:  # each architecture has conditions of its own
-            name = type(transformer.model).__name__
-            raise ColbertZeroError(
-                f"phases.{phase}: no cross-encoder can be made of a {name} ({reason(error)}); take another base"
-            ) from error
+            why = f"a {type(transformer.model).__name__} does not score pairs ({reason(error)})"
+            check_pairs_base(why, phase)
     return model
+
+
+def check_pairs_base(why_not: str, phase: str) -> None:
+    """Refuse an encoder of which no cross-encoder can be made.
+
+    Args:
+        why_not: Empty where one can.
+        phase: Named in errors.
+
+    Raises:
+        ColbertZeroError: Says why.
+    """
+    if why_not:
+        raise ColbertZeroError(f"phases.{phase}: no cross-encoder can be made of its start: {why_not}; take another")
 
 
 @contextmanager

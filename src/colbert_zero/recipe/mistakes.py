@@ -302,6 +302,10 @@ def wrong_references(recipe: "Recipe", data: dict[str, Any]) -> list[str]:
                 f"{place}: only a cross-encoder can follow {chain[kinds.index('cross-encoder')]!r}; put it last"
             )
         wrong += [_other_prompts(recipe, *pair) for pair in pairwise(chain) if set(pair) <= set(recipe.phases)]
+    for name, teacher in recipe.teachers.items():
+        last = recipe.phases.get(teacher.pipeline[-1]) if teacher.pipeline and teacher.pipeline_weight else None
+        if teacher.asked().get("rerank") and not teacher.model and not (last and last.reads_pairs):
+            wrong.append(f"teachers.{name}.rerank: only of a cross-encoder, which this is not; leave it out")
     taken = {"bm25": "the lexical baseline"} | {f"teacher-{name}": "a teacher" for name in names["teachers"]}
     firsts = {chain[0]: recipe.phases.get(chain[0]) for chain in chains.values() if chain}
     dense = {name for name, first in firsts.items() if first and first.representation == "dense"}

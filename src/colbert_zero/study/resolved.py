@@ -18,6 +18,7 @@ from colbert_zero.models.alignment import (
     check_training,
     differences,
 )
+from colbert_zero.models.cross_encoders import check_pairs_base
 from colbert_zero.models.heads import Head
 from colbert_zero.models.scored_tokens import ScoredTokens, check_expansion, scored_differences
 from colbert_zero.recipe.schema import Phase, Recipe
@@ -91,6 +92,7 @@ class Resolved:
                 check_expansion(self.own, self.scored)
             check_training(self.own, spec.gradient_checkpointing, spec.targets, name)
             if spec.reads_pairs:
+                check_pairs_base(self.own.no_pairs, name)
                 continue
             if not spec.allow_prompt_mismatch:
                 check_alignment(own, self.alignment(spec), spec.representation, name, base)

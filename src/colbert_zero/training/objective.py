@@ -48,7 +48,7 @@ class Objective(nn.Module, ABC):
 
 
 def identities(texts: TokenisedTexts) -> Tensor:
-    """A number per text, equal for equal token sequences, in every process: (texts,) int64.
+    """A number per text, equal for equal token sequences, however padded, in every process: (texts,) int64.
 
     A sum of token ids with random odd weights modulo 2^64. Two texts that differ are equal in it with a probability of
     at most 2^v / 2^63, 2^v being the power of two in a difference of ids: 2^-46 for ids below 2^17 (multiplicative
@@ -57,7 +57,8 @@ def identities(texts: TokenisedTexts) -> Tensor:
     width = texts.used.shape[1]
     weights = torch.randint(-(2**62), 2**62, (width,), generator=torch.Generator().manual_seed(0)) * 2 + 1
     real = (texts.inputs["input_ids"] + 1) * texts.used
-    return (real * weights.to(real.device)).sum(1)
+    places = texts.used.cumsum(1) - 1  # padding may stand before a text
+    return (real * weights.to(real.device)[places]).sum(1)
 
 
 def weight_of(queries: int) -> float:

@@ -47,7 +47,7 @@ def objective_of(spec: Phase) -> Objective:
         "length_normalised": spec.length_normalised,
     }
     if spec.objective == "binary":
-        return Binary()
+        return Binary(mask_duplicates=spec.mask_duplicates)
     if spec.objective == "listwise":
         return Listwise(temperature, learned, mask_duplicates=spec.mask_duplicates)
     if spec.objective == "contrastive":

@@ -113,7 +113,14 @@ def check_pairs(training: Training, model: Any, parts: Mapping[str, Part], log: 
             f"to {model.max_seq_length} tokens, which loses {sum(lost) / tokens:.1%} of all theirs"
         )
     cut = {tuple(ids) for ids in model.tokenizer(pairs, truncation="longest_first")["input_ids"]}
-    return {"pair": Sampled(len(pairs), sum(map(bool, lost)), tokens, sum(lost), len(set(pairs)), len(cut))._asdict()}
+    sample = Sampled(len(pairs), sum(map(bool, lost)), tokens, sum(lost), len(set(pairs)), len(cut))
+    if 2 * sample.different_cut <= sample.different:
+        key, what, mend = ("document_tokens", "cutting", "raise it") if sample.cut else _UNKNOWN
+        log.tell(
+            f"phases.{training.name}.{key}: of {sample.different:,} different pairs looked at, {what} leaves "
+            f"{sample.different_cut:,} that differ, and the model cannot tell equal ones apart; {mend}"
+        )
+    return {"pair": sample._asdict()}
 
 
 def some_rows(part: Part, most: int) -> dict[str, list[Any]]:
