@@ -435,7 +435,7 @@ def test_a_cross_encoders_objective_is_no_encoders(representation: str, objectiv
         ("teachers.blend.pipeline", ["reranker", "contrastive"], "teachers.blend.pipeline: only a cross-encoder can"),
         ("teachers.blend.rerank", 0, "teachers.blend.rerank: should be at least 1, found 0"),
         ("teachers.blend.rerank", 2000, "teachers.blend.rerank: should be at most 1000, found 2000"),
-        ("teachers.other", {"bm25_weight": 1, "rerank": 20}, "teachers.other.rerank: only of a pipeline that ends in"),
+        ("teachers.other", {"bm25_weight": 1, "rerank": 20}, "teachers.other.rerank: only of a cross-encoder"),
         ("teachers.other", {"pipeline": ["contrastive"], "rerank": 20}, "teachers.other.rerank: only of a pipeline"),
         (
             "teachers.other",
