@@ -296,7 +296,7 @@ BROKEN: list[tuple[str, Any, str]] = [
         {"kind": "hub", "path": "a/b", "splits": ["s"], "split": "dev"},
         "sources.new: give `split` or `splits`, not both",
     ),
-    ("teachers.blend", {}, "teachers.blend: needs a `pipeline`, a `bm25_weight` above 0, or both"),
+    ("teachers.blend", {}, "teachers.blend: needs a `pipeline`, a `model`"),
     # Names that point nowhere.
     ("phases.dense.sources", ["pair"], "phases.dense.sources: no source 'pair', did you mean pairs?"),
     ("sources.hard.of", "pair", "sources.hard.of: no source 'pair', did you mean pairs?"),
@@ -436,11 +436,15 @@ def test_a_cross_encoders_objective_is_no_encoders(representation: str, objectiv
         ("teachers.blend.rerank", 0, "teachers.blend.rerank: should be at least 1, found 0"),
         ("teachers.blend.rerank", 2000, "teachers.blend.rerank: should be at most 1000, found 2000"),
         ("teachers.other", {"bm25_weight": 1, "rerank": 20}, "teachers.other.rerank: only of a cross-encoder"),
-        ("teachers.other", {"pipeline": ["contrastive"], "rerank": 20}, "teachers.other.rerank: only of a pipeline"),
+        (
+            "teachers.other",
+            {"pipeline": ["contrastive"], "rerank": 20},
+            "teachers.other.rerank: only of a cross-encoder",
+        ),
         (
             "teachers.other",
             {"pipeline": ["dense", "reranker"], "pipeline_weight": 0, "bm25_weight": 1, "rerank": 20},
-            "teachers.other.rerank: only of a pipeline",
+            "teachers.other.rerank: only of a cross-encoder",
         ),
     ],
 )
