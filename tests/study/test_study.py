@@ -802,16 +802,15 @@ def test_how_many_are_reranked_changes_no_id_and_is_measured_anew(reranked, tmp_
     assert 5 < max(map(len, run.values())) <= 20
 
 
-def test_what_a_cross_encoder_has_no_use_for_is_not_in_its_id(tmp_path):
+def test_other_prompts_are_no_other_cross_encoder(tmp_path):
     write_rows(tmp_path / "pairs.jsonl")
     ids = []
-    for changes in ({}, {"prompts": {"query": "x: ", "document": "y: "}}, {"dim": 8}):
-        recipe = with_cross_encoder(tmp_path, {}, {"pipeline": ["reranker"]})
-        recipe["model"]["dim"] = changes.pop("dim", 16)
-        one = study(tmp_path, recipe | changes)
+    for prompts in ({"query": "q: ", "document": "d: "}, {"query": "x: ", "document": "y: "}):
+        one = study(tmp_path, with_cross_encoder(tmp_path, {}, {"pipeline": ["reranker"]}, prompts=prompts))
         one.prepare([("reranker",)])
-        ids.append(one.phase_id(("reranker",)))
-    assert len(set(ids)) == 1
+        ids.append((one.phase_id(("reranker",)), one.phase_id(("unsupervised",))))
+    assert ids[0][0] == ids[1][0]
+    assert ids[0][1] != ids[1][1]
 
 
 def test_a_trained_cross_encoder_is_a_teacher_on_the_command_line(reranked, command, tmp_path):

@@ -88,34 +88,27 @@ def assemble_cross_encoder(start: str, alignment: Alignment, seed: int, phase: s
 
 
 def _with_new_head(transformer: Any, phase: str, attention: dict[str, Any]) -> CrossEncoder:
-    check_pairs_base(why_no_pairs(transformer), phase)
+    if why := why_no_pairs(transformer):
+        raise no_cross_encoder(why, phase)
     with tempfile.TemporaryDirectory(prefix="colbert-zero-") as folder:
         cast(PreTrainedModel, transformer.model).save_pretrained(folder)
         transformer.tokenizer.save_pretrained(folder)
         try:
             with _quiet():  # it reports that the head is new, which is why it is made
                 model: CrossEncoder = CrossEncoder(folder, num_labels=1, model_kwargs={**SAFE, **attention})
-            if model.config.pad_token_id is None:  # decoders look for a text's last token by it
-                model.config.pad_token_id = model.tokenizer.pad_token_id
+            config: Any = model.config
+            if config.pad_token_id is None:  # decoders look for a text's last token by it
+                config.pad_token_id = model.tokenizer.pad_token_id
             model.predict([("one", "two"), ("one", "two and three")])
         except Exception as error:  # each architecture has conditions of its own
             why = f"a {type(transformer.model).__name__} does not score pairs ({reason(error)})"
-            check_pairs_base(why, phase)
+            raise no_cross_encoder(why, phase) from error
     return model
 
 
-def check_pairs_base(why_not: str, phase: str) -> None:
-    """Refuse an encoder of which no cross-encoder can be made.
-
-    Args:
-        why_not: Empty where one can.
-        phase: Named in errors.
-
-    Raises:
-        ColbertZeroError: Says why.
-    """
-    if why_not:
-        raise ColbertZeroError(f"phases.{phase}: no cross-encoder can be made of its start: {why_not}; take another")
+def no_cross_encoder(why: str, phase: str) -> ColbertZeroError:
+    """What to say of a phase of whose start no cross-encoder can be made."""
+    return ColbertZeroError(f"phases.{phase}: no cross-encoder can be made of its start: {why}; take another")
 
 
 @contextmanager

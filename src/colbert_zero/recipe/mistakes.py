@@ -420,8 +420,8 @@ def _wrong_phases(recipe: "Recipe", names: dict[str, Any]) -> list[str]:
             place, source = f"phases.{name}.sources", recipe.sources.get(source_name)
             if source_name not in names["sources"]:
                 wrong.append(f"{place}: no source {source_name!r}{near(source_name, names['sources'])}")
-            elif source is None:
-                continue
+            elif source is None or (phase.reads_pairs and phase.reads_scores):
+                continue  # told elsewhere
             elif phase.reads_scores and source.kind in ("docstrings", "folder", "mined"):
                 what = "teacher scores for distillation" if phase.distils else "recorded scores for `max_relative`"
                 wrong.append(
