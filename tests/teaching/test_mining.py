@@ -306,6 +306,8 @@ def test_a_mix_is_read(mix: str, shares: dict[str, int]) -> None:
         (["--with", "bm25:50,random"], "'random' is not a miner and its share"),
         (["--with", "bm25:50,bm25:50"], "'bm25' stands twice"),
         (["--with", "no/such/model"], "--with: no such folder 'no/such/model'"),
+        (["--with", "bm25:50,@unsupervised:50"], "folder, OUT/phases/unsupervised-ID/model"),
+        (["--judge", "full@unsupervised"], "--judge full@unsupervised: a phase is known to its recipe alone"),
         (["--judge", "random"], "--judge: random scores nothing"),
         (["--judge", "./nothing"], "--judge: no such folder './nothing'"),
         (["--max-relative", "1.5"], "--max-relative: should be at most 1, found 1.5"),

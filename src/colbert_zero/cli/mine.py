@@ -100,6 +100,12 @@ def mine(
         "miners": miners, "corpus": corpus, "max_relative": max_relative or None, "judge": judge,
     }  # fmt: skip
     spec = _checked(asked)
+    if spec.phases:
+        name = spec.phases[0]
+        raise ColbertZeroError(
+            f"--{'judge' if name == judge else 'with'} {name}: a phase is known to its recipe alone "
+            f"(sources.X.miners); name its checkpoint's folder, OUT/phases/{name.rpartition('@')[2]}-ID/model"
+        )
     start_processes()
     from colbert_zero.data.corpus import corpus_files
     from colbert_zero.data.given import find_source

@@ -4,7 +4,7 @@ import itertools
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -46,26 +46,27 @@ _ROWS_AT_ONCE = 200
 Tell = Callable[[str], None]
 
 
-def made_of(spec: Mined, seed: int, commits: dict[str, str | None], data: Path, whose: str) -> list[Any]:
+def made_of(spec: Mined, seed: int, commits: Mapping[str, str | None], data: Path, whose: str) -> list[Any]:
     """What makes negatives, besides the pairs: for an id.
 
     Args:
         spec: What is asked for.
         seed: Of random documents.
-        commits: Of models on the Hub, where they count.
+        commits: Of models on the Hub, where they count; of phases their ids.
         data: Where fingerprints of files are kept.
         whose: What names the corpus, for messages.
     """
     models: dict[str, Any] = {}
     for name in spec.models:
         place = place_of(name)
-        models[name] = folder_fingerprints(Path(place), data) if os.path.isdir(place) else commits.get(name)
+        here = name not in spec.phases and os.path.isdir(place)
+        models[name] = folder_fingerprints(Path(place), data) if here else commits.get(name)
     files = corpus_files(spec.corpus, whose) if spec.corpus else []
     corpus = file_fingerprints(files, files[0].parent, data) if files else []
     return [_VERSION, spec.asked(exclude={"of", "corpus"}), seed, models, [mark for _, mark in corpus]]
 
 
-def _loader(commits: dict[str, str | None]) -> Callable[[str], Encoder]:
+def _loader(commits: Mapping[str, str | None]) -> Callable[[str], Encoder]:
     return lambda name: load_model(place_of(name), revision=commits.get(name))
 
 
@@ -168,6 +169,7 @@ def mine_source(
     identity: str,
     data: Path,
     commits: dict[str, str | None],
+    phases: Mapping[str, Path],
     bar: Bar,
 ) -> Source:
     """A source of kind `mined`, made once; every process calls this.
@@ -179,7 +181,8 @@ def mine_source(
         seed: Of random documents.
         identity: Its id.
         data: The study's prepared sources.
-        commits: Of each model on the Hub the commit to load.
+        commits: Of each model on the Hub the commit to load; of each phase its id.
+        phases: Where models lie that are phases.
         bar: Shows progress.
 
     Raises:
@@ -189,8 +192,11 @@ def mine_source(
     if not agree(is_made(folder)):
         work = data / f"{name}-{identity}.unfinished"
         corpus = corpus_files(spec.corpus, f"sources.{name}.corpus") if spec.corpus else None
+        other = _loader(commits)
         try:
-            mining = Mining(spec, source, corpus, seed, work, _loader(commits), bar)
+            mining = Mining(
+                spec, source, corpus, seed, work, lambda n: load_model(phases[n]) if n in phases else other(n), bar
+            )
         except ColbertZeroError as error:
             raise ColbertZeroError(f"sources.{name}: {error}") from None
         mining.passes()

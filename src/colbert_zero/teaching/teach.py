@@ -18,7 +18,7 @@ depend on who scored it.
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import combinations
 from pathlib import Path
@@ -188,8 +188,8 @@ def _write(
     raw = next(iter(own.values())).astype(np.float64)
     if len(members) > 1:
         raw = np.sum([weight * _normalised(own[name]) for name, weight in members.items()], axis=0)
-    queries = candidates.query_ids or list(range(len(candidates.queries)))
-    documents = candidates.document_ids or list(range(len(candidates.documents)))
+    queries: Sequence[str | int] = candidates.query_ids or range(len(candidates.queries))
+    documents: Sequence[str | int] = candidates.document_ids or range(len(candidates.documents))
     ranked = [[documents[number] for number in row] for row in candidates.ranked]
     tables = {
         name: pa.table({"query_id": queries, "document_ids": ranked, "scores": scores.tolist()})
