@@ -318,6 +318,19 @@ BROKEN: list[tuple[str, Any, str]] = [
     ("sources.hard.miners", "bm25:50,random:40", "sources.hard.miners: should be miners with shares that sum to 100"),
     ("sources.hard.miners", "bm25:x", "'bm25:x' is not a miner and its share"),
     ("sources.hard", {"kind": "mined", "of": "pairs", "miners": "bm25", "judge": "random"}, "random scores nothing"),
+    (
+        "sources.hard.miners",
+        "@dens",
+        "sources.hard.miners: @dens: no pipeline has the phase 'dens', did you mean dense?",
+    ),
+    ("sources.hard.miners", "ful@dense", "sources.hard.miners: ful@dense: no pipeline 'ful', did you mean full?"),
+    (
+        "sources.hard.judge",
+        "full@dens",
+        "sources.hard.judge: full@dens: no pipeline has the phase 'dens', did you mean",
+    ),
+    ("sources.hard.miners", "@distillation", "sources.hard.miners: @distillation: learns from this very source"),
+    ("sources.hard.judge", "full@distillation", "sources.hard.judge: full@distillation: learns from this very source"),
     ("collections.held.source", "hard", "collections.held.source: 'hard' has no plain pairs (mined)"),
     ("collections.held.queries", 11, "collections.held.queries: 11 is more than the 10 pairs held out"),
     ("phases.contrastive", phase(sources=["hard"], negatives=9), "negatives: 9, but 'hard' has 7"),
@@ -458,6 +471,48 @@ def test_a_cross_encoder_stands_last_and_in_teachers_alone(path: str, value: Any
     told = mistakes(data)
     assert len(told) == 1, told
     assert message in told[0]
+
+
+def _mined_by(miners: str) -> dict[str, Any]:
+    """A recipe with a teacher, whose pipeline ends in a cross-encoder, and two pipelines."""
+    data = valid()
+    data["sources"]["hard"]["miners"] = miners
+    pairs = {"sources": ["own"], "negatives": 2, "objective": "listwise"}
+    data["sources"]["own"] = {"kind": "mined", "of": "pairs"}
+    data["phases"]["reader"] = phase(representation="cross-encoder", **pairs)
+    data["teachers"]["reader"] = {"pipeline": ["contrastive", "reader"]}
+    data["pipelines"]["short"] = ["contrastive"]
+    return data
+
+
+@pytest.mark.parametrize("miners", ["bm25:50,@dense:50", "short@contrastive", "reader@contrastive"])
+def test_a_phase_of_a_pipeline_or_of_a_teacher_mines(miners: str) -> None:
+    assert check_recipe(_mined_by(miners)).sources["hard"].phases  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("miners", "told"),
+    [
+        ("@contrastive", "'contrastive' starts differently in several pipelines; say which: full@contrastive, "),
+        ("@reader", "a cross-encoder, which has no vectors to find documents by; name a dense or multi-vector phase"),
+    ],
+)
+def test_a_phase_that_cannot_mine_is_told(miners: str, told: str) -> None:
+    [mistake] = mistakes(_mined_by(miners))
+    assert mistake.startswith(f"sources.hard.miners: {miners}: {told}")
+
+
+def test_phases_that_mine_for_each_other_are_told() -> None:
+    data = _mined_by("@second")
+    data["sources"]["own"]["miners"] = "@first"
+    data["phases"] |= {name: phase(sources=[of]) for name, of in (("first", "hard"), ("second", "own"))}
+    data["pipelines"] |= {"one": ["first"], "two": ["second"]}
+    told = mistakes(data)
+    assert [line.split(": ")[:2] for line in told] == [
+        ["sources.hard.miners", "@second"],
+        ["sources.own.miners", "@first"],
+    ]
+    assert all("learns from this very source, or from what is made of it" in line for line in told)
 
 
 def test_teachers_that_learn_from_each_other_are_refused() -> None:

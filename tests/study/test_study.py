@@ -689,6 +689,69 @@ def test_a_mined_sources_id_follows_what_is_asked_of_the_miners(tmp_path, monkey
     assert ids[0] == ids[1] != ids[2]
 
 
+CHAIN = ("unsupervised", "supervised")
+
+
+def test_a_phase_of_the_recipe_mines_what_its_folder_mines_and_once(tmp_path, monkeypatch):
+    write_rows(tmp_path / "pairs.jsonl")
+    asked = {"miners": "bm25:40,@unsupervised:60", "max_relative": 0.99}
+    made = study(tmp_path, _with_miners(tmp_path, **asked))
+    nodes = graph(made.recipe, {"kd": ("dense", "distillation"), "sup": CHAIN})
+    assert nodes == [("dense",), CHAIN[:1], ("dense", "distillation"), CHAIN]
+    made.prepare([("dense", "distillation"), CHAIN])
+    mined = made.source("hard")
+    assert made.is_done(CHAIN[:1])  # trained on the way
+    assert mined.record["judge"] == "@unsupervised"
+    assert mined.record["models"] == {"@unsupervised": made.phase_id(CHAIN[:1])}
+    folder = made.phase_folder(CHAIN[:1]) / "model"
+    by_folder = study(tmp_path, _with_miners(tmp_path, **asked | {"miners": f"bm25:40,{folder}:60"}))
+    by_folder.prepare([CHAIN])
+    other = by_folder.source("hard")
+    for part, same in zip(mined.tables.values(), other.tables.values(), strict=True):
+        assert part.read(range(len(part))) == same.read(range(len(same)))
+    monkeypatch.setattr("colbert_zero.study.study.mine_source", None)
+    monkeypatch.setattr("colbert_zero.study.study.train_phase", None)
+    again = study(tmp_path, _with_miners(tmp_path, **asked))
+    again.prepare([CHAIN])
+    assert again.source("hard").record == mined.record
+
+
+def test_a_change_of_the_phase_that_mines_mines_again(tmp_path):
+    write_rows(tmp_path / "pairs.jsonl")
+
+    def source_id(miners, **phases):
+        recipe = _with_miners(tmp_path, miners=miners)
+        for name, changes in phases.items():
+            recipe["phases"][name] |= changes
+        return study(tmp_path, recipe).source_id("hard")
+
+    for miners in ("@unsupervised", "bm25:50,@unsupervised:50"):
+        before = source_id(miners)
+        assert source_id(miners, unsupervised={"steps": 7}) != before
+        assert source_id(miners, dense={"steps": 7}, supervised={"steps": 7}) == before
+    assert source_id("bm25", unsupervised={"steps": 7}) == source_id("bm25")
+
+
+def test_a_phase_mines_in_a_run_whose_dry_run_and_plan_train_nothing(tmp_path, command):
+    write_rows(tmp_path / "pairs.jsonl")
+    recipe = _with_miners(tmp_path, miners="blend@unsupervised", negatives=2) | {"pipelines": {"short": ["supervised"]}}
+    (tmp_path / "my.yaml").write_text(yaml.safe_dump(recipe))
+    words = (tmp_path / "my.yaml", "--out", tmp_path / "out")
+    code, out, err = command("run", *words, "--dry-run")
+    assert code == 0, err
+    assert out.index("unsupervised") < out.index("supervised", out.index("unsupervised") + len("unsupervised"))
+    code, _, err = command("plan", *words)
+    assert code == 0, err
+    assert not list((tmp_path / "out").glob("phases/*"))
+    assert not list((tmp_path / "out" / "data").glob("hard-*"))
+    code, _, err = command("run", *words)
+    assert code == 0, err
+    results = read_json(tmp_path / "out" / "results.json")
+    assert "short" in results["systems"]
+    assert len(list((tmp_path / "out").glob("phases/unsupervised-*/phase.json"))) == 1
+    assert "hard" in read_json(tmp_path / "out" / "data.json")["sources"]
+
+
 def test_a_model_that_is_not_there_is_told_before_anything_is_trained(tmp_path):
     write_rows(tmp_path / "pairs.jsonl")
     made = study(tmp_path, _with_miners(tmp_path, miners="./no-model"))

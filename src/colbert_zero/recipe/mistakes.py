@@ -1,7 +1,7 @@
 """A recipe's mistakes in the user's words: the key's path, what is wrong, what was found, the mend."""
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +9,7 @@ from colbert_zero.errors import near, show
 from colbert_zero.recipe.miners import RANDOM
 
 if TYPE_CHECKING:
+    from colbert_zero.recipe.data import Mined
     from colbert_zero.recipe.schema import Recipe
 
 
@@ -312,8 +313,9 @@ def wrong_references(recipe: "Recipe", data: dict[str, Any]) -> list[str]:
     for name, chain in recipe.pipelines.items():
         if name in taken or (name in dense and chain != [name]):
             wrong.append(f"pipelines.{name}: the name of {taken.get(name, 'the dense phase alone')}; choose another")
-    for name in recipe.teachers:
-        if name in _teachers_behind(recipe, name):
+    for name, teacher in recipe.teachers.items():
+        behind = [recipe.sources[source] for source in _sources_behind(recipe, [teacher.pipeline])]
+        if any(source.kind == "scored" and source.teacher == name for source in behind):
             wrong.append(f"teachers.{name}.pipeline: one of its phases learns from this very teacher")
     return [mistake for mistake in wrong if mistake]
 
@@ -332,18 +334,56 @@ def _other_prompts(recipe: "Recipe", before: str, name: str) -> str:
     )
 
 
-def _teachers_behind(recipe: "Recipe", name: str) -> set[str]:
-    """Every teacher whose scores were used, directly or not, in training this one."""
+def _sources_behind(recipe: "Recipe", chains: Iterable[Sequence[str]]) -> set[str]:
+    """Every source that chains of phases learn from, directly or by what made it: sources, teachers, miners."""
     behind: set[str] = set()
-    waiting = [name]
+    waiting = [*chains]
     while waiting:
-        teacher = recipe.teachers.get(waiting.pop())
-        phases = [recipe.phases[p] for p in teacher.pipeline if p in recipe.phases] if teacher else []
-        sources = [recipe.sources.get(source) for phase in phases for source in phase.sources]
-        found = {source.teacher for source in sources if source and source.kind == "scored"} - behind
-        behind |= found
-        waiting += found
+        phases = [recipe.phases[name] for name in waiting.pop() if name in recipe.phases]
+        sources = [source for phase in phases for source in phase.sources]
+        while sources:
+            name = sources.pop()
+            source = recipe.sources.get(name)
+            if source is None or name in behind:
+                continue
+            behind.add(name)
+            if source.kind == "scored":
+                sources.append(source.of)
+                waiting += [recipe.teachers[source.teacher].pipeline] if source.teacher in recipe.teachers else []
+            elif source.kind == "mined":
+                sources.append(source.of)
+                waiting += [chain for miner in source.phases for chain in recipe.chains_to(miner)]
     return behind
+
+
+def _wrong_miners(recipe: "Recipe", name: str, source: "Mined") -> list[str]:
+    """What is wrong with phases that mine a source or judge what is mined."""
+    wrong = []
+    for miner in source.phases:
+        place = f"sources.{name}.{'miners' if miner in source.shares else 'judge'}"
+        pipeline, _, phase = miner.rpartition("@")
+        chains = recipe.chains_to(miner)
+        if not chains:
+            owners = {**recipe.pipelines, **{n: t.pipeline for n, t in recipe.teachers.items()}}
+            if pipeline and pipeline not in owners:
+                what = f"no pipeline {pipeline!r}{near(pipeline, owners)}"
+            else:
+                known = owners[pipeline] if pipeline else {p for chain in owners.values() for p in chain}
+                what = f"no pipeline has the phase {phase!r}{near(phase, sorted(known))}"
+            wrong.append(f"{place}: {miner}: {what}")
+        elif len(chains) > 1:
+            names = ", ".join(f"{owner}@{phase}" for owner in chains.values())
+            wrong.append(f"{place}: {miner}: {phase!r} starts differently in several pipelines; say which: {names}")
+        elif phase in recipe.phases and recipe.phases[phase].reads_pairs:
+            wrong.append(
+                f"{place}: {miner}: a cross-encoder, which has no vectors to find documents by; name a dense or "
+                "multi-vector phase"
+            )
+        elif name in _sources_behind(recipe, chains):
+            wrong.append(
+                f"{place}: {miner}: learns from this very source, or from what is made of it; name a phase before it"
+            )
+    return wrong
 
 
 def _wrong_sources(recipe: "Recipe", names: dict[str, Any]) -> list[str]:
@@ -373,6 +413,8 @@ def _wrong_sources(recipe: "Recipe", names: dict[str, Any]) -> list[str]:
             )
         if source.kind == "mined" and source.judge == RANDOM:
             wrong.append(f"{place}.judge: random scores nothing; name bm25 or a checkpoint")
+        if source.kind == "mined":
+            wrong += _wrong_miners(recipe, name, source)
     for name, held in recipe.collections.items():
         if held.kind != "held-out":
             continue

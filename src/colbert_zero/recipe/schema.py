@@ -380,6 +380,12 @@ class Recipe(Entry):
     reporters: list[Literal["tensorboard", "wandb"]] = Field(default_factory=list)
     """Where each step's figures go besides the records: TensorBoard files, Weights & Biases; nowhere by default."""
 
+    def chains_to(self, phase: str) -> dict[tuple[str, ...], str]:
+        """Chains of phases that end in one, PHASE or PIPELINE@PHASE; of each a pipeline or teacher that has it."""
+        pipeline, _, name = phase.rpartition("@")
+        chains = self.pipelines | {teacher: entry.pipeline for teacher, entry in self.teachers.items()}
+        return {tuple(c[: c.index(name) + 1]): n for n, c in chains.items() if name in c and pipeline in ("", n)}
+
     def seed_of(self, phase: Phase) -> int:
         """A phase's seed."""
         return self.seed if phase.seed is None else phase.seed

@@ -251,6 +251,8 @@ def told_of(record: dict[str, Any], spec: Mined) -> Iterator[str]:
     yield from (f"--pairs: {told}" for told in record.get("read", ()))
     for reason, count in record["dropped"].items():
         yield f"--pairs: {count:,} row{'s' * (count > 1)} left out: {reason}"
+    if held_out := record["held_out"]:
+        yield f"--pairs: {held_out:,} held-out pairs are not mined"
     if record["corpus_empty"] or record["corpus_duplicates"]:
         yield (
             f"corpus: {record['corpus']:,} documents; left out {record['corpus_duplicates']:,} equal to one before and "
