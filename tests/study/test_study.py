@@ -185,7 +185,7 @@ def test_a_checkpoint_with_several_names_is_ranked_once_also_by_a_run_that_was_k
 
     killed = []
     monkeypatch.setattr("colbert_zero.study.study.rank", counted("model", evaluation.rank))
-    monkeypatch.setattr("colbert_zero.study.comparison.rank_bm25", counted("bm25", evaluation.rank_bm25))
+    monkeypatch.setattr("colbert_zero.study.teachers.rank_bm25", counted("bm25", evaluation.rank_bm25))
     with pytest.raises(KeyboardInterrupt):
         run_study(study(tmp_path, recipe), None, "test")
     results = run_study(study(tmp_path, recipe), None, "test")
@@ -838,9 +838,16 @@ def test_a_second_run_with_a_cross_encoder_trains_and_ranks_nothing(reranked, mo
     def refuse(*args, **kwargs):
         raise AssertionError("recomputed")
 
-    for name in ("study.train_phase", "study.rank", "study.rerank", "study.rank_bm25", "study.score", "study.mine"):
+    for name in (
+        "study.train_phase",
+        "study.rank",
+        "teachers.rerank",
+        "teachers.rank",
+        "study.score",
+        "study.mine_source",
+    ):
         monkeypatch.setattr(f"colbert_zero.study.{name}", refuse)
-    monkeypatch.setattr("colbert_zero.study.comparison.rank_bm25", refuse)
+    monkeypatch.setattr("colbert_zero.study.teachers.rank_bm25", refuse)
     assert run_study(study(folder, recipe), None, "test") == results
 
 
