@@ -130,7 +130,8 @@ def main() -> None:
             continue
         study.train(chains[name])
         for collection in study.collections.values():
-            if (collection.name in LARGE) == large:
+            there = study.folder / "per_query" / f"{name}.{collection.name}.json"
+            if (collection.name in LARGE) == large and (there.exists() or not asked.no_training):
                 make = partial(study.rank, chains[name])
                 of = study.rankings.scores(name, study.phase_id(chains[name]), collection, make)
                 scores[collection.name][name] = of
