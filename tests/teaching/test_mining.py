@@ -32,7 +32,7 @@ from colbert_zero.teaching.mined import mine_file
 from colbert_zero.teaching.picking import is_below
 from helpers import DOCUMENTS, QUERIES, data, environment, launch, rows, succeed, wait_for, write_recipe, write_rows
 
-ALL = {"negatives": 5, "depth": 20, "max_relative": None}
+ALL = {"negatives": 5, "depth": 20, "max_relative": 0}
 
 
 def quiet(name: str, total: int) -> Any:
@@ -183,6 +183,22 @@ def test_near_duplicates_of_a_positive_are_left_out_and_counted(tmp_path: Path) 
     assert rows[0]["query"] == "lift of a thin wing"
     assert not {text.upper(), f"Abstract: {text}."} & set(rows[0]["negative"])
     assert record["removed"]["bm25"]["near_duplicate"] >= 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "share"),
+    [
+        ({}, None),
+        ({"miners": "bm25:50,random:50"}, None),
+        ({"miners": "my/model"}, 0.95),
+        ({"judge": "my/model"}, 0.95),
+        ({"miners": "my/model", "judge": "bm25"}, None),
+        ({"miners": "my/model", "max_relative": 0}, None),
+        ({"max_relative": 0.9}, 0.9),
+    ],
+)
+def test_negatives_are_below_95_percent_of_the_answer_where_a_model_judges(asked: dict[str, Any], share: Any) -> None:
+    assert Mined.model_validate({"kind": "mined", "of": "pairs", **asked}).share == share
 
 
 def test_skipping_leaves_out_a_miners_best(pairs: Path, models: dict[str, Encoder]) -> None:

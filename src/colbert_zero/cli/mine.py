@@ -52,12 +52,12 @@ def mine(
     depth: Annotated[int, typer.Option(min=1, max=1000, help="Of a miner's best documents look at so many.")] = 100,
     skip: Annotated[int, typer.Option(min=0, help="Leave out so many of a miner's best first.")] = 0,
     max_relative: Annotated[
-        float,
+        float | None,
         typer.Option(
             help="Keep a negative only if its score is below this share of the positive's, by the judge; above are "
-            "often answers nobody marked. 0 keeps all."
+            "often answers nobody marked. 0 keeps all. By default 0.95 where a model judges, and 0 where bm25 does."
         ),
-    ] = 0.95,
+    ] = None,
     judge: Annotated[
         str | None,
         typer.Option(
@@ -97,7 +97,7 @@ def mine(
         )
     asked = {
         "kind": "mined", "of": "pairs", "negatives": negatives, "skip": skip, "depth": depth, "queries": queries,
-        "miners": miners, "corpus": corpus, "max_relative": max_relative or None, "judge": judge,
+        "miners": miners, "corpus": corpus, "max_relative": max_relative, "judge": judge,
     }  # fmt: skip
     spec = _checked(asked)
     if spec.phases:

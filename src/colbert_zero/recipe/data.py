@@ -188,6 +188,10 @@ def _mix(value: str) -> str:
     return value
 
 
+MAX_RELATIVE = 0.95
+"""Of a positive's score, what a negative's must be below where a model judges and nothing else is asked for."""
+
+
 class Mined(Entry):
     """Pairs of another source with hard negatives: what `miners` rank high for a query and is not its answer."""
 
@@ -211,9 +215,10 @@ class Mined(Entry):
     corpus: Annotated[Paths | None, Neutral(None)] = None
     """Documents to mine in, files of `text` and perhaps `title` (.jsonl, .jsonl.gz, .parquet; globs
     allowed) or a folder in BEIR layout; by default the source's own."""
-    max_relative: Annotated[Float | None, Field(gt=0, le=1), Neutral(None)] = None
-    """Keep a negative only if its score is below this share of the positive's, by the judge: 0.95 in
-    NV-Retriever (arXiv 2407.15831); higher ones are often answers nobody marked."""
+    max_relative: Annotated[Float | None, Field(ge=0, le=1), Neutral(None)] = None
+    """Keep a negative only if its score is below this share of the positive's, by the judge: 0.95 in NV-Retriever
+    (arXiv 2407.15831); higher ones are often answers nobody marked. 0 keeps all. Unset, 0.95 where a model judges, and
+    all where BM25 does, which judges poorly (docs/supervision.md)."""
     judge: Annotated[str | None, Neutral(None)] = None
     """What scores candidates and positives, `bm25`, a checkpoint or a phase with an @; by default the first model of
     `miners`, else BM25."""
@@ -222,6 +227,13 @@ class Mined(Entry):
     def shares(self) -> dict[str, int]:
         """Each miner's share, in percent."""
         return shares_of(self.miners)
+
+    @property
+    def share(self) -> float | None:
+        """Of the positive's score, what a negative's must be below; None where that does not matter."""
+        if self.max_relative is None:
+            return None if judge_of(self.shares, self.judge) == BM25 else MAX_RELATIVE
+        return self.max_relative or None
 
     @property
     def models(self) -> list[str]:

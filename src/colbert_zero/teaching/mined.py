@@ -56,6 +56,7 @@ def made_of(spec: Mined, seed: int, commits: Mapping[str, str | None], data: Pat
         data: Where fingerprints of files are kept.
         whose: What names the corpus, for messages.
     """
+    resolved = spec.model_copy(update={"max_relative": spec.share})
     models: dict[str, Any] = {}
     for name in spec.models:
         place = place_of(name)
@@ -63,7 +64,7 @@ def made_of(spec: Mined, seed: int, commits: Mapping[str, str | None], data: Pat
         models[name] = folder_fingerprints(Path(place), data) if here else commits.get(name)
     files = corpus_files(spec.corpus, whose) if spec.corpus else []
     corpus = file_fingerprints(files, files[0].parent, data) if files else []
-    return [_VERSION, spec.asked(exclude={"of", "corpus"}), seed, models, [mark for _, mark in corpus]]
+    return [_VERSION, resolved.asked(exclude={"of", "corpus"}), seed, models, [mark for _, mark in corpus]]
 
 
 def _loader(commits: Mapping[str, str | None]) -> Callable[[str], Encoder]:
@@ -131,7 +132,7 @@ def _write_file(mining: Mining, out: Path, kept: Path, more: dict[str, Any], sta
             count += len(some)
         if not count:
             raise _none_left(mining, "--out")
-        asked = mining.spec.model_dump(include={"skip", "depth", "max_relative"})
+        asked = mining.spec.model_dump(include={"skip", "depth"}) | {"max_relative": mining.spec.share}
         seconds = round(time.monotonic() - started, 3)
         write_json(kept, {**more, "rows": count, **asked, **mining.record(), "seconds": seconds})
     return out

@@ -266,7 +266,7 @@ def told_of(record: dict[str, Any], spec: Mined) -> Iterator[str]:
             "positive": "known positives",
             "near_duplicate": "near-duplicates of positives",
             "skip": "skipped",
-            "max_relative": f"at or above {spec.max_relative or 0:g} of the positive's score by {record['judge']}",
+            "max_relative": f"at or above {spec.share or 0:g} of the positive's score by {record['judge']}",
         }
         reasons = ", ".join(f"{count:,} {words[reason]} ({count / looked_at:.0%})" for reason, count in removed.items())
         filled = f", {record['filled'][name]:,} of them in others' place" if record["filled"].get(name) else ""

@@ -62,7 +62,7 @@ class Picker:
     """Picks a row's negatives.
 
     Args:
-        spec: Shares, how many, `skip` and `max_relative`.
+        spec: Shares, how many, `skip` and `share`.
         text_of: A document's text by number.
     """
 
@@ -121,7 +121,7 @@ class Picker:
         taken: set[int],
     ) -> Iterator[int]:
         """Candidates of a miner that no filter removes, not taken yet; counted as they are looked at."""
-        removed, limit = self.counts.removed.setdefault(miner, Counter()), self.spec.max_relative
+        removed, limit = self.counts.removed.setdefault(miner, Counter()), self.spec.share
         to_skip = 0 if miner == RANDOM else self.spec.skip
         for document in found:
             if document in taken:
