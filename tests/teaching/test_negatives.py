@@ -33,7 +33,7 @@ def make_source(folder: Path, parts: dict[str, list[tuple[str, str]]]) -> Source
 
 def mined(tmp_path: Path, source: Source, name: str = "hard", **settings: Any) -> Source:
     spec = Mined.model_validate({"kind": "mined", "of": "pairs", **settings})
-    return mine_source(name, spec, source, 1, "id", tmp_path / "data", {}, lambda *_: nullcontext(lambda *_: None))
+    return mine_source(name, spec, source, 1, "id", tmp_path / "data", {}, {}, lambda *_: nullcontext(lambda *_: None))
 
 
 def rows_of(source: Source) -> list[tuple[str, str, list[str]]]:
