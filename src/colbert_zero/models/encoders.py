@@ -97,10 +97,11 @@ def ways_to_train(encoder: nn.Module) -> dict[str, Any]:
 def why_no_pairs(transformer: Any) -> str:
     """Why no cross-encoder can be made of an encoder and its tokenizer; empty where one can."""
     encoder, tokenizer = transformer.model, transformer.tokenizer
-    if type(encoder.config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+    classes: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    if type(encoder.config) not in classes:
         return f"transformers has no classifier of a {type(encoder).__name__}"
     with torch.device("meta"):
-        classifier = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(encoder.config)](copy.deepcopy(encoder.config))
+        classifier = classes[type(encoder.config)](copy.deepcopy(encoder.config))
     if type(classifier.base_model) is not type(encoder):
         return f"a {type(classifier).__name__} has another encoder than a {type(encoder).__name__}"
     texts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("one", "two")]
