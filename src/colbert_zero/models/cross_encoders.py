@@ -4,16 +4,17 @@ They have no vectors, so they rank nothing by themselves; they teach, and rank w
 start's encoder with a new head, sentence-transformers' `CrossEncoder` of one label, and is saved as that.
 """
 
+import copy
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_model
 from sentence_transformers import CrossEncoder
-from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from colbert_zero.errors import ColbertZeroError, reason
@@ -91,14 +92,19 @@ def _with_new_head(transformer: Any, phase: str, attention: dict[str, Any]) -> C
     if why := why_no_pairs(transformer):
         raise no_cross_encoder(why, phase)
     with tempfile.TemporaryDirectory(prefix="colbert-zero-") as folder:
-        cast(PreTrainedModel, transformer.model).save_pretrained(folder)
+        # By every process, where the model's own save_pretrained would leave it to the first.
+        encoder = transformer.model
+        config = copy.deepcopy(encoder.config)
+        config.architectures = [type(encoder).__name__]
+        config.save_pretrained(folder)
+        save_model(encoder, f"{folder}/model.safetensors", {"format": "pt"})
         transformer.tokenizer.save_pretrained(folder)
         try:
             with _quiet():  # it reports that the head is new, which is why it is made
                 model: CrossEncoder = CrossEncoder(folder, num_labels=1, model_kwargs={**SAFE, **attention})
-            config: Any = model.config
-            if config.pad_token_id is None:  # decoders look for a text's last token by it
-                config.pad_token_id = model.tokenizer.pad_token_id
+            own: Any = model.config
+            if own.pad_token_id is None:  # decoders look for a text's last token by it
+                own.pad_token_id = model.tokenizer.pad_token_id
             model.predict([("one", "two"), ("one", "two and three")])
         except Exception as error:  # each architecture has conditions of its own
             why = f"a {type(transformer.model).__name__} does not score pairs ({reason(error)})"
