@@ -820,3 +820,11 @@ def test_a_mistake_in_a_public_collection_is_one_message(collections, message):
     told = mistakes(changed("collections", collections))
     assert len(told) == 1, told
     assert message in told[0]
+
+
+def test_a_pipeline_and_a_teacher_of_one_name_do_not_hide_each_others_phases() -> None:
+    data = _mined_by("@dense")
+    data["teachers"]["full"] = {"pipeline": ["contrastive"]}
+    assert "full" in data["pipelines"]
+    recipe = check_recipe(data)
+    assert recipe.chains_to("@dense") == {("dense",): "full"}

@@ -186,7 +186,7 @@ def test_near_duplicates_of_a_positive_are_left_out_and_counted(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("asked", "share"),
+    ("asked", "threshold"),
     [
         ({}, None),
         ({"miners": "bm25:50,random:50"}, None),
@@ -197,8 +197,10 @@ def test_near_duplicates_of_a_positive_are_left_out_and_counted(tmp_path: Path) 
         ({"max_relative": 0.9}, 0.9),
     ],
 )
-def test_negatives_are_below_95_percent_of_the_answer_where_a_model_judges(asked: dict[str, Any], share: Any) -> None:
-    assert Mined.model_validate({"kind": "mined", "of": "pairs", **asked}).share == share
+def test_negatives_are_below_95_percent_of_the_answer_where_a_model_judges(
+    asked: dict[str, Any], threshold: Any
+) -> None:
+    assert Mined.model_validate({"kind": "mined", "of": "pairs", **asked}).threshold == threshold
 
 
 def test_skipping_leaves_out_a_miners_best(pairs: Path, models: dict[str, Encoder]) -> None:

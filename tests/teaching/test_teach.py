@@ -248,7 +248,7 @@ def test_a_recipes_source_is_scored_without_its_held_out_pairs(tmp_path):
     for row in found["train"]:
         answer, *negatives = (texts[number] for number in row["document_ids"])
         assert negatives == [f"one {known[answer]}", "two"]
-    with pytest.raises(ColbertZeroError, match=r"my.yaml:hard: its texts are those of pairs.*mines into a file"):
+    with pytest.raises(ColbertZeroError, match=r"my.yaml:hard: is made of pairs.*mines into a file"):
         invoke("--candidates", f"{tmp_path / 'my.yaml'}:hard", "--teacher", "bm25", "--out", tmp_path / "other")
 
 

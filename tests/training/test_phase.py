@@ -158,7 +158,7 @@ def test_a_cross_encoders_record_tells_of_pairs(tmp_path):
     assert PhaseRecord.model_validate(record).representation == "cross-encoder"
     assert list(record["sampled"]) == ["pair"]
     sample = record["sampled"]["pair"]
-    assert (sample["texts"], sample["cut"] > 0, sample["lost"] > 0) == (4 * 64, True, True)
+    assert (sample["texts"], sample["cut"] > 0, sample["lost"] > 0) == (3 * 64, True, True)
     assert record["texts"] == record["steps"] * record["global_batch_size"] * 3
     assert record["tokens"] <= record["texts"] * 16
     assert record["second_pass_tokens"] == record["tokens"] + record["padding_tokens"]

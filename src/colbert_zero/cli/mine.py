@@ -136,12 +136,7 @@ def mine(
 
 def _prepared(given: "Given", folder: Path, show: RichShow) -> Path:
     """The folder of a source's rows, all of which mining needs."""
-    try:
-        source = given.load(folder, bar_of(show))
-    except ColbertZeroError as error:
-        said = "--on-bad-rows skip"
-        told = str(error) if given.of_recipe else str(error).replace(f"sources.{given.name}.on_bad_rows: skip", said)
-        raise ColbertZeroError(told) from None
+    source = given.load(folder, bar_of(show), "--on-bad-rows skip")
     if not source.tables:
         raise ColbertZeroError(
             f"--pairs {given.word}: is only streamed, and mining needs all its documents; take `streaming` out of "

@@ -22,7 +22,7 @@ def teach(
     candidates: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="FILE|SOURCE",
+            metavar="FILE|RECIPE:NAME",
             help="Rows (JSON lines, Parquet) of `query` with `documents`, or with its document and hard negatives; "
             "RECIPE:NAME for a recipe's source of such rows, without its held-out pairs; or a TREC run (.trec, .run, "
             ".txt), with --collection. Files or sources may be given several times.",
@@ -125,15 +125,11 @@ def _of_sources(words: list[str], n_ways: int | None) -> "Candidates":
     from colbert_zero.data.given import load_sources
     from colbert_zero.teaching.candidates import from_sources
 
-    def refuse(told: str) -> None:
-        raise ColbertZeroError(
-            f"--candidates {told}; what a study mines is its own. `colbert-zero mine --pairs RECIPE:NAME` mines into a "
-            "file, and the recipe's `teachers` score what it mines itself"
-        )
-
     show = RichShow()
     with tempfile.TemporaryDirectory(prefix="colbert-zero-") as folder:
-        return from_sources(load_sources(words, "--candidates", Path(folder), refuse, bar_of(show)), n_ways)
+        return from_sources(
+            load_sources(words, "--candidates", Path(folder), show.say, bar_of(show), derived=False), n_ways
+        )
 
 
 def _members(text: str) -> dict[str, float]:

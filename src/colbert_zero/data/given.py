@@ -44,12 +44,13 @@ class Given:
     recipe: Recipe
     of_recipe: bool
 
-    def load(self, folder: Path, shown: Title) -> Source:
+    def load(self, folder: Path, shown: Title, skip: str = "") -> Source:
         """The source as training would read it, prepared in a folder.
 
         Args:
             folder: For copies of the rows as Arrow files.
             shown: Shows the preparation.
+            skip: The option that passes over bad rows of files, where there is one.
 
         Raises:
             ColbertZeroError: A row cannot be used.
@@ -61,9 +62,10 @@ class Given:
             except ColbertZeroError as error:
                 if self.of_recipe:
                     raise
+                told = str(error).replace(f"sources.{self.name}.on_bad_rows: skip", skip) if skip else str(error)
                 raise ColbertZeroError(
-                    f"{error}. (Files with other columns, or bad rows to pass over: describe them as a source of a "
-                    f"recipe, and name it {self.option} RECIPE:{self.name})"
+                    f"{told}. (Files with other columns{'' if skip else ', or bad rows to pass over'}: describe them "
+                    f"as a source of a recipe, and name it {self.option} RECIPE:{self.name})"
                 ) from None
         return open_source(self.name, prepared, self.recipe.sources[self.name])
 
@@ -74,7 +76,11 @@ def is_of_recipe(word: str) -> bool:
 
 
 def find_source(
-    word: str, option: str, tell: Callable[[str], None], on_bad_rows: Literal["error", "skip"] = "error"
+    word: str,
+    option: str,
+    tell: Callable[[str], None],
+    on_bad_rows: Literal["error", "skip"] = "error",
+    derived: bool = True,
 ) -> Given:
     """A source by its name; nothing of it is read yet.
 
@@ -84,12 +90,13 @@ def find_source(
         option: What the user gave it to, for messages.
         tell: Told what a mined or scored source is made of.
         on_bad_rows: What to do with rows of files and data sets that cannot be used; a recipe's source says so itself.
+        derived: Whether a mined or scored source stands for what it is made of; else it is refused.
 
     Raises:
         ColbertZeroError: There is no such file or source.
     """
     if is_of_recipe(word):
-        return _of_recipe(word, option, tell)
+        return _of_recipe(word, option, tell, derived)
     suffix = _kind(word)
     if suffix is None and not os.path.isdir(os.path.expanduser(word)) and not (is_hub_id(word) and "/" in word):
         raise ColbertZeroError(
@@ -110,7 +117,7 @@ def find_source(
 
 
 def load_sources(
-    words: list[str], option: str, folder: Path, tell: Callable[[str], None], shown: Title
+    words: list[str], option: str, folder: Path, tell: Callable[[str], None], shown: Title, derived: bool = True
 ) -> list[Source]:
     """Sources as training would read them; all names are checked before any is read.
 
@@ -120,13 +127,14 @@ def load_sources(
         folder: For copies of the rows as Arrow files.
         tell: Told what a mined or scored source is made of.
         shown: Shows the preparation of one.
+        derived: As for `find_source`.
 
     Raises:
         ColbertZeroError: There is no such file or source, two have one name, or a row cannot be used.
     """
     found: dict[str, Given] = {}
     for word in dict.fromkeys(words):
-        given = find_source(word, option, tell)
+        given = find_source(word, option, tell, derived=derived)
         if given.name in found:
             raise ColbertZeroError(
                 f"{option} {word}: {found[given.name].word} is called {given.name} too; rename a file, or give the "
@@ -143,12 +151,17 @@ def _kind(word: str) -> str | None:
     return next((suffix for suffix in sorted(_KINDS, key=len, reverse=True) if word.endswith(suffix)), None)
 
 
-def _of_recipe(word: str, option: str, tell: Callable[[str], None]) -> Given:
+def _of_recipe(word: str, option: str, tell: Callable[[str], None], derived: bool) -> Given:
     path, _, name = word.rpartition(":")
     recipe = load_recipe(path)
     if name not in recipe.sources:
         raise ColbertZeroError(f"{option} {word}: {path} has no source {name!r}{near(name, recipe.sources)}")
     spec = recipe.sources[name]
+    if isinstance(spec, Mined | Scored) and not derived:
+        raise ColbertZeroError(
+            f"{option} {word}: is made of {spec.of}, and its study's own. `colbert-zero mine --pairs RECIPE:NAME` "
+            "mines into a file, and the recipe's `teachers` score what it mines itself"
+        )
     while isinstance(spec, Mined | Scored):
         tell(f"{word}: its texts are those of {spec.of}, of which it is made")
         name, spec = spec.of, recipe.sources[spec.of]

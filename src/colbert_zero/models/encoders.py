@@ -81,10 +81,12 @@ def read_own(base: str, asked: Iterable[Asked] = (), **options: Any) -> Own:
         raise ColbertZeroError(f"model.base: {base!r} does not encode texts: {reason(error)}") from error
     if not torch.isfinite(states).all():
         raise ColbertZeroError(f"model.base: {base!r} gives states that are not finite; fetch it again")
+    asked = list(asked)
     prefixes = _prefixes(own, transformer.tokenizer, asked)
     has_token = transformer.tokenizer.mask_token is not None or own.query_expansion != "false"
     ways = ways_to_train(transformer.model)
-    return replace(own, prefixes=prefixes, can_expand=has_token, no_pairs=why_no_pairs(transformer), **ways)
+    no_pairs = why_no_pairs(transformer) if any(what == "cross-encoder" for what, *_ in asked) else ""
+    return replace(own, prefixes=prefixes, can_expand=has_token, no_pairs=no_pairs, **ways)
 
 
 def ways_to_train(encoder: nn.Module) -> dict[str, Any]:
@@ -100,8 +102,11 @@ def why_no_pairs(transformer: Any) -> str:
     classifiers: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
     if type(encoder.config) not in classifiers:
         return f"transformers has no classifier of a {type(encoder).__name__}"
-    with torch.device("meta"):
-        classifier = classifiers[type(encoder.config)](copy.deepcopy(encoder.config))
+    try:
+        with torch.device("meta"):
+            classifier = classifiers[type(encoder.config)](copy.deepcopy(encoder.config))
+    except Exception as error:  # each architecture has conditions of its own
+        return f"no classifier can be made of a {type(encoder).__name__} ({reason(error)})"
     if type(classifier.base_model) is not type(encoder):
         return f"a {type(classifier).__name__} has another encoder than a {type(encoder).__name__}"
     texts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("one", "two")]

@@ -188,7 +188,7 @@ def _mix(value: str) -> str:
     return value
 
 
-MAX_RELATIVE = 0.95
+_MAX_RELATIVE = 0.95
 """Of a positive's score, what a negative's must be below where a model judges and nothing else is asked for."""
 
 
@@ -229,10 +229,10 @@ class Mined(Entry):
         return shares_of(self.miners)
 
     @property
-    def share(self) -> float | None:
+    def threshold(self) -> float | None:
         """Of the positive's score, what a negative's must be below; None where that does not matter."""
         if self.max_relative is None:
-            return None if judge_of(self.shares, self.judge) == BM25 else MAX_RELATIVE
+            return None if judge_of(self.shares, self.judge) == BM25 else _MAX_RELATIVE
         return self.max_relative or None
 
     @property

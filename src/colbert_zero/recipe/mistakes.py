@@ -364,11 +364,11 @@ def _wrong_miners(recipe: "Recipe", name: str, source: "Mined") -> list[str]:
         pipeline, _, phase = miner.rpartition("@")
         chains = recipe.chains_to(miner)
         if not chains:
-            owners = {**recipe.pipelines, **{n: t.pipeline for n, t in recipe.teachers.items()}}
-            if pipeline and pipeline not in owners:
-                what = f"no pipeline {pipeline!r}{near(pipeline, owners)}"
+            owners = [*recipe.pipelines.items(), *((n, teacher.pipeline) for n, teacher in recipe.teachers.items())]
+            known = {phase for owner, chain in owners for phase in chain if pipeline in ("", owner)}
+            if pipeline and not known:
+                what = f"no pipeline {pipeline!r}{near(pipeline, [owner for owner, _ in owners])}"
             else:
-                known = owners[pipeline] if pipeline else {p for chain in owners.values() for p in chain}
                 what = f"no pipeline has the phase {phase!r}{near(phase, sorted(known))}"
             wrong.append(f"{place}: {miner}: {what}")
         elif len(chains) > 1:

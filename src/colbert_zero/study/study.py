@@ -40,7 +40,7 @@ from colbert_zero.study.rankings import Ranker, Rankings
 from colbert_zero.study.resolved import Resolved, asked
 from colbert_zero.study.show import Quiet, Show
 from colbert_zero.study.start import write_start
-from colbert_zero.study.teachers import commit_of, mark_of, members_of, scorers, unmade
+from colbert_zero.study.teachers import Ready, mark_of, members_of, ready_of, scorers, unmade
 from colbert_zero.teaching.mined import made_of, mine_source
 from colbert_zero.teaching.mining import told_of
 from colbert_zero.teaching.teacher import score
@@ -96,6 +96,7 @@ class Study:
     rankings: Rankings = field(init=False)
     disk: Disk | None = None
     told: set[str] = field(default_factory=set)
+    models: dict[str, Ready] = field(default_factory=dict)
     leaks: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -132,7 +133,7 @@ class Study:
         self._load_collections(held_out=True)
         self._check_miners(used)
         for teacher, model in unmade(self.recipe, sorted(used), self.is_made):
-            commit_of(model, f"teachers.{teacher}.model", self.say_once)
+            self.ready(teacher, model)
         self.collections = {name: self.collections[name] for name in self.recipe.collections}  # in its order again
         if self.recipe.leaks:
             self._find_leaks(used)
@@ -197,6 +198,12 @@ class Study:
     def _miners(self, spec: Mined) -> dict[str, tuple[str, ...]]:
         """The chains of phases that mine or judge, by their names there."""
         return {name: chain_to(self.recipe, name) for name in spec.phases}
+
+    def ready(self, teacher: str, model: str) -> Ready:
+        """What is known of a teacher's model that is there already; looked for once."""
+        if model not in self.models:
+            self.models[model] = ready_of(model, f"teachers.{teacher}.model", self.say_once)
+        return self.models[model]
 
     def _find_leaks(self, names: frozenset[str]) -> None:
         """Look once for the collections in the sources that these are made of; told."""
@@ -336,8 +343,7 @@ class Study:
         alignment = {key: value for key, value in vars(self.alignment(spec)).items() if value is not False}
         if self.resolved.prompts_without_blank(spec):
             alignment["prompts"] = "as written"  # a blank was once put after them
-        dim = None if spec.reads_pairs else self.resolved.dim
-        return fingerprint(RECORD_VERSION, made_of, alignment, dim, self.recipe.seed, sources, parent)
+        return fingerprint(RECORD_VERSION, made_of, alignment, self.resolved.dim, self.recipe.seed, sources, parent)
 
     def phase_folder(self, chain: tuple[str, ...]) -> Path:
         """Where a phase is, or will be, kept."""

@@ -5,12 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from colbert_zero.data.collection import Collection
 from colbert_zero.data.sources import folder_fingerprints
 from colbert_zero.evaluation.ranking import rank, rank_bm25
-from colbert_zero.evaluation.reranking import rerank
 from colbert_zero.evaluation.runs import Run
 from colbert_zero.files import fingerprint, place_of
 from colbert_zero.models.bases import find_checkpoint
@@ -21,11 +20,34 @@ from colbert_zero.recipe.data import Mined, Scored
 from colbert_zero.recipe.miners import BM25
 from colbert_zero.recipe.schema import Recipe, Teacher
 from colbert_zero.study.rankings import Ranker
+from colbert_zero.teaching.reranking import rerank
 from colbert_zero.teaching.scorers import ByBm25, Scorer, scorer_of
 from colbert_zero.teaching.teacher import fuse
 
 if TYPE_CHECKING:
     from colbert_zero.study.study import Study
+
+
+class Ready(NamedTuple):
+    """What is known of a model that is there already.
+
+    Attributes:
+        commit: Of a Hub id; None of a folder.
+        reads_pairs: Whether it is a cross-encoder.
+    """
+
+    commit: str | None
+    reads_pairs: bool
+
+
+def ready_of(model: str, whose: str, tell: Callable[[str], None]) -> Ready:
+    """Look for a model.
+
+    Raises:
+        ColbertZeroError: It is not there, or scores nothing.
+    """
+    commit = find_checkpoint(model, whose, tell, cross_encoder=True)
+    return Ready(commit, is_cross_encoder(place_of(model), commit))
 
 
 @dataclass(frozen=True)
@@ -73,15 +95,6 @@ def mark_of(model: str, data: Path) -> str:
     return fingerprint(folder_fingerprints(Path(place), data)) if os.path.isdir(place) else model
 
 
-def commit_of(model: str, whose: str, tell: Callable[[str], None]) -> str | None:
-    """The commit of a Hub id, None of a folder.
-
-    Raises:
-        ColbertZeroError: It is not there, or scores nothing.
-    """
-    return find_checkpoint(model, whose, tell, cross_encoder=True)
-
-
 def scorers(study: "Study", name: str, documents: Sequence[str]) -> list[tuple[float, Scorer]]:
     """What scores pairs for a teacher, with its weight; its phases are trained."""
     return [
@@ -90,13 +103,12 @@ def scorers(study: "Study", name: str, documents: Sequence[str]) -> list[tuple[f
 
 
 def _scorer(study: "Study", name: str, member: Member, documents: Sequence[str] = ()) -> Scorer:
-    whose = f"teachers.{name}:"
     if member.chain:  # what it cuts was told when it was trained
         folder = str(study.phase_folder(member.chain) / "model")
-        return scorer_of(folder, documents, None, lambda _: None, whose)
+        return scorer_of(folder, documents, None, lambda _: None, f"teachers.{name}.pipeline:")
     if member.model:
-        commit = commit_of(member.model, whose, study.say_once)
-        return scorer_of(member.model, documents, commit, study.say_once, whose)
+        commit = study.ready(name, member.model).commit
+        return scorer_of(member.model, documents, commit, study.say_once, f"teachers.{name}.model:")
     return ByBm25(documents)
 
 
@@ -105,7 +117,7 @@ def _scorer(study: "Study", name: str, member: Member, documents: Sequence[str] 
 
 def _scores(study: "Study", name: str) -> dict[str, dict[str, float]]:
     """Scores of a teacher on every collection of its study."""
-    members = [(m.weight, _identity(study, name, m), _ranker(study, name, m)) for m in _members(study, name)]
+    members = [(m.weight, _identity(study, name, m), ranker_of(study, name, m)) for m in _members(study, name)]
     if len(members) == 1:  # whose order is the teacher's
         [(_, identity, ranker)] = members
         return study.evaluate(f"teacher-{name}", identity, ranker)
@@ -127,7 +139,7 @@ def fusions(study: "Study", chains: Sequence[tuple[str, ...]]) -> dict[str, list
 
 def _reranks(study: "Study", name: str) -> bool:
     """Whether a member is a cross-encoder, which ranks BM25's best anew and nothing by itself."""
-    return any(_is_cross_encoder(study, member) for member in _members(study, name))
+    return any(_is_cross_encoder(study, name, member) for member in _members(study, name))
 
 
 def _fused_identity(study: "Study", name: str) -> str:
@@ -143,10 +155,10 @@ def _members(study: "Study", name: str) -> list[Member]:
     return members_of(study.recipe.teachers[name])[::-1]
 
 
-def _is_cross_encoder(study: "Study", member: Member) -> bool:
+def _is_cross_encoder(study: "Study", name: str, member: Member) -> bool:
     if member.chain:
         return study.recipe.phases[member.chain[-1]].reads_pairs
-    return member.model is not None and is_cross_encoder(place_of(member.model))
+    return member.model is not None and study.ready(name, member.model).reads_pairs
 
 
 def _identity(study: "Study", name: str, member: Member) -> str:
@@ -154,11 +166,12 @@ def _identity(study: "Study", name: str, member: Member) -> str:
         return BM25
     known = study.phase_id(member.chain) if member.chain else mark_of(str(member.model), study.data)
     # One that ranks so many of BM25's best anew is another ranking than one that ranks more of them.
-    return fingerprint(known, study.recipe.teachers[name].rerank) if _is_cross_encoder(study, member) else known
+    return fingerprint(known, study.recipe.teachers[name].rerank) if _is_cross_encoder(study, name, member) else known
 
 
-def _ranker(study: "Study", name: str, member: Member) -> Ranker:
-    if _is_cross_encoder(study, member):
+def ranker_of(study: "Study", name: str, member: Member) -> Ranker:
+    """Ranks a collection by a member of a teacher."""
+    if _is_cross_encoder(study, name, member):
         return partial(_rerank, study, name, member)
     if member.chain:
         return partial(study.rank, member.chain)
@@ -172,14 +185,14 @@ def bm25(collection: Collection, depth: int) -> Run:
 
 def _rank(study: "Study", name: str, member: Member, collection: Collection, depth: int) -> Run:
     model = str(member.model)
-    encoder = load_model(place_of(model), revision=commit_of(model, f"teachers.{name}", study.say_once))
+    encoder = load_model(place_of(model), revision=study.ready(name, model).commit)
     with study.show.bar(f"evaluating {model} on {collection.name}", collection.documents_count) as advance:
         return rank(encoder, collection, depth, lambda done, total: advance(done, {}))
 
 
 def _rerank(study: "Study", name: str, member: Member, collection: Collection, depth: int) -> Run:
-    """BM25's best anew, at most as many as the teacher's `rerank` says."""
-    scorer, most = _scorer(study, name, member), min(study.recipe.teachers[name].rerank, depth)
+    """BM25's best anew, as many as the teacher's `rerank` says, whatever the depth."""
+    scorer, most = _scorer(study, name, member), study.recipe.teachers[name].rerank
     first = from_main(bm25(collection, most))
     title = f"reranking {most} of BM25's by {member.name} on {collection.name}"
     with study.show.bar(title, len(first)) as advance:

@@ -94,7 +94,7 @@ def _answered(
         raise ColbertZeroError(
             f"--candidates {whose}: no row, or one of fewer than two candidates; --n-ways N takes the rows that have N"
         )
-    return _numbered(rows(), taken, True, fingerprint(made_of, taken))
+    return _numbered(rows(), taken, True, fingerprint(made_of, taken))[0]
 
 
 def from_run(run_file: Path, collection: Collection, ways: int | None) -> Candidates:
@@ -128,26 +128,30 @@ def from_run(run_file: Path, collection: Collection, ways: int | None) -> Candid
         id_of.setdefault(text, identifier)
     rows = [(query, list(dict.fromkeys(texts[d] for d, _ in ranked))) for query, ranked in run.items()]
     made_of = fingerprint(file_fingerprint(run_file), collection.fingerprint, taken)
-    found = _numbered(((collection.queries[query], ranked) for query, ranked in rows), taken, False, made_of)
-    found.query_ids = [query for query, ranked in rows if len(ranked) >= taken]
+    found, kept = _numbered(((collection.queries[query], ranked) for query, ranked in rows), taken, False, made_of)
+    found.query_ids = [rows[place][0] for place in kept]
     found.document_ids = [id_of[text] for text in found.documents]
     found.same_text = len(texts) - len(id_of)
     return found
 
 
-def _numbered(rows: Iterator[tuple[str, list[str]]], taken: int, answered: bool, identity: str) -> Candidates:
-    numbers: dict[str, int] = {}
+def _numbered(
+    rows: Iterator[tuple[str, list[str]]], taken: int, answered: bool, identity: str
+) -> tuple[Candidates, list[int]]:
+    """Candidates of rows that have enough of them; and which rows these are."""
+    numbers, kept = dict[str, int](), list[int]()
     found = Candidates([], [], [], answered, identity)
-    for query, texts in rows:
+    for place, (query, texts) in enumerate(rows):
         if len(texts) < taken:
             found.left_out[f"fewer than {taken} candidates"] += 1
             continue
+        kept.append(place)
         found.queries.append(query)
         found.ranked.append([numbers.setdefault(text, len(numbers)) for text in texts[:taken]])
     if not found.queries:
         raise ColbertZeroError(f"--candidates: no query has {taken} different candidates, and two are the least")
     found.documents = list(numbers)
-    return found
+    return found, kept
 
 
 def _files(path: str) -> list[Path]:

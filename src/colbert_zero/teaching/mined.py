@@ -26,7 +26,7 @@ from colbert_zero.recipe.data import Mined
 from colbert_zero.teaching.inputs import Inputs
 from colbert_zero.teaching.mining import Bar, Mining, Row
 
-_VERSION = 1
+_VERSION = 2
 
 _SCORES = pa.list_(pa.float32())
 
@@ -43,6 +43,9 @@ NEGATIVES = pa.schema(
 
 _ROWS_AT_ONCE = 200
 
+_OPTIONS = {"of": "--pairs", "negatives": "--negatives"}
+"""What keys are called on the command line."""
+
 Tell = Callable[[str], None]
 
 
@@ -56,7 +59,7 @@ def made_of(spec: Mined, seed: int, commits: Mapping[str, str | None], data: Pat
         data: Where fingerprints of files are kept.
         whose: What names the corpus, for messages.
     """
-    resolved = spec.model_copy(update={"max_relative": spec.share})
+    resolved = spec.model_copy(update={"max_relative": spec.threshold})
     models: dict[str, Any] = {}
     for name in spec.models:
         place = place_of(name)
@@ -100,7 +103,7 @@ def mine_file(
         record: dict[str, Any] = from_main(_record_of(out, kept, identity) if is_main() else None)
     else:
         corpus = corpus_files(spec.corpus, "--corpus") if spec.corpus else None
-        mining = Mining(spec, source, corpus, seed, work / identity, _loader(commits), bar)
+        mining = Mining(spec, source, corpus, seed, work / identity, _loader(commits), bar, _OPTIONS.__getitem__)
         mining.passes()
         read = {key: source.record[key] for key in ("dropped", "held_out")} | {"read": peculiarities(source.record)}
         more = {"id": identity, **read, "models": commits, "seed": seed}
@@ -132,7 +135,7 @@ def _write_file(mining: Mining, out: Path, kept: Path, more: dict[str, Any], sta
             count += len(some)
         if not count:
             raise _none_left(mining, "--out")
-        asked = mining.spec.model_dump(include={"skip", "depth"}) | {"max_relative": mining.spec.share}
+        asked = mining.spec.model_dump(include={"skip", "depth"}) | {"max_relative": mining.spec.threshold}
         seconds = round(time.monotonic() - started, 3)
         write_json(kept, {**more, "rows": count, **asked, **mining.record(), "seconds": seconds})
     return out
@@ -194,12 +197,11 @@ def mine_source(
         work = data / f"{name}-{identity}.unfinished"
         corpus = corpus_files(spec.corpus, f"sources.{name}.corpus") if spec.corpus else None
         other = _loader(commits)
-        try:
-            mining = Mining(
-                spec, source, corpus, seed, work, lambda n: load_model(phases[n]) if n in phases else other(n), bar
-            )
-        except ColbertZeroError as error:
-            raise ColbertZeroError(f"sources.{name}: {error}") from None
+
+        def load(model: str) -> Encoder:
+            return load_model(phases[model]) if model in phases else other(model)
+
+        mining = Mining(spec, source, corpus, seed, work, load, bar, f"sources.{name}.{{}}".format)
         mining.passes()
         made_by_main(partial(_write_source, mining, source.name, folder, identity, commits, started), lambda _: None)
         if is_main():

@@ -18,15 +18,14 @@ class Objective(nn.Module, ABC):
     Args:
         temperature: Divides the scores; unitless, > 0.
         learnable: Train the temperature too.
-        length_normalised: Divide each score by the query's number of tokens, as LateOn does.
 
     Attributes:
-        entropies: Of each softmax of the first batch (`normalised_entropy`), by the recipe's key of its temperature.
+        entropies: Of each softmax over the batch's documents in the first batch (`normalised_entropy`), by the recipe's
+            key of its temperature; a cross-encoder's are not kept, since a new head's are flat anyway.
     """
 
-    def __init__(self, temperature: float = 1.0, learnable: bool = False, length_normalised: bool = False):
+    def __init__(self, temperature: float = 1.0, learnable: bool = False):
         super().__init__()
-        self.length_normalised = length_normalised
         self.entropies: dict[str, float | None] = {}
         # The logarithm keeps a learned temperature above 0.
         self.log_temperature = nn.Parameter(torch.tensor(temperature).log(), requires_grad=learnable)

@@ -6,12 +6,15 @@
 | `Binary` | of each of them by itself: is it an answer? (Nogueira and Cho 2019, arXiv 1901.04085) |
 """
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from colbert_zero.maxsim.packed import Packed
 from colbert_zero.training.gradcache import LossOf, TokenisedTexts
+from colbert_zero.training.losses import logits
 from colbert_zero.training.objective import Objective, identities, weight_of
 
 
@@ -44,10 +47,11 @@ class PairObjective(Objective):
                 return answers.values.sum() + others.values.sum()
             scores = torch.cat([answers.values, _side_by_side(others.values.flatten(), len(queries))], 1)
             left_out = same.to(scores.device) & self.mask_duplicates
-            return weight * self.of_scores(scores.float(), left_out)
+            return weight * self.of_scores(scores, left_out)
 
         return loss
 
+    @abstractmethod
     def of_scores(self, scores: Tensor, left_out: Tensor) -> Tensor:
         """The mean loss of queries, a scalar in nats.
 
@@ -55,7 +59,6 @@ class PairObjective(Objective):
             scores: (queries, 1 + negatives), the answer's first.
             left_out: Negatives that do not count, (queries, negatives), bool.
         """
-        raise NotImplementedError
 
 
 class Listwise(PairObjective):
@@ -70,8 +73,8 @@ class Listwise(PairObjective):
 
     def of_scores(self, scores: Tensor, left_out: Tensor) -> Tensor:
         """As of `PairObjective`."""
-        logits = (scores / self.temperature).masked_fill(_with_answers(left_out), -torch.inf)
-        return cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
+        of = logits(scores, self.temperature, _with_answers(left_out))
+        return cross_entropy(of, torch.zeros(len(of), dtype=torch.int64, device=of.device))
 
 
 class Binary(PairObjective):

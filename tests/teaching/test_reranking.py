@@ -6,10 +6,10 @@ import pytest
 from colbert_zero.data.collection import Collection
 from colbert_zero.errors import Stopped
 from colbert_zero.evaluation.ranking import rank_bm25
-from colbert_zero.evaluation.reranking import rerank
 from colbert_zero.evaluation.runs import measure
 from colbert_zero.models.alignment import Alignment
 from colbert_zero.models.encoders import save_model
+from colbert_zero.teaching.reranking import rerank
 from colbert_zero.teaching.scorers import ByCrossEncoder
 from helpers import DOCUMENTS, QRELS, QUERIES
 
@@ -62,11 +62,11 @@ def test_nothing_found_is_nothing_ranked(collection):
 def test_queries_shared_out_among_processes_are_reranked_as_by_one(collection, monkeypatch):
     first = rank_bm25(collection)
     whole, parts = rerank(ByLength(), collection, first, 5), []
-    monkeypatch.setattr("colbert_zero.evaluation.reranking.world_size", lambda: 3)
-    monkeypatch.setattr("colbert_zero.evaluation.reranking.gather_objects", lambda own: parts.append(own) or parts)
+    monkeypatch.setattr("colbert_zero.teaching.reranking.world_size", lambda: 3)
+    monkeypatch.setattr("colbert_zero.teaching.reranking.gather_objects", lambda own: parts.append(own) or parts)
     asked = []
     for process in (0, 1, 2):
-        monkeypatch.setattr("colbert_zero.evaluation.reranking.process_rank", lambda process=process: process)
+        monkeypatch.setattr("colbert_zero.teaching.reranking.process_rank", lambda process=process: process)
         scorer = ByLength()
         try:
             shared = rerank(scorer, collection, first, 5)
@@ -102,6 +102,6 @@ def test_a_swallowed_sigterm_ends_reranking(collection, monkeypatch):
     def stop():
         raise Stopped("stopped by SIGTERM")
 
-    monkeypatch.setattr("colbert_zero.evaluation.reranking.stop_if_asked", stop)
+    monkeypatch.setattr("colbert_zero.teaching.reranking.stop_if_asked", stop)
     with pytest.raises(Stopped, match="SIGTERM"):
         rerank(ByLength(), collection, rank_bm25(collection), 5)
