@@ -36,7 +36,7 @@ def write_data(folder: Path, documents: int) -> None:
 
 def child(miner: str, path: str, folder: str, **_: Any) -> dict[str, Any]:
     """One measurement, in this process."""
-    from colbert_zero.data.by_file import source_of
+    from colbert_zero.data.given import load_sources
     from colbert_zero.models.encoding import encode
     from colbert_zero.recipe.data import Mined
     from colbert_zero.teaching.mined import mine_file
@@ -49,11 +49,12 @@ def child(miner: str, path: str, folder: str, **_: Any) -> dict[str, Any]:
         miner = str(place / "model")
     asked = {"kind": "mined", "of": "pairs", "miners": miner, "negatives": 20, "depth": 100, "corpus": [folder]}
     spec = Mined.model_validate(asked)
-    entry = source_of(str(place / "pairs.jsonl"), "error", "--pairs")
+    pairs, shown = [str(place / "pairs.jsonl")], lambda title: nullcontext()
+    [source] = load_sources(pairs, "--pairs", place / "prepared", print, shown)
     started = time.perf_counter()
     with highest("RssAnon") as peak:
         out = place / f"{Path(miner).name}.parquet"
-        record = mine_file(spec, entry, out, {}, lambda *_: nullcontext(lambda *_: None))
+        record = mine_file(spec, source, out, {}, lambda *_: nullcontext(lambda *_: None))
         return {"seconds": time.perf_counter() - started, "peak_bytes": peak(), "rows": record["rows"]}
 
 

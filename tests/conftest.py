@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from sentence_transformers import MultiVectorEncoder, SentenceTransformer
+from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 from sentence_transformers.sentence_transformer.modules import Pooling
@@ -16,6 +16,8 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from colbert_zero import cli
 from colbert_zero.data.collection import Collection
+from colbert_zero.models.alignment import Alignment
+from colbert_zero.models.cross_encoders import assemble_cross_encoder
 from helpers import DOCUMENTS, PROMPTS, QRELS, QUERIES, Hub
 
 # Tiny tensors: a second thread only adds waiting.
@@ -45,6 +47,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.add_special_tokens(special)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")],
     )
     names = {
@@ -91,6 +94,12 @@ def tiny_dense(backbone: Path) -> SentenceTransformer:
     """A dense model of 32 dimensions; do not change it."""
     modules = [Transformer(str(backbone)), Pooling(32, "mean"), Normalize()]
     return SentenceTransformer(modules=modules, prompts=PROMPTS, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def tiny_cross_encoder(backbone: Path) -> CrossEncoder:
+    """A cross-encoder of one number a pair, of at most 39 tokens; do not change it."""
+    return assemble_cross_encoder(str(backbone), Alignment("", "", "", "", 20, 20), 1, "tiny")
 
 
 @pytest.fixture

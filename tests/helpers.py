@@ -127,6 +127,18 @@ def data(folder, **changes):
     return recipe | changes
 
 
+def with_cross_encoder(folder, phase=None, teacher=None, **changes):
+    """The recipe whose teacher ends in a cross-encoder, trained on the mined negatives."""
+    recipe = data(folder, **changes)
+    recipe["phases"]["reranker"] = {
+        "representation": "cross-encoder", "objective": "listwise", "sources": ["hard"], "negatives": 3,
+        "global_batch_size": 8, "learning_rate": 1e-3, "steps": 4,
+    } | (phase or {})  # fmt: skip
+    recipe["teachers"] = {"blend": {"pipeline": ["dense", "reranker"]} | (teacher or {})}
+    recipe["pipelines"] = {"kd": ["unsupervised", "distillation"]}
+    return recipe
+
+
 def study(folder, recipe):
     return Study(check_recipe(recipe), folder / "out", Quiet(), folder / "cache")
 

@@ -48,6 +48,20 @@ def margin_mse(student: Tensor, teacher: Tensor, scaling: str) -> Tensor:
     return torch.stack([((s[0] - s[i]) - (t[0] - t[i])) ** 2 for i in range(1, len(s))]).mean()
 
 
+def listwise(scores: Tensor, left_out: Tensor, temperature: float) -> Tensor:
+    """Cross entropy of one query's answer, the first of its scores, (1 + negatives,), in float64."""
+    counted = [scores[0], *(score for score, out in zip(scores[1:], left_out, strict=True) if not out)]
+    weights = [(score.double() / temperature).exp() for score in counted]
+    return -(weights[0] / sum(weights)).log()
+
+
+def binary(scores: Tensor, left_out: Tensor) -> Tensor:
+    """Mean of one query's pairs, (1 + negatives,): -log of what a sigmoid says of the right label, in float64."""
+    said = scores.double().sigmoid()
+    losses = [-said[0].log(), *(-(1 - p).log() for p, out in zip(said[1:], left_out, strict=True) if not out)]
+    return torch.stack(losses).mean()
+
+
 def ndcg(ranking: Sequence[str], grades: dict[str, int], cutoff: int = 10) -> float:
     """nDCG with linear gains and a log2 discount, as trec_eval defines it."""
 

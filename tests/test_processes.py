@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from colbert_zero import watch
@@ -30,6 +31,7 @@ from helpers import (
     study,
     succeed,
     wait_for,
+    with_cross_encoder,
     write_recipe,
     write_rows,
 )
@@ -128,6 +130,24 @@ def test_several_processes_train_and_evaluate_as_one_does(alone, tmp_path, world
     record = read_json(next((tmp_path / "out").glob("phases/supervised-*/phase.json")))
     assert record["processes"] == world
     assert read_json(tmp_path / "out" / "environment.json")["processes"] == world
+
+
+@pytest.mark.slow
+def test_several_processes_train_and_rerank_by_a_cross_encoder_as_one_does(tmp_path):
+    scores = {}
+    for world in (1, 2):
+        folder = tmp_path / str(world)
+        folder.mkdir()
+        write_rows(folder / "pairs.jsonl")
+        # The phase before leaves each process with random numbers of its own. Not listwise: no softmax depends on the
+        # head's bias, so that rounding alone would move it.
+        phase = {"objective": "binary", "mini_batch_tokens": 100}
+        recipe = with_cross_encoder(folder, phase, {"rerank": 10})
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        succeed(launch(world, "-m", "colbert_zero", "run", "recipe.yaml", "--out", "out"), folder)
+        scores[world] = read_json(folder / "out" / "teachers.json")["blend"]["scores"]["held-out"]
+    assert_same_training(tmp_path / "1" / "out", tmp_path / "2" / "out", ["dense", "reranker"])
+    assert scores[1] == pytest.approx(scores[2], abs=0.03)
 
 
 def test_a_batch_that_cannot_be_shared_out_evenly_is_refused_with_the_nearest_sizes(monkeypatch):

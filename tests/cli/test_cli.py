@@ -7,14 +7,18 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
 
 from colbert_zero.data.collection import Collection
 from colbert_zero.data.layouts import write_beir
+from colbert_zero.evaluation.ranking import rank_bm25
+from colbert_zero.evaluation.runs import measure as measured
+from colbert_zero.evaluation.runs import read_run
 from colbert_zero.models.pooling import with_pooling
 from colbert_zero.recipe.named import NAMED
 from colbert_zero.recipe.reading import RECIPES, load_recipe, shipped_recipes
-from helpers import DOCUMENTS, ROOT, data, environment, launch, write_rows
+from helpers import DOCUMENTS, QRELS, QUERIES, ROOT, data, environment, launch, write_rows
 
 
 @pytest.mark.parametrize("option", ["--json", "--run"])
@@ -143,6 +147,64 @@ def test_evaluate_says_how_it_scores_a_plain_encoder_that_says_nothing_of_it(com
     code, out, _ = command("evaluate", backbone, "--collection", tmp_path / "tiny")
     assert code == 0
     assert "is a plain encoder, never trained to give embeddings: it is scored by the mean of its states" in out
+
+
+@pytest.fixture
+def cross(tiny_cross_encoder, collection, tmp_path):
+    """A folder with a saved cross-encoder and a collection."""
+    tiny_cross_encoder.save_pretrained(str(tmp_path / "cross"), create_model_card=False)
+    write_beir(collection, tmp_path / "tiny")
+    return tmp_path
+
+
+@pytest.mark.parametrize("most", [3, None])
+def test_evaluate_ranks_bm25s_best_anew_by_a_cross_encoder(command, cross, collection, tiny_cross_encoder, most):
+    more = ("--rerank", most) if most else ()
+    files = ("--json", cross / "s.json", "--run", cross / "s.trec")
+    code, out, _ = command("evaluate", cross / "cross", "--collection", cross / "tiny", *more, *files)
+    assert code == 0
+    assert f"a cross-encoder, which ranked BM25's best {most or 50} anew" in out.replace("\n", " ")
+    record, run = json.loads((cross / "s.json").read_text()), read_run(cross / "s.trec")
+    assert (record["rerank"], record["commit"], record["model"]) == (most or 50, None, str(cross / "cross"))
+    assert "pool" not in record
+    first = rank_bm25(collection, most or 50)
+    assert {query: {document for document, _ in ranked} for query, ranked in run.items()} == {
+        query: {document for document, _ in ranked} for query, ranked in first.items()
+    }
+    for query, ranked in run.items():
+        pairs = [(QUERIES[query], DOCUMENTS[document]) for document, _ in ranked]
+        logits = tiny_cross_encoder.predict(pairs, activation_fn=torch.nn.Identity()).tolist()
+        assert [score for _, score in ranked] == pytest.approx(logits, abs=1e-4)
+        assert logits == sorted(logits, reverse=True)
+    assert record["per_query"] == measured(run, QRELS)[1]
+
+
+def test_what_a_cross_encoder_has_not_and_what_it_alone_has_is_refused(command, cross, tiny_dense, monkeypatch):
+    monkeypatch.setattr("colbert_zero.evaluation.by_mteb.find_task", lambda word: None)  # as if mteb were installed
+    tiny_dense.save_pretrained(str(cross / "dense"), create_model_card=False)
+    own = f"{cross / 'cross'} is a cross-encoder, which has no embeddings; leave it out"
+    cases = [
+        ("cross", ("--pool", 2), f"--pool: {own}"),
+        ("cross", ("--without-layers",), f"--without-layers: {own}"),
+        ("cross", ("--collection", "mteb:SciFact"), own),
+        ("dense", ("--rerank", 5), f"--rerank: {cross / 'dense'} ranks whole collections by itself; leave it out"),
+        ("bm25", ("--rerank", 5), "--rerank: bm25 ranks whole collections by itself; leave it out"),
+        ("nowhere", ("--rerank", 5), "no such folder"),
+        ("nowhere", (), "no such folder"),
+    ]
+    for name, more, message in cases:
+        model = name if name == "bm25" else cross / name
+        code, _, error = command("evaluate", model, "--collection", cross / "tiny", *more)
+        assert (code, message in error.replace("\n", " "), "Traceback" in error) == (2, True, False), error
+
+
+def test_a_cross_encoder_of_the_hub_is_one_of_the_commit_that_is_told(command, cross, hub):
+    hub.repos["me/cross"] = {"a" * 40: cross / "cross"}
+    arguments = ("evaluate", "me/cross", "--collection", cross / "tiny", "--rerank", 4, "--json", cross / "s.json")
+    code, out, error = command(*arguments)
+    assert code == 0, error
+    assert f"MODEL: me/cross at {'a' * 40}" in out
+    assert json.loads((cross / "s.json").read_text())["commit"] == "a" * 40
 
 
 @pytest.fixture

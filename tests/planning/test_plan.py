@@ -26,7 +26,7 @@ from colbert_zero.recipe.schema import LowRank
 from colbert_zero.report import write_report
 from colbert_zero.study.comparison import run_study
 from colbert_zero.study.graph import chains_of, graph
-from helpers import data, study, write_rows
+from helpers import data, study, with_cross_encoder, write_rows
 
 CPU = Machine(Devices(1, "cpu"))
 
@@ -124,6 +124,39 @@ def test_what_is_finished_is_planned_as_it_was_done(trained):
     ]
     assert words.hours_of(phases) == (0, 0)
     assert set(asked.own_scores()) >= {"kd-only", "full"}
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_cross_encoder_is_planned_as_it_is_trained(tmp_path, whole, monkeypatch):
+    write_rows(tmp_path / "pairs.jsonl", 400)
+    recipe = with_cross_encoder(tmp_path, {"mini_batch_tokens": 300, "negatives": "2 of 3"}, {"pipeline": ["reranker"]})
+    chain = ("reranker",)
+    one = study(tmp_path, recipe)
+    if whole:
+        one.prepare([chain])
+        one.source("hard")
+    else:
+        monkeypatch.setattr(planning_data, "SMALL", 0)
+    phase = planned(tmp_path, recipe)[1][chain]
+    one.prepare([chain])
+    record = one.train(chain)
+    assert phase.counted == ("whole" if whole else "sampled")
+    assert (phase.steps, phase.counts.texts) == (record["steps"], record["texts"])
+    near = {"rel": 0 if whole else 0.05}
+    assert phase.tokens == pytest.approx(record["tokens"], **near)
+    assert phase.operations.recorded == pytest.approx(record["flops"], rel=0.001 if whole else 0.05)
+    assert phase.counts.repeated > 0
+    assert phase.model_bytes == pytest.approx(record["model_bytes"], rel=0.1)
+    if whole:
+        assert phase.counts.repeated == record["second_pass_tokens"]
+
+
+def test_a_cross_encoders_steps_are_measured_and_give_hours(tmp_path):
+    write_rows(tmp_path / "pairs.jsonl", 400)
+    recipe = with_cross_encoder(tmp_path, {}, {"pipeline": ["reranker"]})
+    phase = planned(tmp_path, recipe, seconds=0.5)[1][("reranker",)]
+    least, most = phase.hours
+    assert 0 < least <= phase.pace.median / 3600 <= most
 
 
 def test_rows_that_only_a_sample_was_read_of_count_as_the_file_has_lines(tmp_path, monkeypatch):

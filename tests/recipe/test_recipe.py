@@ -296,7 +296,7 @@ BROKEN: list[tuple[str, Any, str]] = [
         {"kind": "hub", "path": "a/b", "splits": ["s"], "split": "dev"},
         "sources.new: give `split` or `splits`, not both",
     ),
-    ("teachers.blend", {}, "teachers.blend: needs a `pipeline`, a `bm25_weight` above 0, or both"),
+    ("teachers.blend", {}, "teachers.blend: needs a `pipeline`, a `model`"),
     # Names that point nowhere.
     ("phases.dense.sources", ["pair"], "phases.dense.sources: no source 'pair', did you mean pairs?"),
     ("sources.hard.of", "pair", "sources.hard.of: no source 'pair', did you mean pairs?"),
@@ -318,6 +318,19 @@ BROKEN: list[tuple[str, Any, str]] = [
     ("sources.hard.miners", "bm25:50,random:40", "sources.hard.miners: should be miners with shares that sum to 100"),
     ("sources.hard.miners", "bm25:x", "'bm25:x' is not a miner and its share"),
     ("sources.hard", {"kind": "mined", "of": "pairs", "miners": "bm25", "judge": "random"}, "random scores nothing"),
+    (
+        "sources.hard.miners",
+        "@dens",
+        "sources.hard.miners: @dens: no pipeline has the phase 'dens', did you mean dense?",
+    ),
+    ("sources.hard.miners", "ful@dense", "sources.hard.miners: ful@dense: no pipeline 'ful', did you mean full?"),
+    (
+        "sources.hard.judge",
+        "full@dens",
+        "sources.hard.judge: full@dens: no pipeline has the phase 'dens', did you mean",
+    ),
+    ("sources.hard.miners", "@distillation", "sources.hard.miners: @distillation: learns from this very source"),
+    ("sources.hard.judge", "full@distillation", "sources.hard.judge: full@distillation: learns from this very source"),
     ("collections.held.source", "hard", "collections.held.source: 'hard' has no plain pairs (mined)"),
     ("collections.held.queries", 11, "collections.held.queries: 11 is more than the 10 pairs held out"),
     ("phases.contrastive", phase(sources=["hard"], negatives=9), "negatives: 9, but 'hard' has 7"),
@@ -345,6 +358,161 @@ def test_a_mistake_is_one_message_that_names_the_key_the_value_and_the_mend(
     told = mistakes(changed(path, value))
     assert len(told) == 1, told
     assert message in told[0]
+
+
+def with_reranker(**changes: Any) -> dict[str, Any]:
+    """The valid recipe whose teacher ends in a cross-encoder; `...` takes a key of that phase away."""
+    data = valid()
+    reranker = phase(representation="cross-encoder", objective="listwise", sources=["hard"], negatives=2) | changes
+    data["phases"]["reranker"] = {key: value for key, value in reranker.items() if value is not ...}
+    data["teachers"]["blend"] = {"pipeline": ["dense", "reranker"], "bm25_weight": 1.0}
+    return data
+
+
+def test_a_teacher_may_end_in_a_cross_encoder() -> None:
+    for changes in (
+        {"temperature": {"initial": 0.5, "learnable": True}, "mask_duplicates": False, "query_tokens": 16},
+        {"objective": "binary", "negatives": "2 of 3", "temperature": 1, "mask_duplicates": False},
+        {"negatives": "all", "gradient_checkpointing": True, "precision": "bfloat16", "select": "last"},
+    ):
+        recipe = check_recipe(with_reranker(**changes))
+        assert recipe.phases["reranker"].reads_pairs
+        assert check_recipe(recipe.model_dump()) == recipe
+    data = with_reranker()
+    data["phases"]["second"] = {**data["phases"]["reranker"], "objective": "binary"}
+    data["teachers"]["blend"] |= {"pipeline": ["contrastive", "reranker", "second"], "rerank": 20}
+    assert check_recipe(data).teachers["blend"].rerank == 20
+
+
+WRONG_PAIRS: list[tuple[dict[str, Any], str]] = [
+    *(
+        ({"objective": objective}, f"objective: a cross-encoder has none but listwise and binary, found {objective}")
+        for objective in ("contrastive", "distillation", "contrastive + distillation")
+    ),
+    *(
+        ({key: value}, f"{key}: a cross-encoder has no use for it; leave it out")
+        for key, value in {
+            "length_normalised": True,
+            "max_relative": 0.9,
+            "prompts": {"query": "q: "},
+            "allow_prompt_mismatch": True,
+            "low_rank": {"rank": 4},
+            "evaluate_every": 5,
+            "select": "best",
+            "student_scores": "raw",
+            "teacher_temperature": 0.5,
+            "distillation_loss": "margin-mse",
+            "contrastive_temperature": 0.5,
+            "contrastive_weight": 0.5,
+        }.items()
+    ),
+    ({"negatives": ...}, "negatives: a cross-encoder learns from a query's hard negatives; say how many"),
+    ({"negatives": 0}, "negatives: a cross-encoder learns from a query's hard negatives; say how many"),
+    ({"negatives": "3 of 2"}, "negatives: 3 cannot be drawn of 2"),
+    ({"negatives": 9}, "negatives: 9, but 'hard' has"),
+    ({"objective": "binary", "temperature": 0.5}, "temperature: only a softmax has one, of `objective: listwise`"),
+    ({"objective": "binary", "temperature": {"initial": 1}}, "temperature: only a softmax has one"),
+    ({"sources": ["scored"]}, "sources: 'scored' is for distillation; use 'hard' here"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), WRONG_PAIRS, ids=lambda v: v if isinstance(v, str) else "")
+def test_a_cross_encoders_mistake_is_one_message(changes: dict[str, Any], message: str) -> None:
+    data = with_reranker(**changes)
+    if changes.get("sources"):
+        data["sources"]["scored"]["teacher"], data["teachers"]["other"] = "other", {"bm25_weight": 1.0}
+        data["phases"]["distillation"]["sources"] = ["scored"]
+    told = mistakes(data)
+    assert len(told) == 1, told
+    assert f"phases.reranker.{message}" in told[0]
+
+
+@pytest.mark.parametrize("objective", ["listwise", "binary"])
+@pytest.mark.parametrize("representation", ["dense", "multi-vector"])
+def test_a_cross_encoders_objective_is_no_encoders(representation: str, objective: str) -> None:
+    data = valid()
+    data["phases"]["contrastive"] |= {"representation": representation, "objective": objective}
+    assert mistakes(data) == [
+        f"phases.contrastive.objective: {objective} is a cross-encoder's; take `representation: cross-encoder`, or "
+        "contrastive"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("pipelines.other", ["dense", "reranker"], "pipelines.other: 'reranker' is a cross-encoder, which has no vec"),
+        ("pipelines.other", ["reranker"], "put it into a teacher's pipeline"),
+        ("pipelines.other", ["reranker", "contrastive"], "pipelines.other: 'reranker' is a cross-encoder"),
+        ("teachers.blend.pipeline", ["reranker", "dense"], "only a cross-encoder can follow 'reranker'; put it last"),
+        ("teachers.blend.pipeline", ["reranker", "contrastive"], "teachers.blend.pipeline: only a cross-encoder can"),
+        ("teachers.blend.rerank", 0, "teachers.blend.rerank: should be at least 1, found 0"),
+        ("teachers.blend.rerank", 2000, "teachers.blend.rerank: should be at most 1000, found 2000"),
+        ("teachers.other", {"bm25_weight": 1, "rerank": 20}, "teachers.other.rerank: only of a cross-encoder"),
+        (
+            "teachers.other",
+            {"pipeline": ["contrastive"], "rerank": 20},
+            "teachers.other.rerank: only of a cross-encoder",
+        ),
+        (
+            "teachers.other",
+            {"pipeline": ["dense", "reranker"], "pipeline_weight": 0, "bm25_weight": 1, "rerank": 20},
+            "teachers.other.rerank: only of a cross-encoder",
+        ),
+    ],
+)
+def test_a_cross_encoder_stands_last_and_in_teachers_alone(path: str, value: Any, message: str) -> None:
+    data: Any = with_reranker()
+    section, name, *key = path.split(".")
+    if key:
+        data[section][name][key[0]] = value
+    else:
+        data[section][name] = value
+    told = mistakes(data)
+    assert len(told) == 1, told
+    assert message in told[0]
+
+
+def _mined_by(miners: str) -> dict[str, Any]:
+    """A recipe with a teacher, whose pipeline ends in a cross-encoder, and two pipelines."""
+    data = valid()
+    data["sources"]["hard"]["miners"] = miners
+    pairs = {"sources": ["own"], "negatives": 2, "objective": "listwise"}
+    data["sources"]["own"] = {"kind": "mined", "of": "pairs"}
+    data["phases"]["reader"] = phase(representation="cross-encoder", **pairs)
+    data["teachers"]["reader"] = {"pipeline": ["contrastive", "reader"]}
+    data["pipelines"]["short"] = ["contrastive"]
+    return data
+
+
+@pytest.mark.parametrize("miners", ["bm25:50,@dense:50", "short@contrastive", "reader@contrastive"])
+def test_a_phase_of_a_pipeline_or_of_a_teacher_mines(miners: str) -> None:
+    assert check_recipe(_mined_by(miners)).sources["hard"].phases  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("miners", "told"),
+    [
+        ("@contrastive", "'contrastive' starts differently in several pipelines; say which: full@contrastive, "),
+        ("@reader", "a cross-encoder, which has no vectors to find documents by; name a dense or multi-vector phase"),
+    ],
+)
+def test_a_phase_that_cannot_mine_is_told(miners: str, told: str) -> None:
+    [mistake] = mistakes(_mined_by(miners))
+    assert mistake.startswith(f"sources.hard.miners: {miners}: {told}")
+
+
+def test_phases_that_mine_for_each_other_are_told() -> None:
+    data = _mined_by("@second")
+    data["sources"]["own"]["miners"] = "@first"
+    data["phases"] |= {name: phase(sources=[of]) for name, of in (("first", "hard"), ("second", "own"))}
+    data["pipelines"] |= {"one": ["first"], "two": ["second"]}
+    told = mistakes(data)
+    assert [line.split(": ")[:2] for line in told] == [
+        ["sources.hard.miners", "@second"],
+        ["sources.own.miners", "@first"],
+    ]
+    assert all("learns from this very source, or from what is made of it" in line for line in told)
 
 
 def test_teachers_that_learn_from_each_other_are_refused() -> None:
@@ -652,3 +820,11 @@ def test_a_mistake_in_a_public_collection_is_one_message(collections, message):
     told = mistakes(changed("collections", collections))
     assert len(told) == 1, told
     assert message in told[0]
+
+
+def test_a_pipeline_and_a_teacher_of_one_name_do_not_hide_each_others_phases() -> None:
+    data = _mined_by("@dense")
+    data["teachers"]["full"] = {"pipeline": ["contrastive"]}
+    assert "full" in data["pipelines"]
+    recipe = check_recipe(data)
+    assert recipe.chains_to("@dense") == {("dense",): "full"}

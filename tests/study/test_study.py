@@ -11,15 +11,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from sentence_transformers import CrossEncoder
 
 from colbert_zero.data.collection import Collection
 from colbert_zero.data.layouts import write_beir
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.evaluation import ranking as evaluation
+from colbert_zero.evaluation.runs import measure, read_run
 from colbert_zero.files import read_json, write_json
 from colbert_zero.recipe import schema as recipes
 from colbert_zero.recipe.named import GROUPS, NAMED
@@ -30,7 +33,8 @@ from colbert_zero.study.graph import chain_to, graph
 from colbert_zero.study.show import Quiet
 from colbert_zero.study.steps import outline
 from colbert_zero.study.study import Study
-from helpers import DOCUMENTS, QRELS, QUERIES, data, study, write_rows
+from colbert_zero.teaching.teacher import fuse
+from helpers import DOCUMENTS, QRELS, QUERIES, data, study, with_cross_encoder, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +185,7 @@ def test_a_checkpoint_with_several_names_is_ranked_once_also_by_a_run_that_was_k
 
     killed = []
     monkeypatch.setattr("colbert_zero.study.study.rank", counted("model", evaluation.rank))
-    monkeypatch.setattr("colbert_zero.study.comparison.rank_bm25", counted("bm25", evaluation.rank_bm25))
+    monkeypatch.setattr("colbert_zero.study.teachers.rank_bm25", counted("bm25", evaluation.rank_bm25))
     with pytest.raises(KeyboardInterrupt):
         run_study(study(tmp_path, recipe), None, "test")
     results = run_study(study(tmp_path, recipe), None, "test")
@@ -223,9 +227,9 @@ def chain_map(recipe):
 IDS = {
     ("dense",): "347fff03c666",
     ("unsupervised",): "996c6aff2d6d",
-    ("unsupervised", "supervised"): "0ba5efeccbbc",
+    ("unsupervised", "supervised"): "698486a9101f",
     # Asked for outright, the scores that distillation once took without being asked are the same training.
-    ("unsupervised", "supervised", "distillation"): "45615f3e8cec",
+    ("unsupervised", "supervised", "distillation"): "74e402994d93",
 }
 
 
@@ -685,8 +689,248 @@ def test_a_mined_sources_id_follows_what_is_asked_of_the_miners(tmp_path, monkey
     assert ids[0] == ids[1] != ids[2]
 
 
+CHAIN = ("unsupervised", "supervised")
+
+
+def test_a_phase_of_the_recipe_mines_what_its_folder_mines_and_once(tmp_path, monkeypatch):
+    write_rows(tmp_path / "pairs.jsonl")
+    asked = {"miners": "bm25:40,@unsupervised:60", "max_relative": 0.99}
+    made = study(tmp_path, _with_miners(tmp_path, **asked))
+    nodes = graph(made.recipe, {"kd": ("dense", "distillation"), "sup": CHAIN})
+    assert nodes == [("dense",), CHAIN[:1], ("dense", "distillation"), CHAIN]
+    made.prepare([("dense", "distillation"), CHAIN])
+    mined = made.source("hard")
+    assert made.is_done(CHAIN[:1])  # trained on the way
+    assert mined.record["judge"] == "@unsupervised"
+    assert mined.record["models"] == {"@unsupervised": made.phase_id(CHAIN[:1])}
+    folder = made.phase_folder(CHAIN[:1]) / "model"
+    by_folder = study(tmp_path, _with_miners(tmp_path, **asked | {"miners": f"bm25:40,{folder}:60"}))
+    by_folder.prepare([CHAIN])
+    other = by_folder.source("hard")
+    for part, same in zip(mined.tables.values(), other.tables.values(), strict=True):
+        assert part.read(range(len(part))) == same.read(range(len(same)))
+    monkeypatch.setattr("colbert_zero.study.study.mine_source", None)
+    monkeypatch.setattr("colbert_zero.study.study.train_phase", None)
+    again = study(tmp_path, _with_miners(tmp_path, **asked))
+    again.prepare([CHAIN])
+    assert again.source("hard").record == mined.record
+
+
+def test_a_change_of_the_phase_that_mines_mines_again(tmp_path):
+    write_rows(tmp_path / "pairs.jsonl")
+
+    def source_id(miners, **phases):
+        recipe = _with_miners(tmp_path, miners=miners)
+        for name, changes in phases.items():
+            recipe["phases"][name] |= changes
+        return study(tmp_path, recipe).source_id("hard")
+
+    for miners in ("@unsupervised", "bm25:50,@unsupervised:50"):
+        before = source_id(miners)
+        assert source_id(miners, unsupervised={"steps": 7}) != before
+        assert source_id(miners, dense={"steps": 7}, supervised={"steps": 7}) == before
+    assert source_id("bm25", unsupervised={"steps": 7}) == source_id("bm25")
+
+
+def test_a_phase_mines_in_a_run_whose_dry_run_and_plan_train_nothing(tmp_path, command):
+    write_rows(tmp_path / "pairs.jsonl")
+    recipe = _with_miners(tmp_path, miners="blend@unsupervised", negatives=2) | {"pipelines": {"short": ["supervised"]}}
+    (tmp_path / "my.yaml").write_text(yaml.safe_dump(recipe))
+    words = (tmp_path / "my.yaml", "--out", tmp_path / "out")
+    code, out, err = command("run", *words, "--dry-run")
+    assert code == 0, err
+    assert out.index("unsupervised") < out.index("supervised", out.index("unsupervised") + len("unsupervised"))
+    code, _, err = command("plan", *words)
+    assert code == 0, err
+    assert not list((tmp_path / "out").glob("phases/*"))
+    assert not list((tmp_path / "out" / "data").glob("hard-*"))
+    code, _, err = command("run", *words)
+    assert code == 0, err
+    results = read_json(tmp_path / "out" / "results.json")
+    assert "short" in results["systems"]
+    assert len(list((tmp_path / "out").glob("phases/unsupervised-*/phase.json"))) == 1
+    assert "hard" in read_json(tmp_path / "out" / "data.json")["sources"]
+
+
 def test_a_model_that_is_not_there_is_told_before_anything_is_trained(tmp_path):
     write_rows(tmp_path / "pairs.jsonl")
     made = study(tmp_path, _with_miners(tmp_path, miners="./no-model"))
     with pytest.raises(ColbertZeroError, match=r"sources.hard: no such folder './no-model'"):
         made.prepare([("unsupervised", "supervised")])
+
+
+# ---- A teacher that ends in a cross-encoder
+
+
+@pytest.fixture(scope="module")
+def reranked(tmp_path_factory):
+    """A study whose teachers, one of them with BM25, end in a cross-encoder."""
+    folder = tmp_path_factory.mktemp("reranked")
+    write_rows(folder / "pairs.jsonl")
+    recipe = two_teachers(folder)
+    return folder, recipe, run_study(study(folder, recipe), None, "test")
+
+
+def two_teachers(folder, rerank=5):
+    recipe = with_cross_encoder(folder, {"steps": 3}, {"rerank": rerank})
+    recipe["teachers"]["fused"] = {**recipe["teachers"]["blend"], "bm25_weight": 0.5}
+    recipe["sources"]["fused"] = {**recipe["sources"]["scored"], "teacher": "fused"}
+    recipe["phases"]["distillation"] |= {"sources": ["scored", "fused"], "steps": 2}
+    return recipe
+
+
+RERANKER = ("dense", "reranker")
+
+
+def logits(one, pairs):
+    scorer = CrossEncoder(str(one.phase_folder(RERANKER) / "model"))
+    return scorer.predict(pairs, activation_fn=torch.nn.Identity()).tolist()
+
+
+def test_a_cross_encoder_teaches_by_the_min_max_of_its_logits(reranked):
+    folder, recipe, _ = reranked
+    one = study(folder, recipe)
+    one.prepare([RERANKER])
+    [part] = one.source("scored").parts.values()
+    rows = part.read(range(len(part)))
+    assert len(rows["query"]) == 64
+    for query, documents, scores in list(zip(rows["query"], rows["documents"], rows["scores"], strict=True))[:10]:
+        found = logits(one, [(query, document) for document in documents])
+        low, high = min(found), max(found)
+        assert scores == pytest.approx([(value - low) / (high - low) for value in found], abs=1e-4)
+
+
+def test_a_cross_encoders_score_is_that_of_bm25s_best_ranked_anew_alone_or_fused(reranked):
+    folder, recipe, results = reranked
+    one = study(folder, recipe)
+    one.prepare([RERANKER])
+    collection = one.collections["held-out"]
+    texts, first = dict(collection.documents()), evaluation.rank_bm25(collection, 5)
+    anew = {}
+    for query, ranked in first.items():
+        documents = [document for document, _ in ranked]
+        scores = logits(one, [(collection.queries[query], texts[document]) for document in documents]) if ranked else []
+        anew[query] = sorted(zip(documents, scores, strict=True), key=lambda pair: (-pair[1], pair[0]))
+    records = read_json(folder / "out" / "teachers.json")
+    expected = {"blend": anew, "fused": fuse([(0.5, evaluation.rank_bm25(collection, 1000)), (1.0, anew)], 100)}
+    for name, run in expected.items():
+        kept = read_run(folder / "out" / "runs" / f"teacher-{name}.held-out.trec")
+        assert {q: [d for d, _ in ranked] for q, ranked in kept.items() if ranked} == {
+            q: [d for d, _ in ranked] for q, ranked in run.items() if ranked
+        }
+        assert records[name]["scores"]["held-out"] == pytest.approx(measure(run, collection.qrels)[0])
+        assert "; a cross-encoder, measured on BM25's best 5 of each query" in records[name]["description"]
+    assert not [name for name in results["systems"] if "reranker" in name]
+
+
+def test_the_report_says_that_a_teacher_is_a_cross_encoder_and_what_it_reranked(reranked):
+    folder, _, _ = reranked
+    page = write_report(folder / "out")
+    for text in (page.read_text(encoding="utf-8"), page.with_name("report.md").read_text(encoding="utf-8")):
+        assert "a cross-encoder, measured on BM25" in text
+        assert "best 5 of each query" in text
+        assert "reranker" in text
+
+
+def test_a_second_run_with_a_cross_encoder_trains_and_ranks_nothing(reranked, monkeypatch):
+    folder, recipe, results = reranked
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("recomputed")
+
+    for name in (
+        "study.train_phase",
+        "study.rank",
+        "teachers.rerank",
+        "teachers.rank",
+        "study.score",
+        "study.mine_source",
+    ):
+        monkeypatch.setattr(f"colbert_zero.study.{name}", refuse)
+    monkeypatch.setattr("colbert_zero.study.teachers.rank_bm25", refuse)
+    assert run_study(study(folder, recipe), None, "test") == results
+
+
+def test_how_many_are_reranked_changes_no_id_and_is_measured_anew(reranked, tmp_path, monkeypatch):
+    folder, recipe, results = reranked
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    more = two_teachers(folder, 20)
+    before, after = study(folder, recipe), study(folder, more)
+    for one in (before, after):
+        one.prepare([RERANKER])
+    for chain in graph(before.recipe, chain_map(before.recipe)):
+        assert before.phase_id(chain) == after.phase_id(chain)
+    for name in recipe["sources"]:
+        assert before.source_id(name) == after.source_id(name)
+    monkeypatch.setattr("colbert_zero.study.study.train_phase", None)
+    monkeypatch.setattr("colbert_zero.study.study.score", None)
+    again = Study(check_recipe(more), tmp_path / "out", Quiet(), tmp_path / "cache")
+    assert run_study(again, None, "test")["systems"] == results["systems"]
+    for name in ("blend", "fused"):
+        assert "BM25's best 20" in read_json(tmp_path / "out" / "teachers.json")[name]["description"]
+    run = read_run(tmp_path / "out" / "runs" / "teacher-blend.held-out.trec")
+    assert 5 < max(map(len, run.values())) <= 20
+
+
+def test_other_prompts_are_no_other_cross_encoder(tmp_path):
+    write_rows(tmp_path / "pairs.jsonl")
+    ids = []
+    for prompts in ({"query": "q: ", "document": "d: "}, {"query": "x: ", "document": "y: "}):
+        one = study(tmp_path, with_cross_encoder(tmp_path, {}, {"pipeline": ["reranker"]}, prompts=prompts))
+        one.prepare([("reranker",)])
+        ids.append((one.phase_id(("reranker",)), one.phase_id(("unsupervised",))))
+    assert ids[0][0] == ids[1][0]
+    assert ids[0][1] != ids[1][1]
+
+
+def test_a_trained_cross_encoder_is_a_teacher_on_the_command_line(reranked, command, tmp_path):
+    folder, recipe, _ = reranked
+    one = study(folder, recipe)
+    one.prepare([RERANKER])
+    model = one.phase_folder(RERANKER) / "model"
+    row = {"query": "key1 wing", "documents": ["lift of a wing", "blood of a heart", "wing drag key1"]}
+    (tmp_path / "c.jsonl").write_text(json.dumps(row) + "\n")
+    arguments = ("--candidates", tmp_path / "c.jsonl", "--teacher", model, "--out", tmp_path / "taught")
+    code, _, error = command("teach", *arguments)
+    assert code == 0, error
+    [found] = pq.read_table(tmp_path / "taught" / "train_unnormalized" / "0.parquet").to_pylist()
+    assert found["scores"] == pytest.approx(logits(one, [(row["query"], d) for d in row["documents"]]), abs=1e-5)
+
+
+def test_an_interrupted_cross_encoder_goes_on_and_ends_bit_identical(tmp_path):
+    write_rows(tmp_path / "pairs.jsonl")
+    changes = {
+        "checkpoint_every": 2,
+        "steps": 5,
+        "negatives": "2 of 3",
+        "temperature": {"initial": 0.5, "learnable": True},
+    }
+    recipe = with_cross_encoder(tmp_path, changes, {"pipeline": ["reranker"]})
+    recipe["model"]["architecture"]["hidden_dropout_prob"] = 0.1
+    undisturbed, chain = study(tmp_path, recipe), ("reranker",)
+    undisturbed.prepare([chain])
+    expected = undisturbed.train(chain)
+
+    class Stop(BaseException):
+        pass
+
+    class Stopping(Quiet):
+        @contextmanager
+        def bar(self, name, total):
+            def advance(done, values):
+                if done == 3 and name == "reranker":
+                    raise Stop
+
+            yield advance
+
+    killed = Study(undisturbed.recipe, tmp_path / "killed", Stopping(), tmp_path / "cache")
+    killed.prepare([chain])
+    with pytest.raises(Stop):
+        killed.train(chain)
+    killed.show = Quiet()
+    torch.rand(7)  # whatever random numbers this process has used meanwhile
+    record = killed.train(chain)
+    assert [e["loss"] for e in record["losses"]] == [e["loss"] for e in expected["losses"]]
+    assert record["temperature"] == expected["temperature"] != 0.5
+    weights = [one.phase_folder(chain) / "model" / "model.safetensors" for one in (undisturbed, killed)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()

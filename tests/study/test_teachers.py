@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from colbert_zero.data.collection import Collection
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.evaluation.ranking import rank
 from colbert_zero.evaluation.runs import measure
 from colbert_zero.files import read_json
 from colbert_zero.study.comparison import run_study
+from colbert_zero.study.teachers import members_of, ranker_of
 from colbert_zero.teaching.scorers import ByEncoder
 from helpers import data, study, write_rows
 
@@ -62,3 +64,14 @@ def test_a_ready_teachers_contents_are_in_the_id_of_what_it_scores_and_its_place
     other = study(tmp_path, _with_ready_teacher(tmp_path, model=str(tmp_path / "other"))).source_id("scored")
     deeper = study(tmp_path, _with_ready_teacher(tmp_path, rerank=7)).source_id("scored")
     assert ids[0] == ids[1] == deeper != other
+
+
+def test_as_many_are_ranked_anew_as_the_teacher_says_whatever_the_depth_of_a_ranking(tmp_path, tiny_cross_encoder):
+    tiny_cross_encoder.save_pretrained(str(tmp_path / "model"), create_model_card=False)
+    write_rows(tmp_path / "pairs.jsonl")
+    made = study(tmp_path, _with_ready_teacher(tmp_path, rerank=110))
+    documents = {f"d{n}": f"lift of wing {n}" for n in range(120)}
+    collection = Collection.from_memory("many", documents, {"q": "lift"}, {"q": {"d1": 1}})
+    [member] = members_of(made.recipe.teachers["blend"])
+    run = ranker_of(made, "blend", member)(collection, 100)
+    assert len(run["q"]) == 110

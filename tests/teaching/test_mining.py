@@ -11,29 +11,38 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from sentence_transformers import MultiVectorEncoder, SentenceTransformer
 from sentence_transformers.util import mine_hard_negatives
 
-from colbert_zero.data.by_file import source_of
+from colbert_zero.data.given import load_sources
+from colbert_zero.data.prepared import Source
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.evaluation.ranking import embed
 from colbert_zero.maxsim.scores import packed_scores
 from colbert_zero.models.bm25 import Bm25
 from colbert_zero.models.checkpoints import Encoder
-from colbert_zero.recipe.data import Mined
+from colbert_zero.recipe.data import Mined, Parquet
 from colbert_zero.recipe.miners import shares_of
 from colbert_zero.teaching import inputs, mining, passes
 from colbert_zero.teaching.mined import mine_file
 from colbert_zero.teaching.picking import is_below
-from helpers import DOCUMENTS, QUERIES, environment, launch, succeed, wait_for, write_rows
+from helpers import DOCUMENTS, QUERIES, data, environment, launch, rows, succeed, wait_for, write_recipe, write_rows
 
-ALL = {"negatives": 5, "depth": 20, "max_relative": None}
+ALL = {"negatives": 5, "depth": 20, "max_relative": 0}
 
 
 def quiet(name: str, total: int) -> Any:
     return nullcontext(lambda done, values: None)
+
+
+def read(file: Path) -> Source:
+    """A file's rows, prepared beside it."""
+    [source] = load_sources([str(file)], "--pairs", file.with_name("prepared"), print, lambda title: nullcontext())
+    return source
 
 
 def write_pairs(path: Path, pairs: list[tuple[str, str]]) -> Path:
@@ -63,7 +72,7 @@ def mined(pairs: Path, miners: str, models: dict[str, Encoder] | None = None, **
     out = pairs.with_name(f"{len(list(pairs.parent.iterdir()))}.parquet")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("colbert_zero.teaching.mined._loader", lambda commits: (models or {}).__getitem__)
-        record = mine_file(spec, source_of(str(pairs), "error", "--pairs"), out, {}, quiet)
+        record = mine_file(spec, read(pairs), out, {}, quiet)
     return pq.read_table(out).to_pylist(), record
 
 
@@ -176,6 +185,24 @@ def test_near_duplicates_of_a_positive_are_left_out_and_counted(tmp_path: Path) 
     assert record["removed"]["bm25"]["near_duplicate"] >= 2
 
 
+@pytest.mark.parametrize(
+    ("asked", "threshold"),
+    [
+        ({}, None),
+        ({"miners": "bm25:50,random:50"}, None),
+        ({"miners": "my/model"}, 0.95),
+        ({"judge": "my/model"}, 0.95),
+        ({"miners": "my/model", "judge": "bm25"}, None),
+        ({"miners": "my/model", "max_relative": 0}, None),
+        ({"max_relative": 0.9}, 0.9),
+    ],
+)
+def test_negatives_are_below_95_percent_of_the_answer_where_a_model_judges(
+    asked: dict[str, Any], threshold: Any
+) -> None:
+    assert Mined.model_validate({"kind": "mined", "of": "pairs", **asked}).threshold == threshold
+
+
 def test_skipping_leaves_out_a_miners_best(pairs: Path, models: dict[str, Encoder]) -> None:
     best, _ = mined(pairs, "dense", models, **ALL)
     later, record = mined(pairs, "dense", models, **ALL, skip=2)
@@ -212,8 +239,7 @@ def test_what_is_mined_is_read_as_pairs_as_candidates_and_by_datasets(tmp_path: 
     [file] = tmp_path.glob("*.parquet")
     read = []
     for columns in ({}, {"scores": ["pos_scores", "neg_scores"]}):
-        entry = source_of(str(file), "error", "--pairs").model_copy()
-        entry = type(entry).model_validate(entry.model_dump() | {"columns": columns})
+        entry = Parquet.model_validate({"kind": "parquet", "path": str(file), "columns": columns})
         recipe = Recipe.model_construct(sources={"mined": entry}, collections={}, seed=1)
         source = open_source("mined", prepare_source("mined", recipe, tmp_path / "data", tmp_path, None))
         [part] = source.parts.values()
@@ -231,7 +257,7 @@ def test_a_stopped_run_goes_on_where_it_was_and_ends_with_the_same_bytes(
     spec = Mined.model_validate({"kind": "mined", "of": "pairs", "miners": "bm25:50,dense:50", **ALL})
     monkeypatch.setattr("colbert_zero.teaching.mined._loader", lambda commits: models.__getitem__)
     monkeypatch.setattr(passes, "SAVE_SECONDS", 0)
-    entry, scored = source_of(str(pairs), "error", "--pairs"), list[int]()
+    entry, scored = read(pairs), list[int]()
     score_block = passes._score_block
 
     def counted(model: Any, of: Any, queries: Any, block: int, *rest: Any) -> None:
@@ -257,7 +283,7 @@ def test_a_stopped_run_goes_on_where_it_was_and_ends_with_the_same_bytes(
 
 
 def test_mining_again_finds_the_file_and_other_settings_do_not_replace_it(tmp_path: Path, pairs: Path) -> None:
-    entry, out = source_of(str(pairs), "error", "--pairs"), tmp_path / "out.parquet"
+    entry, out = read(pairs), tmp_path / "out.parquet"
     spec = Mined.model_validate({"kind": "mined", "of": "pairs", "miners": "bm25", **ALL})
     record = mine_file(spec, entry, out, {}, quiet)
     assert mine_file(spec, entry, out, {}, quiet) == record
@@ -298,6 +324,8 @@ def test_a_mix_is_read(mix: str, shares: dict[str, int]) -> None:
         (["--with", "bm25:50,random"], "'random' is not a miner and its share"),
         (["--with", "bm25:50,bm25:50"], "'bm25' stands twice"),
         (["--with", "no/such/model"], "--with: no such folder 'no/such/model'"),
+        (["--with", "bm25:50,@unsupervised:50"], "folder, OUT/phases/unsupervised-ID/model"),
+        (["--judge", "full@unsupervised"], "--judge full@unsupervised: a phase is known to its recipe alone"),
         (["--judge", "random"], "--judge: random scores nothing"),
         (["--judge", "./nothing"], "--judge: no such folder './nothing'"),
         (["--max-relative", "1.5"], "--max-relative: should be at most 1, found 1.5"),
@@ -305,8 +333,10 @@ def test_a_mix_is_read(mix: str, shares: dict[str, int]) -> None:
         (["--corpus", "nothing.jsonl"], "--corpus: nothing.jsonl: no such file"),
         (["--corpus", "."], "--corpus: . is a folder without corpus.jsonl"),
         (["--corpus", "pairs.tsv"], "not one of .jsonl, .jsonl.gz, .parquet"),
-        (["--pairs", "nothing.jsonl"], "--pairs: nothing.jsonl: no such file"),
-        (["--pairs", "./nothing"], "--pairs: ./nothing: name files of rows"),
+        (["--pairs", "nothing.jsonl"], "--pairs nothing.jsonl: no such file"),
+        (["--pairs", "./nothing"], "--pairs ./nothing: a file or glob of .jsonl"),
+        (["--pairs", "quickstart:nothing"], "--pairs quickstart:nothing: quickstart has no source 'nothing'"),
+        (["--pairs", "quickstart:hard", "--on-bad-rows", "skip"], "is read as its recipe says; leave it out"),
         (["--out", "negatives.csv"], "--out negatives.csv: a Parquet file is written"),
     ],
 )
@@ -335,6 +365,29 @@ def test_a_row_that_cannot_be_used_is_told_in_the_commands_words_or_passed_over(
     code, out, _ = command(*words, "--on-bad-rows", "skip", "--max-relative", 0)
     assert code == 0
     assert "--pairs: 1 row left out: `query` is empty" in out
+
+
+def test_a_recipes_source_is_mined_without_its_held_out_pairs(command: Any, tmp_path: Path) -> None:
+    write_recipe(tmp_path)
+    out = tmp_path / "n.parquet"
+    words = ("--negatives", 5, "--max-relative", 0, "--out", out)
+    code, printed, err = command("mine", "--pairs", f"{tmp_path / 'recipe.yaml'}:hard", *words)
+    assert code == 0, err
+    assert "recipe.yaml:hard: its texts are those of pairs, of which it is made" in printed
+    assert "--pairs: 30 held-out pairs are not mined" in printed
+    assert json.loads(out.with_name("n.parquet.json").read_text())["held_out"] == 30
+    assert len({row["document"] for row in pq.read_table(out).to_pylist()}) == 130
+
+
+def test_a_streamed_source_is_not_mined(command: Any, tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist(list(rows(20))), tmp_path / "pairs.parquet")
+    streamed = {"kind": "parquet", "path": str(tmp_path / "pairs.parquet"), "streaming": True}
+    beir = {"kind": "named", "name": "beir/scifact"}
+    recipe = data(tmp_path) | {"sources": {"pairs": streamed}, "collections": {"c": beir}, "teachers": {}}
+    recipe |= {"phases": {"dense": recipe["phases"]["dense"]}, "pipelines": {"dense": ["dense"]}}
+    (tmp_path / "my.yaml").write_text(yaml.safe_dump(recipe))
+    code, _, err = command("mine", "--pairs", f"{tmp_path / 'my.yaml'}:pairs", "--out", tmp_path / "n.parquet")
+    assert (code, "pairs: is only streamed, and mining needs all its documents" in err) == (2, True), err
 
 
 def test_the_command_writes_the_file_and_tells_what_it_left_out(command: Any, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def make_source(folder: Path, parts: dict[str, list[tuple[str, str]]]) -> Source
 
 def mined(tmp_path: Path, source: Source, name: str = "hard", **settings: Any) -> Source:
     spec = Mined.model_validate({"kind": "mined", "of": "pairs", **settings})
-    return mine_source(name, spec, source, 1, "id", tmp_path / "data", {}, lambda *_: nullcontext(lambda *_: None))
+    return mine_source(name, spec, source, 1, "id", tmp_path / "data", {}, {}, lambda *_: nullcontext(lambda *_: None))
 
 
 def rows_of(source: Source) -> list[tuple[str, str, list[str]]]:
@@ -97,12 +97,18 @@ def test_mining_twice_gives_the_same_and_the_second_time_is_only_opened(tmp_path
     assert rows_of(mined(tmp_path, None)) == first  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("rows", [[("q", "a"), ("r", "b")], [("same", f"text {n}") for n in range(40)]])
-def test_too_few_documents_are_refused(tmp_path: Path, rows: list[tuple[str, str]]) -> None:
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([("q", "a"), ("r", "b")], r"sources\.hard\.negatives: 7 a query, but there are 2 documents to mine in"),
+        ([("same", f"text {n}") for n in range(40)], r"sources\.hard: no row is left: for none of 40 were 7 negatives"),
+    ],
+)
+def test_too_few_documents_are_refused(tmp_path: Path, rows: list[tuple[str, str]], message: str) -> None:
     source = make_source(tmp_path / "source", {"only": rows})
-    with pytest.raises(ColbertZeroError, match=r"sources.hard: "):
+    with pytest.raises(ColbertZeroError, match=message):
         mined(tmp_path, source)
-    assert not list((tmp_path).glob("data/hard-id/*"))
+    assert not (tmp_path / "data" / "hard-id").exists()
 
 
 def test_just_enough_documents_are_all_used(tmp_path: Path) -> None:
@@ -120,7 +126,7 @@ def test_scored_candidates_cannot_be_mined(tmp_path: Path) -> None:
     with arrow_file(folder / "0.arrow", SCORED_TEXTS) as write:
         write({"query": "q", "documents": ["a", "b"], "scores": [1.0, 2.0]})
     (folder / "source.json").write_text('{"id": "x", "parts": {"only": 1}}')
-    with pytest.raises(ColbertZeroError, match=r"sources\.hard: pairs: has scored candidates, not pairs to mine"):
+    with pytest.raises(ColbertZeroError, match=r"sources\.hard\.of: pairs has scored candidates, not pairs to mine"):
         mined(tmp_path, open_source("pairs", folder))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from datasets import load_dataset
 from sentence_transformers import CrossEncoder
 from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast
@@ -20,9 +21,13 @@ from typer.testing import CliRunner
 from colbert_zero.cli import app
 from colbert_zero.data.collection import Collection
 from colbert_zero.data.layouts import load_beir, write_beir
+from colbert_zero.data.prepared import open_source
+from colbert_zero.data.sources import prepare_source
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.files import read_json
 from colbert_zero.models.bm25 import Bm25
+from colbert_zero.recipe.data import Hub
+from colbert_zero.recipe.schema import Recipe
 from colbert_zero.teaching.candidates import from_rows, from_run
 from colbert_zero.teaching.teach import UNIT, report, teach
 from helpers import DOCUMENTS, QRELS, QUERIES, data, environment, launch, rows, study, succeed, wait_for
@@ -164,6 +169,87 @@ def test_a_runs_best_are_candidates(tmp_path):
                   "--out", tmp_path / "out")  # fmt: skip
     assert "5 queries, 5 candidates each" in said
     assert "teacher's first" not in said
+    assert "go by its id" not in said
+
+
+def test_a_runs_ids_are_those_of_the_tables(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+    documents = {"a-copy": DOCUMENTS["drag"], **DOCUMENTS}
+    write_beir(Collection.from_memory("c", documents, QUERIES, QRELS), tmp_path / "beir")
+    ranked = {"q2": ["library", "index", "stem"], "q1": ["lift", "drag", "a-copy"], "q3": ["lung", "drag", "heart"]}
+    lines = [f"{query} Q0 {one} {n + 1} {9 - n} x" for query, ids in ranked.items() for n, one in enumerate(ids)]
+    (tmp_path / "best.trec").write_text("\n".join(lines))
+    said = invoke("--candidates", tmp_path / "best.trec", "--collection", tmp_path / "beir", "--teacher", "bm25",
+                  "--n-ways", 3, "--out", tmp_path / "out")  # fmt: skip
+    assert "1 left out: fewer than 3 candidates" in said
+    assert "1 of the run's documents have the text of another, and go by its id" in said
+    found = {name: load_dataset(str(tmp_path / "out"), name, split="train") for name in ("train", "queries")}
+    assert found["train"]["query_id"][:] == found["queries"]["query_id"][:] == ["q2", "q3"]
+    assert found["train"]["document_ids"][:] == [["library", "index", "stem"], ["lung", "a-copy", "heart"]]
+    read = Hub.model_validate(
+        {"kind": "hub", "path": str(tmp_path / "out"), "train": "train", "queries": "queries", "documents": "documents"}
+    )
+    recipe = Recipe.model_construct(sources={"scored": read}, collections={}, seed=1)
+    source = open_source("scored", prepare_source("scored", recipe, tmp_path / "data", tmp_path, None))
+    [part] = source.parts.values()
+    assert part.read([1])["query"] == [QUERIES["q3"]]
+    assert part.read([1])["documents"] == [[DOCUMENTS[name] for name in ("lung", "drag", "heart")]]
+
+
+IN_PYLATE = """
+import json, sys
+from datasets import load_dataset
+from pylate.utils import KDProcessing
+names = ("train", "queries", "documents")
+train, queries, documents = (load_dataset(sys.argv[1], name, split="train") for name in names)
+train.set_transform(KDProcessing(queries=queries, documents=documents).transform)
+print(json.dumps([[row["query"], row["documents"], row["scores"]] for row in train]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("PYLATE_PYTHON"), reason="PYLATE_PYTHON names no environment with PyLate")
+@pytest.mark.parametrize("of_run", [True, False], ids=["a run's ids", "numbers"])
+def test_pylate_reads_the_tables(tmp_path, of_run):
+    asked = write_candidates(tmp_path / "c.jsonl")
+    words = ["--candidates", tmp_path / "c.jsonl"]
+    if of_run:
+        write_beir(Collection.from_memory("c", DOCUMENTS, QUERIES, QRELS), tmp_path / "beir")
+        lines = [f"{query} Q0 {one} {n + 1} {9 - n} x" for query in QUERIES for n, one in enumerate(DOCUMENTS)]
+        (tmp_path / "best.trec").write_text("\n".join(lines))
+        words = ["--candidates", tmp_path / "best.trec", "--collection", tmp_path / "beir"]
+        asked = [{"query": query, "documents": list(DOCUMENTS.values())} for query in QUERIES.values()]
+    invoke(*words, "--teacher", "bm25", "--n-ways", 4, "--out", tmp_path / "out")
+    known = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    known |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "hf")}
+    printed = subprocess.run(
+        [os.environ["PYLATE_PYTHON"], "-c", IN_PYLATE, str(tmp_path / "out")],
+        check=True, env=known, timeout=250, stdout=subprocess.PIPE,
+    ).stdout  # fmt: skip
+    found = json.loads(printed.splitlines()[-1])
+    assert [row[:2] for row in found] == [[row["query"], row["documents"][:4]] for row in asked]
+    np.testing.assert_allclose([row[2] for row in found], scores(tmp_path / "out", "train"))
+
+
+def test_a_recipes_source_is_scored_without_its_held_out_pairs(tmp_path):
+    with open(tmp_path / "pairs.jsonl", "w") as file:
+        for n, row in enumerate(rows(60)):
+            file.write(json.dumps({"anchor": row["query"], "pos": row["document"], "neg": [f"one {n}", "two"]}) + "\n")
+    recipe = data(tmp_path)
+    recipe["sources"] |= {"hard": {"kind": "mined", "of": "pairs", "negatives": 2}}
+    (tmp_path / "my.yaml").write_text(yaml.safe_dump(recipe))
+    words = ("--teacher", "bm25", "--out", tmp_path / "out")
+    said = invoke("--candidates", f"{tmp_path / 'my.yaml'}:pairs", *words)
+    assert "30 queries, 3 candidates each" in said
+    assert "30 left out: held out of pairs" in said
+    found = tables(tmp_path / "out")
+    texts = {row["document_id"]: row["text"] for row in found["documents"]}
+    known = {row["document"]: n for n, row in enumerate(rows(60))}
+    for row in found["train"]:
+        answer, *negatives = (texts[number] for number in row["document_ids"])
+        assert negatives == [f"one {known[answer]}", "two"]
+    with pytest.raises(ColbertZeroError, match=r"my.yaml:hard: is made of pairs.*mines into a file"):
+        invoke("--candidates", f"{tmp_path / 'my.yaml'}:hard", "--teacher", "bm25", "--out", tmp_path / "other")
 
 
 def test_rows_of_too_few_candidates_are_left_out_and_told(tmp_path):
@@ -347,6 +433,8 @@ def test_a_report_is_shown_again_without_scoring(tmp_path):
         (["--candidates", "c.jsonl", "--teacher", "bm25", "--n-ways", "9"], "no query has 9 different candidates"),
         (["--candidates", "c.jsonl", "--teacher", "bm25", "--collection", "x"], "one run (.trec, .run, .txt) with"),
         (["--candidates", "best.trec", "--teacher", "bm25"], "one run (.trec, .run, .txt) with"),
+        (["--candidates", "c.jsonl", "--candidates", "quickstart:docstrings", "--teacher", "bm25"], "not both"),
+        (["--candidates", "quickstart:x", "--teacher", "bm25"], "--candidates quickstart:x: quickstart has no source"),
         (["--report"], "holds no teacher's scores"),
         (["--report", "--teacher", "bm25"], "leave out the other options"),
     ],

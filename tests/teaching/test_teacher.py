@@ -30,16 +30,8 @@ def hard(tmp_path):
             write({"query": f"{name} and {text.split()[-1]}", "document": text, "negatives": []})
     write_json(folder / "source.json", {"id": "pairs", "kind": "jsonl", "parts": {"only": len(DOCUMENTS)}})
     spec = Mined(kind="mined", of="pairs", negatives=3)
-    return mine_source(
-        "hard",
-        spec,
-        open_source("pairs", folder),
-        1,
-        "id",
-        tmp_path / "data",
-        {},
-        lambda *_: nullcontext(lambda *_: None),
-    )
+    pairs = open_source("pairs", folder)
+    return mine_source("hard", spec, pairs, 1, "id", tmp_path / "data", {}, {}, lambda *_: nullcontext(lambda *_: None))
 
 
 def texts_of(model, text, task):

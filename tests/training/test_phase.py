@@ -5,17 +5,21 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from sentence_transformers import CrossEncoder
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from colbert_zero.errors import ColbertZeroError
+from colbert_zero.files import read_json
 from colbert_zero.maxsim.backends import BACKEND_VARIABLE, wanted
+from colbert_zero.models.cross_encoders import assemble_cross_encoder, pair_tokeniser
 from colbert_zero.models.encoders import assemble, tokeniser
 from colbert_zero.models.encoding import forward, scored_type
 from colbert_zero.training import gradcache, phase
 from colbert_zero.training.batches import Batches
 from colbert_zero.training.machine import going_on, machine_of, tell_tf32
 from colbert_zero.training.objectives import Contrastive, objective_of
-from helpers import data, rows, study, write_rows
+from colbert_zero.training.record import PhaseRecord
+from helpers import TOPICS, data, rows, study, with_cross_encoder, write_rows
 from oracles import train
 
 SMALL = {"mini_batch_tokens": 150}
@@ -76,6 +80,145 @@ def test_a_contrastive_phase_takes_negatives_from_scored_candidates_below_max_re
     [source] = record["sources"].values()
     assert source["negatives"] == 2
     assert record["texts"] == 3 * 8 * 4
+
+
+def test_a_cross_encoder_is_trained_as_the_plain_loop_trains_it_to_the_bit(tmp_path):
+    write_rows(tmp_path / "pairs.jsonl")
+    recipe = with_cross_encoder(tmp_path, {**SMALL, "sources": ["hard"], "temperature": {"initial": 0.5}})
+    recipe["model"]["architecture"]["hidden_dropout_prob"] = 0.1
+    training, parts, one = observed_training(tmp_path, recipe, ("reranker",))
+    spec, record = training.spec, read_json(one.phase_folder(("reranker",)) / "phase.json")
+    model = assemble_cross_encoder(training.start, training.alignment, training.seed, "reranker")
+    batches = Batches(
+        parts, training.order, pair_tokeniser(model), training.steps, spec.hard_negatives, pairs=True
+    )  # fmt: skip
+    assert [entry["loss"] for entry in record["losses"]] == train(
+        model, objective_of(spec), batches, spec, training.seed
+    )
+    written = load_file(one.phase_folder(("reranker",)) / "model" / "model.safetensors")
+    trained = model[0].get_submodule("model").state_dict()
+    assert all(torch.equal(tensor, trained[key]) for key, tensor in written.items())
+
+
+def observed_training(folder, recipe, chain):
+    """A phase trained by a study: what was trained, on which parts, and the study."""
+    seen = {}
+
+    def observed(training, parts, place, *rest):
+        seen.update(training=training, parts=parts)
+        return phase.train_phase(training, parts, place, *rest)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("colbert_zero.study.study.train_phase", observed)
+        one = study(folder, recipe)
+        one.prepare([chain])
+        one.train(chain)
+    return seen["training"], seen["parts"], one
+
+
+def trained_on(folder, lines, phase):
+    """A study with a cross-encoder that starts its pipeline and is trained on these rows."""
+    write_rows(folder / "pairs.jsonl")
+    (folder / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    recipe = with_cross_encoder(folder, {"sources": ["own"]} | phase, {"pipeline": ["reranker"]})
+    recipe["sources"]["own"] = {"kind": "jsonl", "path": str(folder / "own.jsonl")}
+    return study(folder, recipe)
+
+
+@pytest.mark.parametrize("objective", ["listwise", "binary"])
+def test_a_cross_encoder_learns_to_put_answers_before_their_negatives(tmp_path, objective):
+    words = TOPICS[0].split()
+    lines = [
+        {
+            "query": f"{words[n % 8]} {n}",
+            "document": f"{words[n % 8]} {words[n % 7]} answers",
+            "negatives": [f"{words[n % 8]} {words[(n + k) % 5]} asks" for k in (1, 2, 3)],
+        }
+        for n in range(64)
+    ]
+    rate = {"global_batch_size": 32, "steps": 30, "learning_rate": 5e-3}
+    one = trained_on(tmp_path, lines, {"objective": objective} | rate)
+    one.prepare([("reranker",)])
+    losses = [entry["loss"] for entry in one.train(("reranker",))["losses"]]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    scorer = CrossEncoder(str(one.phase_folder(("reranker",)) / "model"))
+    first = sum(
+        int(scorer.predict([(line["query"], text) for text in (line["document"], *line["negatives"])]).argmax() == 0)
+        for line in lines
+    )
+    assert first > 0.9 * len(lines)
+
+
+def test_a_cross_encoders_record_tells_of_pairs(tmp_path):
+    write_rows(tmp_path / "pairs.jsonl")
+    recipe = with_cross_encoder(tmp_path, {"negatives": 2, "query_tokens": 8, "document_tokens": 9, **SMALL})
+    _, _, one = observed_training(tmp_path, recipe, ("reranker",))
+    record = read_json(one.phase_folder(("reranker",)) / "phase.json")
+    record.pop("schema")
+    assert PhaseRecord.model_validate(record).representation == "cross-encoder"
+    assert list(record["sampled"]) == ["pair"]
+    sample = record["sampled"]["pair"]
+    assert (sample["texts"], sample["cut"] > 0, sample["lost"] > 0) == (3 * 64, True, True)
+    assert record["texts"] == record["steps"] * record["global_batch_size"] * 3
+    assert record["tokens"] <= record["texts"] * 16
+    assert record["second_pass_tokens"] == record["tokens"] + record["padding_tokens"]
+    assert record["layers"] is None
+    assert record["prompts"] == {"query": "", "document": ""}
+    assert not (one.phase_folder(("reranker",)) / "model" / "colbert_zero.json").exists()
+
+
+def test_a_cross_encoders_negatives_are_drawn_anew_at_each_step_and_each_stands_with_its_query(tmp_path):
+    write_rows(tmp_path / "pairs.jsonl")
+    recipe = with_cross_encoder(tmp_path, {"negatives": "2 of 3", "steps": 17})
+    training, parts, _ = observed_training(tmp_path, recipe, ("reranker",))
+    seen, drawn = [], {}
+
+    def remember(pairs, task):
+        seen.append((task, pairs))
+        return {"input_ids": torch.ones(len(pairs), 1, dtype=torch.int64),
+                "attention_mask": torch.ones(len(pairs), 1, dtype=torch.int64)}  # fmt: skip
+
+    batches = Batches(parts, training.order, remember, 17, training.spec.hard_negatives, pairs=True)
+    table = {}
+    for part in parts.values():
+        columns = part.read(range(len(part)))
+        pairs = zip(columns["document"], columns["negatives"], strict=True)
+        table |= dict(zip(columns["query"], pairs, strict=True))
+    for step in range(17):
+        batches[step]
+        (_, answers), (_, others) = seen[-2:]
+        assert (len(answers), len(others)) == (8, 16)
+        for place, (query, document) in enumerate(answers):
+            assert document == table[query][0]
+            taken = tuple(others[column * 8 + place] for column in (0, 1))
+            assert {q for q, _ in taken} == {query}
+            assert {text for _, text in taken} < set(table[query][1])
+            drawn.setdefault(query, set()).add(frozenset(text for _, text in taken))
+    assert any(len(sets) > 1 for sets in drawn.values())
+
+
+NO_GOOD = {
+    "no negatives": ({}, 3, "sources: own/own has a row without hard negatives, and a cross-encoder learns from them"),
+    "too few": ({"negatives": ["e"]}, 3, "negatives: 3, but own/own has rows with only 1"),
+    "equal documents": (
+        {"document": "same", "negatives": ["same"]}, 1, "sources: all 160 documents looked at are the same text (own",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "negatives", "message"), NO_GOOD.values(), ids=NO_GOOD)
+def test_data_that_a_cross_encoder_cannot_learn_from_are_refused(tmp_path, row, negatives, message):
+    lines = [{"query": f"q {n}", "document": f"d {n}"} | row for n in range(80)]
+    one = trained_on(tmp_path, lines, {"negatives": negatives})
+
+    def prepare_and_train():
+        one.prepare([("reranker",)])
+        one.train(("reranker",))
+
+    with pytest.raises(ColbertZeroError) as error:
+        prepare_and_train()
+    assert f"phases.reranker.{message}" in str(error.value)
+    assert not one.is_done(("reranker",))
 
 
 class Casts(TorchDispatchMode):

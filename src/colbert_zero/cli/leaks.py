@@ -11,7 +11,10 @@ from colbert_zero.cli.options import is_first
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.terminal import RichShow, console, leaks_lines, leaks_table
 
-SOURCE = "A file or glob of rows (.jsonl, .parquet, .tsv; .gz too), or RECIPE:NAME for a recipe's source."
+SOURCE = (
+    "A file or glob of rows (.jsonl, .parquet, .tsv; .gz too), a data set of the Hub or its folder, or RECIPE:NAME for "
+    "a recipe's source."
+)
 
 
 def leaks(

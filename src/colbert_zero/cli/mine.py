@@ -1,12 +1,14 @@
 """`mine`: hard negatives for pairs, from a corpus."""
 
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from pydantic import ValidationError
 
+from colbert_zero.cli.leaks import SOURCE, bar_of
 from colbert_zero.cli.options import start_processes
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.recipe.data import Mined
@@ -14,14 +16,16 @@ from colbert_zero.recipe.miners import RANDOM
 from colbert_zero.recipe.mistakes import explain
 from colbert_zero.terminal import RichShow
 
+if TYPE_CHECKING:
+    from colbert_zero.data.given import Given
+
 
 def mine(
     pairs: Annotated[
         str,
         typer.Option(
-            metavar="FILE|DATA-SET",
-            help="Rows of query and document: .jsonl, .parquet or .tsv (.gz too), globs allowed; or a data set of the "
-            "Hub, or its folder.",
+            metavar="SOURCE",
+            help=f"Of queries and documents. {SOURCE} Its held-out pairs are left out.",
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The Parquet file to write; its record goes to FILE.json.")],
@@ -48,12 +52,12 @@ def mine(
     depth: Annotated[int, typer.Option(min=1, max=1000, help="Of a miner's best documents look at so many.")] = 100,
     skip: Annotated[int, typer.Option(min=0, help="Leave out so many of a miner's best first.")] = 0,
     max_relative: Annotated[
-        float,
+        float | None,
         typer.Option(
             help="Keep a negative only if its score is below this share of the positive's, by the judge; above are "
-            "often answers nobody marked. 0 keeps all."
+            "often answers nobody marked. 0 keeps all. By default 0.95 where a model judges, and 0 where bm25 does."
         ),
-    ] = 0.95,
+    ] = None,
     judge: Annotated[
         str | None,
         typer.Option(
@@ -63,7 +67,10 @@ def mine(
     ] = None,
     queries: Annotated[int | None, typer.Option(min=1, help="Use so many of the pairs, evenly spread.")] = None,
     on_bad_rows: Annotated[
-        Literal["error", "skip"], typer.Option(help="A row of --pairs that cannot be used: stop, or pass over it.")
+        Literal["error", "skip"],
+        typer.Option(
+            help="A row of --pairs that cannot be used: stop, or pass over it; a recipe's source says so itself."
+        ),
     ] = "error",
     seed: Annotated[int, typer.Option(min=0, help="Of random documents.")] = 1,
 ) -> None:
@@ -78,10 +85,9 @@ def mine(
       colbert-zero mine --pairs pairs.jsonl --corpus data/scifact --with my/model --skip 10 --out n.parquet
       colbert-zero mine --pairs 'data/*.parquet' --with bm25:50,my/model:35,random:15 --out n.parquet
       colbert-zero mine --pairs pairs.jsonl --with bm25 --judge my/model --max-relative 0.9 --out n.parquet
+      colbert-zero mine --pairs my.yaml:tickets --with my/model --out n.parquet
       torchrun --nproc-per-node 8 -m colbert_zero mine --pairs pairs.jsonl --with my/model --out n.parquet
     """
-    from colbert_zero.data.by_file import source_of
-
     if out.suffix != ".parquet":
         raise ColbertZeroError(f"--out {out}: a Parquet file is written; name it {out.name}.parquet")
     if skip + negatives > depth:
@@ -91,34 +97,52 @@ def mine(
         )
     asked = {
         "kind": "mined", "of": "pairs", "negatives": negatives, "skip": skip, "depth": depth, "queries": queries,
-        "miners": miners, "corpus": corpus, "max_relative": max_relative or None, "judge": judge,
+        "miners": miners, "corpus": corpus, "max_relative": max_relative, "judge": judge,
     }  # fmt: skip
     spec = _checked(asked)
-    entry = source_of(pairs, on_bad_rows, "--pairs")
+    if spec.phases:
+        name = spec.phases[0]
+        raise ColbertZeroError(
+            f"--{'judge' if name == judge else 'with'} {name}: a phase is known to its recipe alone "
+            f"(sources.X.miners); name its checkpoint's folder, OUT/phases/{name.rpartition('@')[2]}-ID/model"
+        )
     start_processes()
     from colbert_zero.data.corpus import corpus_files
+    from colbert_zero.data.given import find_source
+    from colbert_zero.data.prepared import open_source
     from colbert_zero.files import writing
     from colbert_zero.models.bases import find_checkpoint
-    from colbert_zero.processes import is_main
+    from colbert_zero.processes import is_main, made_by_main
     from colbert_zero.teaching.mined import mine_file, unfinished
     from colbert_zero.teaching.mining import told_of
     from colbert_zero.watch import leave
 
     show = RichShow()
+    given = find_source(pairs, "--pairs", show.say, on_bad_rows)
+    if given.of_recipe and on_bad_rows == "skip":
+        raise ColbertZeroError(f"--on-bad-rows: {pairs} is read as its recipe says; leave it out")
     if spec.corpus:
         corpus_files(spec.corpus, "--corpus")
     commits = {name: find_checkpoint(name, "--judge" if name == judge else "--with", show.say) for name in spec.models}
     with writing(unfinished(out), show.say) if is_main() else nullcontext():
-        try:
-            record = mine_file(spec, entry, out, commits, show.bar, seed)
-        except ColbertZeroError as error:
-            # What reads the pairs speaks of a recipe's source.
-            told = str(error).replace("sources.pairs.on_bad_rows: skip", "--on-bad-rows skip")
-            raise ColbertZeroError(told.replace("sources.pairs", "--pairs")) from None
+        prepared = partial(_prepared, given, unfinished(out) / "data", show)
+        source = made_by_main(prepared, partial(open_source, given.name))
+        record = mine_file(spec, source, out, commits, show.bar, seed)
     for line in told_of(record, spec):
         show.say(line)
     show.say(f"{out}: {record['rows']:,} rows of {record['negatives']} negatives")
     leave()
+
+
+def _prepared(given: "Given", folder: Path, show: RichShow) -> Path:
+    """The folder of a source's rows, all of which mining needs."""
+    source = given.load(folder, bar_of(show), "--on-bad-rows skip")
+    if not source.tables:
+        raise ColbertZeroError(
+            f"--pairs {given.word}: is only streamed, and mining needs all its documents; take `streaming` out of "
+            f"sources.{given.name}, perhaps with a `limit`"
+        )
+    return source.folder
 
 
 def _checked(asked: dict[str, Any]) -> Mined:

@@ -9,10 +9,8 @@ import typer
 
 from colbert_zero.cli.options import start_processes
 from colbert_zero.errors import ColbertZeroError
+from colbert_zero.recipe.schema import RERANKED
 from colbert_zero.terminal import RichShow, console, evaluation_table, published_lines
-
-RERANKED = 50
-"""Of BM25's best, what a cross-encoder ranks anew."""
 
 
 def evaluate(
@@ -96,6 +94,7 @@ def evaluate(
     from colbert_zero.data.by_name import load_all
     from colbert_zero.data.collection import Rules
     from colbert_zero.evaluation.by_mteb import find_task, load_task
+    from colbert_zero.files import place_of
     from colbert_zero.maxsim.backends import refused, tell_refused
     from colbert_zero.models.bases import find_checkpoint
     from colbert_zero.models.kinds import kind_of
@@ -109,7 +108,7 @@ def evaluate(
     found = [find_task(word) for word in tasks]
     commit = None if model == "bm25" else find_checkpoint(model, "MODEL", RichShow().say, cross_encoder=True)
     reranks = _reranks(model, commit, bool(tasks), bare, pool, rerank)
-    if pool and kind_of(model, commit) != "multi-vector":
+    if pool and pool > 1 and kind_of(place_of(model), commit) != "multi-vector":
         raise ColbertZeroError(f"--pool: {model} is no multi-vector checkpoint, so it has no token vectors to pool")
     tell_refused(refused(torch.device(get_device_name())), RichShow().say)
     if is_main():
@@ -149,11 +148,11 @@ class _Evaluated(NamedTuple):
 def _evaluated(model: str, commit: str | None, bare: bool, pool: int | None, most: int | None) -> _Evaluated:
     """BM25, a cross-encoder that ranks `most` of BM25's best anew, or a checkpoint."""
     from colbert_zero.evaluation.ranking import rank, rank_bm25
-    from colbert_zero.evaluation.reranking import rerank
     from colbert_zero.files import place_of
     from colbert_zero.models.checkpoints import load_model
     from colbert_zero.models.layers import without_layers
     from colbert_zero.models.pooling import pooling_of, with_pooling
+    from colbert_zero.teaching.reranking import rerank
     from colbert_zero.teaching.scorers import ByCrossEncoder
 
     if most:
@@ -163,7 +162,7 @@ def _evaluated(model: str, commit: str | None, bare: bool, pool: int | None, mos
             lambda collection, progress: rerank(scorer, collection, rank_bm25(collection, most), most, progress),
             None, {"rerank": most}, told,
         )  # fmt: skip
-    about = {"without_layers": bare, "pool": pool}
+    about = {"without_layers": bare, "pool": 1.0}
     if model == "bm25":
         return _Evaluated(lambda collection, progress: rank_bm25(collection), None, about, [])
     encoder = load_model(model, revision=commit)

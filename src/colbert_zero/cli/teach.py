@@ -1,15 +1,20 @@
 """`teach`: a teacher's scores of candidates."""
 
 import re
+import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from colbert_zero.cli.leaks import bar_of
 from colbert_zero.cli.options import start_processes
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.files import is_commit
 from colbert_zero.terminal import RichShow, console
+
+if TYPE_CHECKING:
+    from colbert_zero.teaching.candidates import Candidates
 
 
 def teach(
@@ -17,9 +22,10 @@ def teach(
     candidates: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="FILE",
-            help="Rows (JSON lines, Parquet) of `query` with `documents`, or with its document and hard negatives; or "
-            "a TREC run (.trec, .run, .txt), with --collection.",
+            metavar="FILE|RECIPE:NAME",
+            help="Rows (JSON lines, Parquet) of `query` with `documents`, or with its document and hard negatives; "
+            "RECIPE:NAME for a recipe's source of such rows, without its held-out pairs; or a TREC run (.trec, .run, "
+            ".txt), with --collection. Files or sources may be given several times.",
         ),
     ] = None,
     teacher: Annotated[
@@ -48,10 +54,12 @@ def teach(
 
       colbert-zero teach --candidates negatives.parquet --teacher cross-encoder/ms-marco-MiniLM-L6-v2 --out scored
       colbert-zero teach --candidates rows.jsonl.gz --teacher my/model:1,bm25:0.5 --n-ways 32 --out scored
+      colbert-zero teach --candidates my.yaml:tickets --teacher my/model --out scored
       colbert-zero teach --candidates bm25.trec --collection data/scifact --teacher my/reranker --out scored
       colbert-zero teach --report --out scored
     """
     from colbert_zero.data.by_name import load_all
+    from colbert_zero.data.given import is_of_recipe
     from colbert_zero.processes import is_main
     from colbert_zero.teaching.candidates import RUNS, from_rows, from_run
     from colbert_zero.teaching.scorers import has_half, identity_of, scorer_of
@@ -74,6 +82,9 @@ def teach(
                 "--candidates: one run (.trec, .run, .txt) with --collection, or files of rows (.jsonl, .parquet) "
                 "without"
             )
+        of_recipes = [name for name in candidates if is_of_recipe(name)]
+        if of_recipes and len(of_recipes) < len(candidates):
+            raise ColbertZeroError("--candidates: files, or sources of recipes (RECIPE:NAME), not both")
         start_processes()
         half = " in bfloat16" if has_half() else ""
         ids = {name: identity_of(name) for name in members}  # before candidates are read
@@ -82,6 +93,8 @@ def teach(
             if len(loaded) > 1:
                 raise ColbertZeroError(f"--collection {collection}: several collections; name one")
             found = from_run(Path(is_run[0]), loaded[0], n_ways)
+        elif of_recipes:
+            found = _of_sources(of_recipes, n_ways)
         else:
             found = from_rows(candidates, n_ways)
         console.print(
@@ -105,6 +118,18 @@ def teach(
         console.print(f"Tables: {out}", markup=False, soft_wrap=True)
     if not report:
         leave()
+
+
+def _of_sources(words: list[str], n_ways: int | None) -> "Candidates":
+    """Candidates of recipes' sources, which each process prepares for itself."""
+    from colbert_zero.data.given import load_sources
+    from colbert_zero.teaching.candidates import from_sources
+
+    show = RichShow()
+    with tempfile.TemporaryDirectory(prefix="colbert-zero-") as folder:
+        return from_sources(
+            load_sources(words, "--candidates", Path(folder), show.say, bar_of(show), derived=False), n_ways
+        )
 
 
 def _members(text: str) -> dict[str, float]:

@@ -1,94 +1,168 @@
-"""Training sources by what a user calls them on the command line: files, or a source of a recipe."""
+"""Training sources by what a user calls them on the command line: files, a data set, or a source of a recipe."""
 
 import os
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from colbert_zero.data.by_file import KINDS
 from colbert_zero.data.prepared import Source, open_source
 from colbert_zero.data.readers import input_files
 from colbert_zero.data.sources import prepare_source
 from colbert_zero.errors import ColbertZeroError, near
 from colbert_zero.files import user_cache
+from colbert_zero.models.bases import is_hub_id
 from colbert_zero.recipe.data import Mined, Scored, SourceSpec
 from colbert_zero.recipe.reading import load_recipe
 from colbert_zero.recipe.schema import Recipe
+
+_KINDS = {".jsonl": "jsonl", ".jsonl.gz": "jsonl", ".parquet": "parquet", ".tsv": "tsv", ".tsv.gz": "tsv"}
+"""Of files of rows, by how their names end."""
 
 Title = Callable[[str], Any]
 """Gives a context in which a source's preparation is shown: what it yields is called with (done, total)."""
 
 
-def load_sources(
-    words: list[str], option: str, folder: Path, tell: Callable[[str], None], shown: Title
-) -> list[Source]:
-    """Sources as training would read them, each prepared in a folder; all names are checked before any is read.
+@dataclass(frozen=True)
+class Given:
+    """A source that was named.
+
+    Attributes:
+        word: What the user gave.
+        option: To which option.
+        name: The source's.
+        recipe: Has it; one of nothing but this source, where no recipe was named.
+        of_recipe: Whether one was.
+    """
+
+    word: str
+    option: str
+    name: str
+    recipe: Recipe
+    of_recipe: bool
+
+    def load(self, folder: Path, shown: Title, skip: str = "") -> Source:
+        """The source as training would read it, prepared in a folder.
+
+        Args:
+            folder: For copies of the rows as Arrow files.
+            shown: Shows the preparation.
+            skip: The option that passes over bad rows of files, where there is one.
+
+        Raises:
+            ColbertZeroError: A row cannot be used.
+        """
+        cache = (user_cache() or folder) / "docstrings"
+        with shown(f"reading {self.name}") as report:
+            try:
+                prepared = prepare_source(self.name, self.recipe, folder, cache, report)
+            except ColbertZeroError as error:
+                if self.of_recipe:
+                    raise
+                told = str(error).replace(f"sources.{self.name}.on_bad_rows: skip", skip) if skip else str(error)
+                raise ColbertZeroError(
+                    f"{told}. (Files with other columns{'' if skip else ', or bad rows to pass over'}: describe them "
+                    f"as a source of a recipe, and name it {self.option} RECIPE:{self.name})"
+                ) from None
+        return open_source(self.name, prepared, self.recipe.sources[self.name])
+
+
+def is_of_recipe(word: str) -> bool:
+    """Whether a word is RECIPE:NAME, and not a file or a folder."""
+    return ":" in word and _kind(word) is None and not os.path.exists(os.path.expanduser(word))
+
+
+def find_source(
+    word: str,
+    option: str,
+    tell: Callable[[str], None],
+    on_bad_rows: Literal["error", "skip"] = "error",
+    derived: bool = True,
+) -> Given:
+    """A source by its name; nothing of it is read yet.
 
     Args:
-        words: `FILE` or a glob of files (.jsonl, .parquet, .tsv; .gz too), or `RECIPE:NAME` for a recipe's source; of a
-            mined or scored one what it is made of.
+        word: `FILE` or a glob of files (.jsonl, .parquet, .tsv; .gz too), a data set of the Hub (`OWNER/NAME`) or its
+            folder, or `RECIPE:NAME` for a recipe's source; of a mined or scored one what it is made of.
+        option: What the user gave it to, for messages.
+        tell: Told what a mined or scored source is made of.
+        on_bad_rows: What to do with rows of files and data sets that cannot be used; a recipe's source says so itself.
+        derived: Whether a mined or scored source stands for what it is made of; else it is refused.
+
+    Raises:
+        ColbertZeroError: There is no such file or source.
+    """
+    if is_of_recipe(word):
+        return _of_recipe(word, option, tell, derived)
+    suffix = _kind(word)
+    if suffix is None and not os.path.isdir(os.path.expanduser(word)) and not (is_hub_id(word) and "/" in word):
+        raise ColbertZeroError(
+            f"{option} {word}: a file or glob of {', '.join(_KINDS)}, OWNER/NAME of a data set of the Hub or its "
+            "folder, or RECIPE:NAME for a recipe's source is expected"
+        )
+    if suffix:
+        try:
+            input_files("given", "path", [word])
+        except ColbertZeroError as error:
+            raise ColbertZeroError(f"{option} {str(error).removeprefix('sources.given.path: ')}") from None
+    last, above = Path(word).name.removesuffix(suffix or ""), Path(word).parent.name
+    name = next(filter(None, (re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-") for text in (last, above))), "rows")
+    spec: SourceSpec = TypeAdapter(SourceSpec).validate_python(
+        {"kind": _KINDS[suffix] if suffix else "hub", "path": word, "on_bad_rows": on_bad_rows}
+    )
+    return Given(word, option, name, Recipe.model_construct(sources={name: spec}, collections={}, seed=1), False)
+
+
+def load_sources(
+    words: list[str], option: str, folder: Path, tell: Callable[[str], None], shown: Title, derived: bool = True
+) -> list[Source]:
+    """Sources as training would read them; all names are checked before any is read.
+
+    Args:
+        words: What `find_source` finds.
         option: What the user gave them to, for messages.
         folder: For copies of the rows as Arrow files.
         tell: Told what a mined or scored source is made of.
         shown: Shows the preparation of one.
+        derived: As for `find_source`.
 
     Raises:
         ColbertZeroError: There is no such file or source, two have one name, or a row cannot be used.
     """
-    found: dict[str, tuple[str, Recipe]] = {}
+    found: dict[str, Given] = {}
     for word in dict.fromkeys(words):
-        name, recipe = _of_files(word, option) or _of_recipe(word, option, tell)
-        if name in found:
+        given = find_source(word, option, tell, derived=derived)
+        if given.name in found:
             raise ColbertZeroError(
-                f"{option} {word}: {found[name][0]} is called {name} too; rename a file, or give the files as one glob"
+                f"{option} {word}: {found[given.name].word} is called {given.name} too; rename a file, or give the "
+                "files as one glob"
             )
-        found[name] = word, recipe
-    cache = (user_cache() or folder) / "docstrings"
-    sources = []
-    for name, (word, recipe) in found.items():
-        with shown(f"reading {name}") as report:
-            try:
-                prepared = prepare_source(name, recipe, folder, cache, report)
-            except ColbertZeroError as error:
-                if ":" in word and not Path(word).exists():
-                    raise
-                raise ColbertZeroError(
-                    f"{error}. (Files with other columns, or bad rows to pass over: describe them as a source of a "
-                    f"recipe, and name it {option} RECIPE:{name})"
-                ) from None
-        sources.append(open_source(name, prepared, recipe.sources[name]))
-    return sources
+        found[given.name] = given
+    return [given.load(folder, shown) for given in found.values()]
 
 
-def _of_files(word: str, option: str) -> tuple[str, Recipe] | None:
-    """A recipe of nothing but the files that a word means; None if it means a recipe's source."""
-    suffix = next((suffix for suffix in sorted(KINDS, key=len, reverse=True) if word.endswith(suffix)), None)
-    if suffix is None:
-        if ":" in word and not os.path.exists(os.path.expanduser(word)):
-            return None
-        raise ColbertZeroError(
-            f"{option} {word}: a file or glob of {', '.join(KINDS)}, or RECIPE:NAME for a recipe's source is expected"
-        )
-    stem = Path(word).name.removesuffix(suffix)
-    name = re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-") or re.sub(r"[^A-Za-z0-9_-]+", "-", Path(word).parent.name)
-    spec: SourceSpec = TypeAdapter(SourceSpec).validate_python({"kind": KINDS[suffix], "path": word})
-    try:
-        input_files(name, "path", [word])
-    except ColbertZeroError as error:
-        raise ColbertZeroError(f"{option} {str(error).removeprefix(f'sources.{name}.path: ')}") from None
-    return name or "rows", Recipe.model_construct(sources={name or "rows": spec}, collections={}, seed=1)
+def _kind(word: str) -> str | None:
+    """How the name of a file of rows ends; None of anything else."""
+    if os.path.isdir(os.path.expanduser(word)):
+        return None
+    return next((suffix for suffix in sorted(_KINDS, key=len, reverse=True) if word.endswith(suffix)), None)
 
 
-def _of_recipe(word: str, option: str, tell: Callable[[str], None]) -> tuple[str, Recipe]:
+def _of_recipe(word: str, option: str, tell: Callable[[str], None], derived: bool) -> Given:
     path, _, name = word.rpartition(":")
     recipe = load_recipe(path)
     if name not in recipe.sources:
         raise ColbertZeroError(f"{option} {word}: {path} has no source {name!r}{near(name, recipe.sources)}")
     spec = recipe.sources[name]
+    if isinstance(spec, Mined | Scored) and not derived:
+        raise ColbertZeroError(
+            f"{option} {word}: is made of {spec.of}, and its study's own. `colbert-zero mine --pairs RECIPE:NAME` "
+            "mines into a file, and the recipe's `teachers` score what it mines itself"
+        )
     while isinstance(spec, Mined | Scored):
         tell(f"{word}: its texts are those of {spec.of}, of which it is made")
         name, spec = spec.of, recipe.sources[spec.of]
-    return name, recipe
+    return Given(word, option, name, recipe, True)

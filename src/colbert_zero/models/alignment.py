@@ -78,6 +78,7 @@ class Own:
         linears: Names of the linear layers of its encoder, without where they stand.
         can_expand: Whether its tokenizer has a token to fill queries up with.
         similarity: What a dense checkpoint scores by.
+        no_pairs: Why no cross-encoder can be made of its encoder; empty where one can, or none is asked for.
         words: For people.
     """
 
@@ -96,6 +97,7 @@ class Own:
     linears: Sequence[str] = ()
     can_expand: bool = True
     similarity: str | None = None
+    no_pairs: str = ""
     words: str = ""
 
     def room(self, prefix: str) -> int | None:

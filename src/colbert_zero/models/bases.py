@@ -143,10 +143,11 @@ def find_checkpoint(model: str, whose: str, tell: Callable[[str], None], cross_e
         tell(f"{whose}: {model} at {commit}{f', from the cache: {silent}' if silent else ''}")
         if silent:
             go_offline()
-    if cross_encoder and is_cross_encoder(os.path.expanduser(model), commit):
+    place = os.path.expanduser(model)
+    if cross_encoder and (commit or os.path.isdir(place)) and is_cross_encoder(place, commit):
         return commit
     check_base(model, commit, whose=whose, trained=False)
-    if kind_of(os.path.expanduser(model), commit) == "encoder":
+    if kind_of(place, commit) == "encoder":
         tell(
             f"{whose}: {model} is a plain encoder, never trained to give embeddings: it is scored by the mean of its "
             "states and their cosine"

@@ -27,7 +27,8 @@ SAFE = {"use_safetensors": True, "weights_only": True, "dtype": torch.float32}
 def usable_positions(transformer: Transformer) -> int | None:
     """Tokens that an encoder has positions for; RoBERTa and its kin count from their padding's number + 1."""
     positions: int | None = getattr(transformer.config, "max_position_embeddings", None)
-    table = getattr(getattr(transformer.model, "embeddings", None), "position_embeddings", None)
+    encoder = getattr(transformer.model, "base_model", transformer.model)  # below a classifier's head
+    table = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
     padding = getattr(table, "padding_idx", None)
     if not positions or positions < 0:  # XLNet says -1: its positions are relative
         return None

@@ -4,22 +4,23 @@ They have no vectors, so they rank nothing by themselves; they teach, and rank w
 start's encoder with a new head, sentence-transformers' `CrossEncoder` of one label, and is saved as that.
 """
 
+import copy
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_model
 from sentence_transformers import CrossEncoder
-from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from colbert_zero.errors import ColbertZeroError, reason
 from colbert_zero.models.alignment import Alignment
 from colbert_zero.models.checkpoints import SAFE, usable_positions
-from colbert_zero.models.encoders import Tokenise, load_encoder
+from colbert_zero.models.encoders import Tokenise, load_encoder, why_no_pairs
 from colbert_zero.models.kinds import is_cross_encoder
 from colbert_zero.models.untrusted import check_checkpoint, check_files, check_no_pickles
 
@@ -67,13 +68,16 @@ def assemble_cross_encoder(start: str, alignment: Alignment, seed: int, phase: s
         options: `attn_implementation`; `revision` and `trust_remote_code` for the Hub.
 
     Raises:
-        ColbertZeroError: The start cannot be loaded, or transformers has no classifier of its architecture.
+        ColbertZeroError: The start cannot be loaded, or no cross-encoder can be made of it.
     """
     attention = {key: options[key] for key in ("attn_implementation",) if key in options}
     if is_cross_encoder(start, options.get("revision")):
         model = load_cross_encoder(start, options.get("revision"), f"phases.{phase}: {start!r}: ", **attention)
     else:
-        model = _with_new_head(load_encoder(start, options, f"phases.{phase}"), seed, phase, attention)
+        # From here on, because loading makes a pooler, which the head reads, where the start's file has none.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = _with_new_head(load_encoder(start, options, f"phases.{phase}"), phase, attention)
     transformer: Any = model[0]
     # Both lengths count the tokenizer's own special tokens, of which a pair has one fewer than two texts.
     longest = alignment.query_tokens + alignment.document_tokens - 1
@@ -84,20 +88,33 @@ def assemble_cross_encoder(start: str, alignment: Alignment, seed: int, phase: s
     return model
 
 
-def _with_new_head(transformer: Any, seed: int, phase: str, attention: dict[str, Any]) -> CrossEncoder:
-    with tempfile.TemporaryDirectory(prefix="colbert-zero-") as folder, torch.random.fork_rng():
-        torch.manual_seed(seed)
-        cast(PreTrainedModel, transformer.model).save_pretrained(folder)
+def _with_new_head(transformer: Any, phase: str, attention: dict[str, Any]) -> CrossEncoder:
+    if why := why_no_pairs(transformer):
+        raise no_cross_encoder(why, phase)
+    with tempfile.TemporaryDirectory(prefix="colbert-zero-") as folder:
+        # By every process, where the model's own save_pretrained would leave it to the first.
+        encoder = transformer.model
+        config = copy.deepcopy(encoder.config)
+        config.architectures = [type(encoder).__name__]
+        config.save_pretrained(folder)
+        save_model(encoder, f"{folder}/model.safetensors", {"format": "pt"})
         transformer.tokenizer.save_pretrained(folder)
         try:
             with _quiet():  # it reports that the head is new, which is why it is made
                 model: CrossEncoder = CrossEncoder(folder, num_labels=1, model_kwargs={**SAFE, **attention})
+            own: Any = model.config
+            if own.pad_token_id is None:  # decoders look for a text's last token by it
+                own.pad_token_id = model.tokenizer.pad_token_id
+            model.predict([("one", "two"), ("one", "two and three")])
         except Exception as error:  # each architecture has conditions of its own
-            name = type(transformer.model).__name__
-            raise ColbertZeroError(
-                f"phases.{phase}: no cross-encoder can be made of a {name} ({reason(error)}); take another base"
-            ) from error
+            why = f"a {type(transformer.model).__name__} does not score pairs ({reason(error)})"
+            raise no_cross_encoder(why, phase) from error
     return model
+
+
+def no_cross_encoder(why: str, phase: str) -> ColbertZeroError:
+    """What to say of a phase of whose start no cross-encoder can be made."""
+    return ColbertZeroError(f"phases.{phase}: no cross-encoder can be made of its start: {why}; take another")
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from sentence_transformers.multi_vector_encoder.modules import HierarchicalToken
 from sentence_transformers.sentence_transformer.modules import Pooling
 from sentence_transformers.util import batch_to_device
 from torch import nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from colbert_zero.errors import ColbertZeroError, reason
 from colbert_zero.files import write_json
@@ -80,9 +81,12 @@ def read_own(base: str, asked: Iterable[Asked] = (), **options: Any) -> Own:
         raise ColbertZeroError(f"model.base: {base!r} does not encode texts: {reason(error)}") from error
     if not torch.isfinite(states).all():
         raise ColbertZeroError(f"model.base: {base!r} gives states that are not finite; fetch it again")
+    asked = list(asked)
     prefixes = _prefixes(own, transformer.tokenizer, asked)
     has_token = transformer.tokenizer.mask_token is not None or own.query_expansion != "false"
-    return replace(own, prefixes=prefixes, can_expand=has_token, **ways_to_train(transformer.model))
+    ways = ways_to_train(transformer.model)
+    no_pairs = why_no_pairs(transformer) if any(what == "cross-encoder" for what, *_ in asked) else ""
+    return replace(own, prefixes=prefixes, can_expand=has_token, no_pairs=no_pairs, **ways)
 
 
 def ways_to_train(encoder: nn.Module) -> dict[str, Any]:
@@ -90,6 +94,26 @@ def ways_to_train(encoder: nn.Module) -> dict[str, Any]:
     linears = {name.rpartition(".")[2] for name, module in encoder.named_modules() if isinstance(module, nn.Linear)}
     can_recompute = bool(getattr(encoder, "supports_gradient_checkpointing", False))
     return {"can_recompute": can_recompute, "linears": sorted(linears)}
+
+
+def why_no_pairs(transformer: Any) -> str:
+    """Why no cross-encoder can be made of an encoder and its tokenizer; empty where one can."""
+    encoder, tokenizer = transformer.model, transformer.tokenizer
+    classifiers: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    if type(encoder.config) not in classifiers:
+        return f"transformers has no classifier of a {type(encoder).__name__}"
+    try:
+        with torch.device("meta"):
+            classifier = classifiers[type(encoder.config)](copy.deepcopy(encoder.config))
+    except Exception as error:  # each architecture has conditions of its own
+        return f"no classifier can be made of a {type(encoder).__name__} ({reason(error)})"
+    if type(classifier.base_model) is not type(encoder):
+        return f"a {type(classifier).__name__} has another encoder than a {type(encoder).__name__}"
+    texts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("one", "two")]
+    pair, together = tokenizer("one", "two")["input_ids"], texts[0] + texts[1]
+    if any(pair[place : place + len(together)] == together for place in range(len(pair))):
+        return "its tokenizer puts nothing between a query and a document"
+    return ""
 
 
 def _prefixes(own: Own, tokenizer: Any, asked: Iterable[Asked]) -> dict[str, int]:

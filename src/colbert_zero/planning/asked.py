@@ -6,7 +6,7 @@ from pathlib import Path
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.files import writing
 from colbert_zero.models.bases import go_offline
-from colbert_zero.planning.data import Data, Prepared, Sampled, is_small
+from colbert_zero.planning.data import Data, Prepared, Sampled, has_id, is_small
 from colbert_zero.planning.model import ModelOf, models_at_hand, published_models
 from colbert_zero.planning.plan import Machine, PlannedPhase, calibrate, done_phases, keep_plan, plan_phases
 from colbert_zero.planning.published import published
@@ -74,7 +74,10 @@ class Asked:
         recipe = self.study.recipe
         specs = {name: recipe.sources[name] for name in names}
         specs |= {spec.of: recipe.sources[spec.of] for spec in specs.values() if isinstance(spec, Scored)}
-        return any(isinstance(s, Mined) and bool(s.models) and not self.study.is_made(n) for n, s in specs.items())
+        return any(
+            isinstance(spec, Mined) and bool(spec.models) and not (has_id(recipe, name) and self.study.is_made(name))
+            for name, spec in specs.items()
+        )
 
     def _prepared(self, roots: list[str]) -> bool:
         """Whether all sources are prepared; those that are small are prepared now, as a run would."""

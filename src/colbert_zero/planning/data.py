@@ -31,7 +31,7 @@ from colbert_zero.recipe.data import Docstrings, Folder, HeldOut, Hub, Jsonl, Mi
 from colbert_zero.recipe.miners import BM25
 from colbert_zero.recipe.schema import Phase, Recipe
 from colbert_zero.study.disk import source_bytes
-from colbert_zero.study.graph import root_of
+from colbert_zero.study.graph import chains_behind, graph, root_of
 from colbert_zero.study.study import Study
 from colbert_zero.teaching.derived import share_out
 
@@ -119,7 +119,7 @@ class Prepared:
     def look(self, source: str) -> Mapping[str, PlannedPart]:
         """Parts of a source as a phase reads them; candidates that are not scored yet are those of its `of`."""
         entry = self.recipe.sources[source]
-        if not isinstance(entry, Scored) or (self._has_id(entry) and self.study.is_made(source)):
+        if not isinstance(entry, Scored) or (has_id(self.recipe, source) and self.study.is_made(source)):
             return self.parts(source)
         mined = self.study.source(entry.of).tables
         counts = share_out({name: len(part) for name, part in mined.items()}, entry.queries)
@@ -128,11 +128,6 @@ class Prepared:
             name: _planned(Unscored(name, part, evenly_spaced(len(part), count)))
             for name, (part, count) in renamed.items()
         }
-
-    def _has_id(self, entry: Scored) -> bool:
-        """Whether its id is known before collections are loaded, which `select: best` makes part of it."""
-        phases = self.recipe.teachers[entry.teacher].pipeline
-        return all(self.recipe.phases[name].select == "last" for name in phases)
 
 
 class Sampled:
@@ -243,6 +238,12 @@ def published_parts(name: str, spec: Hub, rows: Mapping[str, int]) -> dict[str, 
     return {part: PlannedPart(part, count, scored, (texts,), None, False) for part, count in full.items()}
 
 
+def has_id(recipe: Recipe, source: str) -> bool:
+    """Whether a source's id is known before collections are loaded, which `select: best` makes part of phases' ids."""
+    behind = graph(recipe, {str(number): chain for number, chain in enumerate(chains_behind(recipe, source))})
+    return all(recipe.phases[chain[-1]].select == "last" for chain in behind)
+
+
 def is_small(recipe: Recipe, name: str) -> bool:
     """Whether a source is prepared in no time: of docstrings, or of files here that are small."""
     spec = recipe.sources[name]
@@ -269,7 +270,7 @@ def _planned(part: Part) -> PlannedPart:
 
 def _sample_of(spec: SourceSpec) -> SourceSpec:
     if isinstance(spec, Mined | Scored):
-        # Of a sample BM25's negatives stand for a model's.
+        # Of a sample BM25's negatives stand for a model's or a phase's.
         own = {"miners": BM25, "corpus": None, "max_relative": None, "judge": None}
         by_bm25 = own if isinstance(spec, Mined) else {}
         return spec.model_copy(update={"queries": min(spec.queries or MINED_ROWS, MINED_ROWS), **by_bm25})

@@ -11,7 +11,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from colbert_zero.recipe.entry import Entry, Float, Int, Neutral
-from colbert_zero.recipe.miners import BM25, RANDOM, judge_of, shares_of
+from colbert_zero.recipe.miners import BM25, RANDOM, is_phase, judge_of, shares_of
 from colbert_zero.recipe.named import GROUPS, MTEB, Named, meant, members
 
 
@@ -188,6 +188,10 @@ def _mix(value: str) -> str:
     return value
 
 
+_MAX_RELATIVE = 0.95
+"""Of a positive's score, what a negative's must be below where a model judges and nothing else is asked for."""
+
+
 class Mined(Entry):
     """Pairs of another source with hard negatives: what `miners` rank high for a query and is not its answer."""
 
@@ -204,17 +208,19 @@ class Mined(Entry):
     queries: Int | None = Field(None, ge=1)
     """How many of the source's pairs to use, spread over its parts in proportion; all by default."""
     miners: Annotated[str, AfterValidator(_mix)] = BM25
-    """`bm25`, a checkpoint (folder or Hub id; dense or multi-vector), `random`, or a mix by shares, as
-    `bm25:50,my/model:35,random:15`. Positives and near-duplicates of them are left out, and rows with too few
-    negatives."""
+    """`bm25`, a checkpoint (folder or Hub id; dense or multi-vector), a phase of this recipe, which is trained first
+    (`@unsupervised`, or `full@unsupervised` where it starts differently in several pipelines), `random`, or a mix by
+    shares, as `bm25:50,my/model:35,random:15`. Positives and near-duplicates of them are left out, and rows with too
+    few negatives."""
     corpus: Annotated[Paths | None, Neutral(None)] = None
     """Documents to mine in, files of `text` and perhaps `title` (.jsonl, .jsonl.gz, .parquet; globs
     allowed) or a folder in BEIR layout; by default the source's own."""
-    max_relative: Annotated[Float | None, Field(gt=0, le=1), Neutral(None)] = None
-    """Keep a negative only if its score is below this share of the positive's, by the judge: 0.95 in
-    NV-Retriever (arXiv 2407.15831); higher ones are often answers nobody marked."""
+    max_relative: Annotated[Float | None, Field(ge=0, le=1), Neutral(None)] = None
+    """Keep a negative only if its score is below this share of the positive's, by the judge: 0.95 in NV-Retriever
+    (arXiv 2407.15831); higher ones are often answers nobody marked. 0 keeps all. Unset, 0.95 where a model judges, and
+    all where BM25 does, which judges poorly (docs/supervision.md)."""
     judge: Annotated[str | None, Neutral(None)] = None
-    """What scores candidates and positives, `bm25` or a checkpoint; by default the first model of
+    """What scores candidates and positives, `bm25`, a checkpoint or a phase with an @; by default the first model of
     `miners`, else BM25."""
 
     @property
@@ -223,11 +229,23 @@ class Mined(Entry):
         return shares_of(self.miners)
 
     @property
+    def threshold(self) -> float | None:
+        """Of the positive's score, what a negative's must be below; None where that does not matter."""
+        if self.max_relative is None:
+            return None if judge_of(self.shares, self.judge) == BM25 else _MAX_RELATIVE
+        return self.max_relative or None
+
+    @property
     def models(self) -> list[str]:
-        """Checkpoints that mine or judge; the judge last."""
+        """Checkpoints and phases that mine or judge; the judge last."""
         judge = judge_of(self.shares, self.judge)
         names = dict.fromkeys([*(name for name in self.shares if name != judge), judge])
         return [name for name in names if name not in (BM25, RANDOM)]
+
+    @property
+    def phases(self) -> list[str]:
+        """Those that are phases of the recipe."""
+        return [name for name in self.models if is_phase(name)]
 
 
 class Scored(Entry):

@@ -1,4 +1,6 @@
-"""What hard negatives are mined with: BM25, models, random documents, or a mix of these by shares."""
+"""What hard negatives are mined with: BM25, models, phases, random documents, or a mix of these by shares."""
+
+import re
 
 from pydantic_core import PydanticCustomError
 
@@ -34,6 +36,16 @@ def shares_of(mix: str) -> dict[str, int]:
     if (total := sum(shares.values())) != 100:
         raise PydanticCustomError("miners", _told(f"these sum to {total}"))
     return shares
+
+
+def is_phase(name: str) -> bool:
+    """Whether a miner is a phase of the recipe, `@PHASE` or `PIPELINE@PHASE`, and no folder or Hub id.
+
+    Example:
+        >>> is_phase("@unsupervised"), is_phase("full@unsupervised"), is_phase("./full@unsupervised")
+        (True, True, False)
+    """
+    return re.fullmatch(r"[A-Za-z0-9_-]*@[A-Za-z0-9_-]+", name) is not None
 
 
 def _told(wrong: str) -> str:

@@ -1,7 +1,7 @@
 """A recipe's mistakes in the user's words: the key's path, what is wrong, what was found, the mend."""
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +9,7 @@ from colbert_zero.errors import near, show
 from colbert_zero.recipe.miners import RANDOM
 
 if TYPE_CHECKING:
+    from colbert_zero.recipe.data import Mined
     from colbert_zero.recipe.schema import Recipe
 
 
@@ -302,14 +303,19 @@ def wrong_references(recipe: "Recipe", data: dict[str, Any]) -> list[str]:
                 f"{place}: only a cross-encoder can follow {chain[kinds.index('cross-encoder')]!r}; put it last"
             )
         wrong += [_other_prompts(recipe, *pair) for pair in pairwise(chain) if set(pair) <= set(recipe.phases)]
+    for name, teacher in recipe.teachers.items():
+        last = recipe.phases.get(teacher.pipeline[-1]) if teacher.pipeline and teacher.pipeline_weight else None
+        if teacher.asked().get("rerank") and not teacher.model and not (last and last.reads_pairs):
+            wrong.append(f"teachers.{name}.rerank: only of a cross-encoder, which this is not; leave it out")
     taken = {"bm25": "the lexical baseline"} | {f"teacher-{name}": "a teacher" for name in names["teachers"]}
     firsts = {chain[0]: recipe.phases.get(chain[0]) for chain in chains.values() if chain}
     dense = {name for name, first in firsts.items() if first and first.representation == "dense"}
     for name, chain in recipe.pipelines.items():
         if name in taken or (name in dense and chain != [name]):
             wrong.append(f"pipelines.{name}: the name of {taken.get(name, 'the dense phase alone')}; choose another")
-    for name in recipe.teachers:
-        if name in _teachers_behind(recipe, name):
+    for name, teacher in recipe.teachers.items():
+        behind = [recipe.sources[source] for source in _sources_behind(recipe, [teacher.pipeline])]
+        if any(source.kind == "scored" and source.teacher == name for source in behind):
             wrong.append(f"teachers.{name}.pipeline: one of its phases learns from this very teacher")
     return [mistake for mistake in wrong if mistake]
 
@@ -328,18 +334,56 @@ def _other_prompts(recipe: "Recipe", before: str, name: str) -> str:
     )
 
 
-def _teachers_behind(recipe: "Recipe", name: str) -> set[str]:
-    """Every teacher whose scores were used, directly or not, in training this one."""
+def _sources_behind(recipe: "Recipe", chains: Iterable[Sequence[str]]) -> set[str]:
+    """Every source that chains of phases learn from, directly or by what made it: sources, teachers, miners."""
     behind: set[str] = set()
-    waiting = [name]
+    waiting = [*chains]
     while waiting:
-        teacher = recipe.teachers.get(waiting.pop())
-        phases = [recipe.phases[p] for p in teacher.pipeline if p in recipe.phases] if teacher else []
-        sources = [recipe.sources.get(source) for phase in phases for source in phase.sources]
-        found = {source.teacher for source in sources if source and source.kind == "scored"} - behind
-        behind |= found
-        waiting += found
+        phases = [recipe.phases[name] for name in waiting.pop() if name in recipe.phases]
+        sources = [source for phase in phases for source in phase.sources]
+        while sources:
+            name = sources.pop()
+            source = recipe.sources.get(name)
+            if source is None or name in behind:
+                continue
+            behind.add(name)
+            if source.kind == "scored":
+                sources.append(source.of)
+                waiting += [recipe.teachers[source.teacher].pipeline] if source.teacher in recipe.teachers else []
+            elif source.kind == "mined":
+                sources.append(source.of)
+                waiting += [chain for miner in source.phases for chain in recipe.chains_to(miner)]
     return behind
+
+
+def _wrong_miners(recipe: "Recipe", name: str, source: "Mined") -> list[str]:
+    """What is wrong with phases that mine a source or judge what is mined."""
+    wrong = []
+    for miner in source.phases:
+        place = f"sources.{name}.{'miners' if miner in source.shares else 'judge'}"
+        pipeline, _, phase = miner.rpartition("@")
+        chains = recipe.chains_to(miner)
+        if not chains:
+            owners = [*recipe.pipelines.items(), *((n, teacher.pipeline) for n, teacher in recipe.teachers.items())]
+            known = {phase for owner, chain in owners for phase in chain if pipeline in ("", owner)}
+            if pipeline and not known:
+                what = f"no pipeline {pipeline!r}{near(pipeline, [owner for owner, _ in owners])}"
+            else:
+                what = f"no pipeline has the phase {phase!r}{near(phase, sorted(known))}"
+            wrong.append(f"{place}: {miner}: {what}")
+        elif len(chains) > 1:
+            names = ", ".join(f"{owner}@{phase}" for owner in chains.values())
+            wrong.append(f"{place}: {miner}: {phase!r} starts differently in several pipelines; say which: {names}")
+        elif phase in recipe.phases and recipe.phases[phase].reads_pairs:
+            wrong.append(
+                f"{place}: {miner}: a cross-encoder, which has no vectors to find documents by; name a dense or "
+                "multi-vector phase"
+            )
+        elif name in _sources_behind(recipe, chains):
+            wrong.append(
+                f"{place}: {miner}: learns from this very source, or from what is made of it; name a phase before it"
+            )
+    return wrong
 
 
 def _wrong_sources(recipe: "Recipe", names: dict[str, Any]) -> list[str]:
@@ -369,6 +413,8 @@ def _wrong_sources(recipe: "Recipe", names: dict[str, Any]) -> list[str]:
             )
         if source.kind == "mined" and source.judge == RANDOM:
             wrong.append(f"{place}.judge: random scores nothing; name bm25 or a checkpoint")
+        if source.kind == "mined":
+            wrong += _wrong_miners(recipe, name, source)
     for name, held in recipe.collections.items():
         if held.kind != "held-out":
             continue
@@ -415,8 +461,8 @@ def _wrong_phases(recipe: "Recipe", names: dict[str, Any]) -> list[str]:
             place, source = f"phases.{name}.sources", recipe.sources.get(source_name)
             if source_name not in names["sources"]:
                 wrong.append(f"{place}: no source {source_name!r}{near(source_name, names['sources'])}")
-            elif source is None:
-                continue
+            elif source is None or (phase.reads_pairs and phase.reads_scores):
+                continue  # told elsewhere
             elif phase.reads_scores and source.kind in ("docstrings", "folder", "mined"):
                 what = "teacher scores for distillation" if phase.distils else "recorded scores for `max_relative`"
                 wrong.append(

@@ -104,6 +104,10 @@ class Model(Entry):
     """Run Python code that comes with a Hub model. Only for models whose authors you trust."""
 
 
+RERANKED = 50
+"""Of BM25's best, what a cross-encoder ranks anew where nothing else is said."""
+
+
 class Teacher(Entry):
     """A teacher: the weighted sum of its parts' scores, each min-max normalised over a query's candidates."""
 
@@ -117,7 +121,7 @@ class Teacher(Entry):
     """Weight of that one."""
     bm25_weight: Float = Field(0.0, ge=0)
     """Weight of BM25 on the source's documents."""
-    rerank: Annotated[Int, Field(ge=1, le=1000), Neutral(50)] = 50
+    rerank: Annotated[Int, Field(ge=1, le=1000), Neutral(RERANKED)] = RERANKED
     """Of a cross-encoder: how many of BM25's best it ranks anew when it is measured on the
     collections. Its scores for students do not depend on it."""
 
@@ -169,7 +173,7 @@ class Phase(Entry):
     representation: Literal["dense", "multi-vector", "cross-encoder"]
     """One vector a text, or one a token; or no vectors but a score of a query and a document that are read together, in
     a teacher's pipeline: a new head on the encoder of its start, without prompts and markers, a pair at most
-    `query_tokens` + `document_tokens` long."""
+    `query_tokens` + `document_tokens` - 1 long."""
     objective: Literal["contrastive", "distillation", "contrastive + distillation", "listwise", "binary"]
     """InfoNCE over the batch and the hard negatives; what a teacher's scores of a query's candidates teach; or the sum
     of both over the same scores, where the first candidate is the query's answer (mLateOn). Of a cross-encoder: a
@@ -379,6 +383,13 @@ class Recipe(Entry):
     `colbert-zero leaks` looks at all."""
     reporters: list[Literal["tensorboard", "wandb"]] = Field(default_factory=list)
     """Where each step's figures go besides the records: TensorBoard files, Weights & Biases; nowhere by default."""
+
+    def chains_to(self, phase: str) -> dict[tuple[str, ...], str]:
+        """Chains of phases that end in one, PHASE or PIPELINE@PHASE; of each a pipeline or teacher that has it."""
+        pipeline, _, name = phase.rpartition("@")
+        # A pipeline and a teacher may have one name.
+        chains = [*self.pipelines.items(), *((name, teacher.pipeline) for name, teacher in self.teachers.items())]
+        return {tuple(c[: c.index(name) + 1]): n for n, c in chains if name in c and pipeline in ("", n)}
 
     def seed_of(self, phase: Phase) -> int:
         """A phase's seed."""

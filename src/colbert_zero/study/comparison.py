@@ -16,11 +16,12 @@ from colbert_zero.evaluation.significance import compare
 from colbert_zero.files import read_json, write_json
 from colbert_zero.processes import agree, is_main, world_size
 from colbert_zero.recipe.data import Mined, NamedCollection, Scored
+from colbert_zero.recipe.miners import BM25
 from colbert_zero.report.records import MEASURE
 from colbert_zero.study.graph import chains_of, graph
 from colbert_zero.study.leaks import together
 from colbert_zero.study.study import Study
-from colbert_zero.study.teachers import BM25, bm25, fusions, record_of, used_teachers
+from colbert_zero.study.teachers import bm25, fusions, record_of, used_teachers
 
 _COUNTED = ("flops", "padding_flops", "second_pass_flops", "wall_seconds", "cpu_seconds", "threads")
 """What a phase.json counts since it has `cpu_seconds`; an older one has `flops` by another estimate."""

@@ -1,5 +1,7 @@
 """What stands on what: chains of phases, and sources made from sources."""
 
+from collections.abc import Iterator
+
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.recipe.data import Mined, Scored
 from colbert_zero.recipe.schema import Recipe
@@ -23,13 +25,10 @@ def chain_to(recipe: Recipe, phase: str) -> tuple[str, ...]:
     Raises:
         ColbertZeroError: There is none, or several that start differently.
     """
-    pipeline, _, name = phase.rpartition("@")
-    chains = {n: tuple(c) for n, c in recipe.pipelines.items()} | {
-        n: tuple(t.pipeline) for n, t in recipe.teachers.items()
-    }
-    found = {c[: c.index(name) + 1]: n for n, c in chains.items() if name in c and pipeline in ("", n)}
+    found, name = recipe.chains_to(phase), phase.rpartition("@")[2]
     if not found:
-        names = ", ".join(dict.fromkeys(p for chain in chains.values() for p in chain))
+        chains = [*recipe.pipelines.values(), *(teacher.pipeline for teacher in recipe.teachers.values())]
+        names = ", ".join(dict.fromkeys(p for chain in chains for p in chain))
         raise ColbertZeroError(f"--phase {phase}: no pipeline has it (there are: {names})")
     if len(found) > 1:
         raise ColbertZeroError(
@@ -40,7 +39,10 @@ def chain_to(recipe: Recipe, phase: str) -> tuple[str, ...]:
 
 
 def graph(recipe: Recipe, chains: dict[str, tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Every phase that the chains need, each once, a start before what builds on it, teachers before their students."""
+    """Every phase that the chains need, each once, in order.
+
+    A start comes before what builds on it, teachers before their students, what mines before who reads what it mined.
+    """
     ordered: dict[tuple[str, ...], None] = {}
 
     def visit(chain: tuple[str, ...]) -> None:
@@ -48,14 +50,23 @@ def graph(recipe: Recipe, chains: dict[str, tuple[str, ...]]) -> list[tuple[str,
             return
         visit(chain[:-1])
         for name in recipe.phases[chain[-1]].sources:
-            spec = recipe.sources[name]
-            if isinstance(spec, Scored):
-                visit(tuple(recipe.teachers[spec.teacher].pipeline))
+            for behind in chains_behind(recipe, name):
+                visit(behind)
         ordered[chain] = None
 
     for chain in chains.values():
         visit(chain)
     return list(ordered)
+
+
+def chains_behind(recipe: Recipe, source: str) -> Iterator[tuple[str, ...]]:
+    """Chains of phases whose models make a source: its teacher's, and those that mine or judge."""
+    spec = recipe.sources[source]
+    if isinstance(spec, Scored):
+        yield tuple(recipe.teachers[spec.teacher].pipeline)
+        yield from chains_behind(recipe, spec.of)
+    elif isinstance(spec, Mined):
+        yield from (chain_to(recipe, name) for name in spec.phases)
 
 
 def root_of(recipe: Recipe, source: str) -> str:

@@ -18,6 +18,7 @@ from colbert_zero.models.alignment import (
     check_training,
     differences,
 )
+from colbert_zero.models.cross_encoders import no_cross_encoder
 from colbert_zero.models.heads import Head
 from colbert_zero.models.scored_tokens import ScoredTokens, check_expansion, scored_differences
 from colbert_zero.recipe.schema import Phase, Recipe
@@ -76,7 +77,8 @@ class Resolved:
 
         Raises:
             ColbertZeroError: Other prompts or markers than a start's, another width than that of a head that is kept,
-                texts that do not fit, scores that are not trained, or a token that there is not.
+                texts that do not fit, scores that are not trained, a token that there is not, or an encoder of which
+                no cross-encoder can be made.
         """
         for before, name in {pair for chain in chains for pair in zip((None, *chain), chain, strict=False)}:
             spec, own, base = self.recipe.phases[name], self.own, str(self.recipe.model.base)
@@ -91,6 +93,8 @@ class Resolved:
                 check_expansion(self.own, self.scored)
             check_training(self.own, spec.gradient_checkpointing, spec.targets, name)
             if spec.reads_pairs:
+                if self.own.no_pairs:
+                    raise no_cross_encoder(self.own.no_pairs, name)
                 continue
             if not spec.allow_prompt_mismatch:
                 check_alignment(own, self.alignment(spec), spec.representation, name, base)

@@ -33,14 +33,14 @@ from colbert_zero.recipe.schema import Phase, Recipe
 from colbert_zero.report import layers as layers_in_words
 from colbert_zero.study import bases
 from colbert_zero.study.disk import Disk, check_disk, disk_for
-from colbert_zero.study.graph import root_of
+from colbert_zero.study.graph import chain_to, root_of
 from colbert_zero.study.leaks import leaks_of
 from colbert_zero.study.leaks import told as told_of_leaks
 from colbert_zero.study.rankings import Ranker, Rankings
 from colbert_zero.study.resolved import Resolved, asked
 from colbert_zero.study.show import Quiet, Show
 from colbert_zero.study.start import write_start
-from colbert_zero.study.teachers import commit_of, mark_of, members_of, scorers, unmade
+from colbert_zero.study.teachers import Ready, mark_of, members_of, ready_of, scorers, unmade
 from colbert_zero.teaching.mined import made_of, mine_source
 from colbert_zero.teaching.mining import told_of
 from colbert_zero.teaching.teacher import score
@@ -96,6 +96,7 @@ class Study:
     rankings: Rankings = field(init=False)
     disk: Disk | None = None
     told: set[str] = field(default_factory=set)
+    models: dict[str, Ready] = field(default_factory=dict)
     leaks: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -129,10 +130,10 @@ class Study:
         self._load_collections(held_out=False)  # sources may take hours
         self.prepare_sources(names)
         self.check_data(chains)
+        self._load_collections(held_out=True)
         self._check_miners(used)
         for teacher, model in unmade(self.recipe, sorted(used), self.is_made):
-            commit_of(model, f"teachers.{teacher}.model", self.say_once)
-        self._load_collections(held_out=True)
+            self.ready(teacher, model)
         self.collections = {name: self.collections[name] for name in self.recipe.collections}  # in its order again
         if self.recipe.leaks:
             self._find_leaks(used)
@@ -190,8 +191,19 @@ class Study:
                 self._commits(name, spec)
 
     def _commits(self, name: str, spec: Mined) -> dict[str, str | None]:
-        """Of each model that mines or judges the Hub's commit, None of a folder."""
-        return {model: find_checkpoint(model, f"sources.{name}", self.say_once) for model in spec.models}
+        """Of each model that mines or judges, and is no phase, the Hub's commit, None of a folder."""
+        models = [model for model in spec.models if model not in spec.phases]
+        return {model: find_checkpoint(model, f"sources.{name}", self.say_once) for model in models}
+
+    def _miners(self, spec: Mined) -> dict[str, tuple[str, ...]]:
+        """The chains of phases that mine or judge, by their names there."""
+        return {name: chain_to(self.recipe, name) for name in spec.phases}
+
+    def ready(self, teacher: str, model: str) -> Ready:
+        """What is known of a teacher's model that is there already; looked for once."""
+        if model not in self.models:
+            self.models[model] = ready_of(model, f"teachers.{teacher}.model", self.say_once)
+        return self.models[model]
 
     def _find_leaks(self, names: frozenset[str]) -> None:
         """Look once for the collections in the sources that these are made of; told."""
@@ -286,7 +298,8 @@ class Study:
         """Fingerprint of a source, whether it is made yet or not."""
         spec = self.recipe.sources[name]
         if isinstance(spec, Mined):
-            made = made_of(spec, self.recipe.seed, {}, self.data, f"sources.{name}.corpus")
+            phases = {miner: self.phase_id(chain) for miner, chain in self._miners(spec).items()}
+            made = made_of(spec, self.recipe.seed, phases, self.data, f"sources.{name}.corpus")
             return fingerprint(RECORD_VERSION, made, self.source_id(spec.of))
         if isinstance(spec, Scored):
             teacher = self.recipe.teachers[spec.teacher]
@@ -330,8 +343,7 @@ class Study:
         alignment = {key: value for key, value in vars(self.alignment(spec)).items() if value is not False}
         if self.resolved.prompts_without_blank(spec):
             alignment["prompts"] = "as written"  # a blank was once put after them
-        dim = None if spec.reads_pairs else self.resolved.dim
-        return fingerprint(RECORD_VERSION, made_of, alignment, dim, self.recipe.seed, sources, parent)
+        return fingerprint(RECORD_VERSION, made_of, alignment, self.resolved.dim, self.recipe.seed, sources, parent)
 
     def phase_folder(self, chain: tuple[str, ...]) -> Path:
         """Where a phase is, or will be, kept."""
@@ -383,8 +395,12 @@ class Study:
 
     def _mined(self, name: str, spec: Mined, of: Source, identity: str) -> Source:
         """A mined source, by all processes; what was left out is told."""
-        commits = self._commits(name, spec) if not agree(self.is_made(name)) else {}
-        source = mine_source(name, spec, of, self.recipe.seed, identity, self.data, commits, self.show.bar)
+        commits, places = self._commits(name, spec), dict[str, Path]()
+        for miner, chain in self._miners(spec).items():
+            self.train(chain)
+            commits[miner], places[miner] = self.phase_id(chain), self.phase_folder(chain) / "model"
+            appears(places[miner])
+        source = mine_source(name, spec, of, self.recipe.seed, identity, self.data, commits, places, self.show.bar)
         for told in told_of(source.record, spec):
             self.show.say(f"sources.{name}: {told}")
         return source

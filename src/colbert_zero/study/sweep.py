@@ -62,6 +62,10 @@ def plan_sweep(
     name = phase.rpartition("@")[2]
     if name not in recipe.phases:
         raise ColbertZeroError(f"no phase {name!r}{near(name, recipe.phases)}")
+    if recipe.phases[name].reads_pairs:
+        raise ColbertZeroError(
+            f"--phase {phase}: a cross-encoder, which ranks no collection by itself; compare teachers in a study"
+        )
     if steps is not None:
         if clash := [key for key in grid if key in (f"phases.{name}.steps", f"phases.{name}.epochs")]:
             raise ColbertZeroError(f"--steps {steps} and --grid {clash[0]} both set the length; leave one out")

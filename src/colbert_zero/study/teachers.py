@@ -5,12 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from colbert_zero.data.collection import Collection
 from colbert_zero.data.sources import folder_fingerprints
 from colbert_zero.evaluation.ranking import rank, rank_bm25
-from colbert_zero.evaluation.reranking import rerank
 from colbert_zero.evaluation.runs import Run
 from colbert_zero.files import fingerprint, place_of
 from colbert_zero.models.bases import find_checkpoint
@@ -18,15 +17,37 @@ from colbert_zero.models.checkpoints import load_model
 from colbert_zero.models.kinds import is_cross_encoder
 from colbert_zero.processes import from_main, is_main
 from colbert_zero.recipe.data import Mined, Scored
+from colbert_zero.recipe.miners import BM25
 from colbert_zero.recipe.schema import Recipe, Teacher
 from colbert_zero.study.rankings import Ranker
+from colbert_zero.teaching.reranking import rerank
 from colbert_zero.teaching.scorers import ByBm25, Scorer, scorer_of
 from colbert_zero.teaching.teacher import fuse
 
 if TYPE_CHECKING:
     from colbert_zero.study.study import Study
 
-BM25 = "bm25"
+
+class Ready(NamedTuple):
+    """What is known of a model that is there already.
+
+    Attributes:
+        commit: Of a Hub id; None of a folder.
+        reads_pairs: Whether it is a cross-encoder.
+    """
+
+    commit: str | None
+    reads_pairs: bool
+
+
+def ready_of(model: str, whose: str, tell: Callable[[str], None]) -> Ready:
+    """Look for a model.
+
+    Raises:
+        ColbertZeroError: It is not there, or scores nothing.
+    """
+    commit = find_checkpoint(model, whose, tell, cross_encoder=True)
+    return Ready(commit, is_cross_encoder(place_of(model), commit))
 
 
 @dataclass(frozen=True)
@@ -74,15 +95,6 @@ def mark_of(model: str, data: Path) -> str:
     return fingerprint(folder_fingerprints(Path(place), data)) if os.path.isdir(place) else model
 
 
-def commit_of(model: str, whose: str, tell: Callable[[str], None]) -> str | None:
-    """The commit of a Hub id, None of a folder.
-
-    Raises:
-        ColbertZeroError: It is not there, or scores nothing.
-    """
-    return find_checkpoint(model, whose, tell, cross_encoder=True)
-
-
 def scorers(study: "Study", name: str, documents: Sequence[str]) -> list[tuple[float, Scorer]]:
     """What scores pairs for a teacher, with its weight; its phases are trained."""
     return [
@@ -91,22 +103,21 @@ def scorers(study: "Study", name: str, documents: Sequence[str]) -> list[tuple[f
 
 
 def _scorer(study: "Study", name: str, member: Member, documents: Sequence[str] = ()) -> Scorer:
-    whose = f"teachers.{name}:"
     if member.chain:  # what it cuts was told when it was trained
         folder = str(study.phase_folder(member.chain) / "model")
-        return scorer_of(folder, documents, None, lambda _: None, whose)
+        return scorer_of(folder, documents, None, lambda _: None, f"teachers.{name}.pipeline:")
     if member.model:
-        commit = commit_of(member.model, whose, study.say_once)
-        return scorer_of(member.model, documents, commit, study.say_once, whose)
+        commit = study.ready(name, member.model).commit
+        return scorer_of(member.model, documents, commit, study.say_once, f"teachers.{name}.model:")
     return ByBm25(documents)
 
 
 # ---- How good a teacher is
 
 
-def evaluate_teacher(study: "Study", name: str) -> dict[str, dict[str, float]]:
+def _scores(study: "Study", name: str) -> dict[str, dict[str, float]]:
     """Scores of a teacher on every collection of its study."""
-    members = [(m.weight, _identity(study, name, m), _ranker(study, name, m)) for m in _members(study, name)]
+    members = [(m.weight, _identity(study, name, m), ranker_of(study, name, m)) for m in _members(study, name)]
     if len(members) == 1:  # whose order is the teacher's
         [(_, identity, ranker)] = members
         return study.evaluate(f"teacher-{name}", identity, ranker)
@@ -114,7 +125,7 @@ def evaluate_teacher(study: "Study", name: str) -> dict[str, dict[str, float]]:
     def fused(collection: Collection, depth: int) -> Run:
         return fuse([(weight, study.rankings.deep(of, collection, make)) for weight, of, make in members], depth)
 
-    return study.evaluate(f"teacher-{name}", fused_identity(study, name), fused)
+    return study.evaluate(f"teacher-{name}", _fused_identity(study, name), fused)
 
 
 def fusions(study: "Study", chains: Sequence[tuple[str, ...]]) -> dict[str, list[str]]:
@@ -122,16 +133,16 @@ def fusions(study: "Study", chains: Sequence[tuple[str, ...]]) -> dict[str, list
     found = {}
     for name in used_teachers(study.recipe, chains):
         if len(members := _members(study, name)) > 1:
-            found[fused_identity(study, name)] = [_identity(study, name, member) for member in members]
+            found[_fused_identity(study, name)] = [_identity(study, name, member) for member in members]
     return found
 
 
-def reranks(study: "Study", name: str) -> bool:
+def _reranks(study: "Study", name: str) -> bool:
     """Whether a member is a cross-encoder, which ranks BM25's best anew and nothing by itself."""
-    return any(_is_cross_encoder(study, member) for member in _members(study, name))
+    return any(_is_cross_encoder(study, name, member) for member in _members(study, name))
 
 
-def fused_identity(study: "Study", name: str) -> str:
+def _fused_identity(study: "Study", name: str) -> str:
     """What a ranking of several members together is known by."""
     teacher = study.recipe.teachers[name]
     phases = study.phase_id(tuple(teacher.pipeline)) if teacher.pipeline else None
@@ -144,10 +155,10 @@ def _members(study: "Study", name: str) -> list[Member]:
     return members_of(study.recipe.teachers[name])[::-1]
 
 
-def _is_cross_encoder(study: "Study", member: Member) -> bool:
+def _is_cross_encoder(study: "Study", name: str, member: Member) -> bool:
     if member.chain:
         return study.recipe.phases[member.chain[-1]].reads_pairs
-    return member.model is not None and is_cross_encoder(place_of(member.model))
+    return member.model is not None and study.ready(name, member.model).reads_pairs
 
 
 def _identity(study: "Study", name: str, member: Member) -> str:
@@ -155,11 +166,12 @@ def _identity(study: "Study", name: str, member: Member) -> str:
         return BM25
     known = study.phase_id(member.chain) if member.chain else mark_of(str(member.model), study.data)
     # One that ranks so many of BM25's best anew is another ranking than one that ranks more of them.
-    return fingerprint(known, study.recipe.teachers[name].rerank) if _is_cross_encoder(study, member) else known
+    return fingerprint(known, study.recipe.teachers[name].rerank) if _is_cross_encoder(study, name, member) else known
 
 
-def _ranker(study: "Study", name: str, member: Member) -> Ranker:
-    if _is_cross_encoder(study, member):
+def ranker_of(study: "Study", name: str, member: Member) -> Ranker:
+    """Ranks a collection by a member of a teacher."""
+    if _is_cross_encoder(study, name, member):
         return partial(_rerank, study, name, member)
     if member.chain:
         return partial(study.rank, member.chain)
@@ -173,14 +185,14 @@ def bm25(collection: Collection, depth: int) -> Run:
 
 def _rank(study: "Study", name: str, member: Member, collection: Collection, depth: int) -> Run:
     model = str(member.model)
-    encoder = load_model(place_of(model), revision=commit_of(model, f"teachers.{name}", study.say_once))
+    encoder = load_model(place_of(model), revision=study.ready(name, model).commit)
     with study.show.bar(f"evaluating {model} on {collection.name}", collection.documents_count) as advance:
         return rank(encoder, collection, depth, lambda done, total: advance(done, {}))
 
 
 def _rerank(study: "Study", name: str, member: Member, collection: Collection, depth: int) -> Run:
-    """BM25's best anew, at most as many as the teacher's `rerank` says."""
-    scorer, most = _scorer(study, name, member), min(study.recipe.teachers[name].rerank, depth)
+    """BM25's best anew, as many as the teacher's `rerank` says, whatever the depth."""
+    scorer, most = _scorer(study, name, member), study.recipe.teachers[name].rerank
     first = from_main(bm25(collection, most))
     title = f"reranking {most} of BM25's by {member.name} on {collection.name}"
     with study.show.bar(title, len(first)) as advance:
@@ -197,15 +209,15 @@ def unmade(recipe: Recipe, sources: Sequence[str], is_made: Callable[[str], bool
     return list(found)
 
 
-def description(study: "Study", name: str) -> str:
+def _description(study: "Study", name: str) -> str:
     """A teacher in words."""
     parts = [f"{member.weight:g} × {member.name}" for member in _members(study, name)[::-1]]
     most = study.recipe.teachers[name].rerank
-    anew = f"; a cross-encoder, measured on BM25's best {most} of each query" if reranks(study, name) else ""
+    anew = f"; a cross-encoder, measured on BM25's best {most} of each query" if _reranks(study, name) else ""
     return f"{' + '.join(parts)}, each min-max normalised per query{anew}"
 
 
 def record_of(study: "Study", name: str) -> dict[str, Any]:
     """What a teacher is and how good, for teachers.json."""
     parts = [{"name": member.name, "weight": member.weight} for member in members_of(study.recipe.teachers[name])]
-    return {"description": description(study, name), "parts": parts, "scores": evaluate_teacher(study, name)}
+    return {"description": _description(study, name), "parts": parts, "scores": _scores(study, name)}

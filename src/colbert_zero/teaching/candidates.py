@@ -1,12 +1,14 @@
-"""Queries with their candidates, as a teacher is to score them: from rows of files, or from a run on a collection."""
+"""Queries with their candidates, as a teacher is to score them: of files, of sources, or of a run on a collection."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from colbert_zero.data.collection import Collection
 from colbert_zero.data.columns import Reading
+from colbert_zero.data.prepared import Source
 from colbert_zero.data.readers import input_files, tables
 from colbert_zero.data.rows import as_object, as_text, as_texts, check_row
 from colbert_zero.errors import BadRow, ColbertZeroError
@@ -29,6 +31,9 @@ class Candidates:
         answered: Whether a query's first candidate is its answer.
         id: Fingerprint of what they were made of.
         left_out: Rows that have too few candidates, and other reasons, with their numbers.
+        query_ids: Of a run's queries; None of rows, whose queries and documents are numbered.
+        document_ids: Of a run's documents.
+        same_text: Documents of a run that have the text of another, and go by its id.
     """
 
     queries: list[str]
@@ -37,6 +42,9 @@ class Candidates:
     answered: bool
     id: str
     left_out: Counter[str] = field(default_factory=Counter)
+    query_ids: list[str] | None = None
+    document_ids: list[str] | None = None
+    same_text: int = 0
 
     @property
     def ways(self) -> int:
@@ -55,13 +63,38 @@ def from_rows(paths: list[str], ways: int | None) -> Candidates:
         ColbertZeroError: A row cannot be used, or none has so many candidates.
     """
     files = [file for path in paths for file in _files(path)]
-    taken = ways or min((len(texts) for _, texts in _rows(files)), default=0)
+    return _answered(partial(_rows, files), ways, [file_fingerprint(file) for file in files], " ".join(paths))
+
+
+def from_sources(sources: list[Source], ways: int | None) -> Candidates:
+    """Candidates of sources' rows: a document and its hard negatives, or the documents of scored candidates.
+
+    Args:
+        sources: As training would read them.
+        ways: Candidates a query; None takes as many as every row has. Rows of fewer are left out.
+
+    Raises:
+        ColbertZeroError: No row has so many candidates.
+    """
+    whose = " ".join(source.name for source in sources)
+    found = _answered(partial(_read, sources), ways, [source.id for source in sources], whose)
+    for source in sources:
+        found.left_out.update(source.record["dropped"])
+        if source.record["held_out"]:
+            found.left_out[f"held out of {source.name}"] += source.record["held_out"]
+    return found
+
+
+def _answered(
+    rows: Callable[[], Iterator[tuple[str, list[str]]]], ways: int | None, made_of: list[str], whose: str
+) -> Candidates:
+    """Candidates of rows whose first one is the answer; the rows are read twice, unless it is said how many to take."""
+    taken = ways or min((len(texts) for _, texts in rows()), default=0)
     if taken < 2:
         raise ColbertZeroError(
-            f"--candidates {' '.join(paths)}: no row, or one of fewer than two candidates; --n-ways N takes the rows "
-            "that have N"
+            f"--candidates {whose}: no row, or one of fewer than two candidates; --n-ways N takes the rows that have N"
         )
-    return _numbered(_rows(files), taken, True, fingerprint([file_fingerprint(file) for file in files], taken))
+    return _numbered(rows(), taken, True, fingerprint(made_of, taken))[0]
 
 
 def from_run(run_file: Path, collection: Collection, ways: int | None) -> Candidates:
@@ -90,25 +123,35 @@ def from_run(run_file: Path, collection: Collection, ways: int | None) -> Candid
         raise ColbertZeroError(
             f"{run_file}: {len(missing):,} of its documents are not in {collection.name}: {missing[0]}"
         )
-    rows = (
-        (collection.queries[query], list(dict.fromkeys(texts[d] for d, _ in ranked))) for query, ranked in run.items()
-    )
-    return _numbered(rows, taken, False, fingerprint(file_fingerprint(run_file), collection.fingerprint, taken))
+    id_of: dict[str, str] = {}
+    for identifier, text in texts.items():
+        id_of.setdefault(text, identifier)
+    rows = [(query, list(dict.fromkeys(texts[d] for d, _ in ranked))) for query, ranked in run.items()]
+    made_of = fingerprint(file_fingerprint(run_file), collection.fingerprint, taken)
+    found, kept = _numbered(((collection.queries[query], ranked) for query, ranked in rows), taken, False, made_of)
+    found.query_ids = [rows[place][0] for place in kept]
+    found.document_ids = [id_of[text] for text in found.documents]
+    found.same_text = len(texts) - len(id_of)
+    return found
 
 
-def _numbered(rows: Iterator[tuple[str, list[str]]], taken: int, answered: bool, identity: str) -> Candidates:
-    numbers: dict[str, int] = {}
+def _numbered(
+    rows: Iterator[tuple[str, list[str]]], taken: int, answered: bool, identity: str
+) -> tuple[Candidates, list[int]]:
+    """Candidates of rows that have enough of them; and which rows these are."""
+    numbers, kept = dict[str, int](), list[int]()
     found = Candidates([], [], [], answered, identity)
-    for query, texts in rows:
+    for place, (query, texts) in enumerate(rows):
         if len(texts) < taken:
             found.left_out[f"fewer than {taken} candidates"] += 1
             continue
+        kept.append(place)
         found.queries.append(query)
         found.ranked.append([numbers.setdefault(text, len(numbers)) for text in texts[:taken]])
     if not found.queries:
         raise ColbertZeroError(f"--candidates: no query has {taken} different candidates, and two are the least")
     found.documents = list(numbers)
-    return found
+    return found, kept
 
 
 def _files(path: str) -> list[Path]:
@@ -128,6 +171,16 @@ def _rows(files: list[Path]) -> Iterator[tuple[str, list[str]]]:
                     yield _candidates_of(row)
                 except BadRow as error:
                     raise ColbertZeroError(f"{place}: {error}") from None
+
+
+def _read(sources: list[Source]) -> Iterator[tuple[str, list[str]]]:
+    for part in (part for source in sources for part in source.parts.values()):
+        for read in part.sample(len(part)):
+            candidates = read.get("documents") or [
+                [document, *negatives] for document, negatives in zip(read["document"], read["negatives"], strict=True)
+            ]
+            for query, texts in zip(read["query"], candidates, strict=True):
+                yield query, list(dict.fromkeys(texts))
 
 
 def _candidates_of(row: object) -> tuple[str, list[str]]:

@@ -81,7 +81,7 @@ class Inputs:
         return answers
 
 
-def write_inputs(folder: Path, source: Source, corpus: list[Path] | None, used: int | None) -> Path:
+def write_inputs(folder: Path, source: Source, corpus: list[Path] | None, used: int | None, whose: str) -> Path:
     """Write down what is mined, once; returns the folder.
 
     Args:
@@ -89,6 +89,7 @@ def write_inputs(folder: Path, source: Source, corpus: list[Path] | None, used: 
         source: Of pairs.
         corpus: Files of documents; None: the source's own documents are the corpus.
         used: How many of its rows get negatives, spread over its parts in proportion; None: all.
+        whose: What names the source, for messages.
 
     Raises:
         ColbertZeroError: A document cannot be used, there is none, or the source has no pairs.
@@ -98,7 +99,7 @@ def write_inputs(folder: Path, source: Source, corpus: list[Path] | None, used: 
     tables = list(source.tables.values())
     for part in tables:
         if "document" not in part.rows.column_names:
-            raise ColbertZeroError(f"{source.name}: has scored candidates, not pairs to mine")
+            raise ColbertZeroError(f"{whose}: {source.name} has scored candidates, not pairs to mine")
     told = {"empty": 0, "duplicates": 0, "own_negatives": 0}
     with atomic_folder(folder) as temporary:
         with arrow_file(temporary / "documents.arrow", DOCUMENTS) as write:

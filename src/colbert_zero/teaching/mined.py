@@ -4,7 +4,7 @@ import itertools
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -17,17 +17,16 @@ from colbert_zero.data.columns import peculiarities
 from colbert_zero.data.corpus import corpus_files
 from colbert_zero.data.prepared import DOCUMENTS, MINED, Source, arrow_file, is_made, open_source, source_folder
 from colbert_zero.data.prepared import write_record as write_source
-from colbert_zero.data.sources import file_fingerprints, folder_fingerprints, prepare_source
+from colbert_zero.data.sources import file_fingerprints, folder_fingerprints
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.files import atomic_file, atomic_folder, fingerprint, place_of, read_json, write_json
 from colbert_zero.models.checkpoints import Encoder, load_model
 from colbert_zero.processes import agree, from_main, is_main, made_by_main
-from colbert_zero.recipe.data import Mined, SourceSpec
-from colbert_zero.recipe.schema import Recipe
+from colbert_zero.recipe.data import Mined
 from colbert_zero.teaching.inputs import Inputs
 from colbert_zero.teaching.mining import Bar, Mining, Row
 
-_VERSION = 1
+_VERSION = 2
 
 _SCORES = pa.list_(pa.float32())
 
@@ -44,29 +43,34 @@ NEGATIVES = pa.schema(
 
 _ROWS_AT_ONCE = 200
 
+_OPTIONS = {"of": "--pairs", "negatives": "--negatives"}
+"""What keys are called on the command line."""
+
 Tell = Callable[[str], None]
 
 
-def made_of(spec: Mined, seed: int, commits: dict[str, str | None], data: Path, whose: str) -> list[Any]:
+def made_of(spec: Mined, seed: int, commits: Mapping[str, str | None], data: Path, whose: str) -> list[Any]:
     """What makes negatives, besides the pairs: for an id.
 
     Args:
         spec: What is asked for.
         seed: Of random documents.
-        commits: Of models on the Hub, where they count.
+        commits: Of models on the Hub, where they count; of phases their ids.
         data: Where fingerprints of files are kept.
         whose: What names the corpus, for messages.
     """
+    resolved = spec.model_copy(update={"max_relative": spec.threshold})
     models: dict[str, Any] = {}
     for name in spec.models:
         place = place_of(name)
-        models[name] = folder_fingerprints(Path(place), data) if os.path.isdir(place) else commits.get(name)
+        here = name not in spec.phases and os.path.isdir(place)
+        models[name] = folder_fingerprints(Path(place), data) if here else commits.get(name)
     files = corpus_files(spec.corpus, whose) if spec.corpus else []
     corpus = file_fingerprints(files, files[0].parent, data) if files else []
-    return [_VERSION, spec.asked(exclude={"of", "corpus"}), seed, models, [mark for _, mark in corpus]]
+    return [_VERSION, resolved.asked(exclude={"of", "corpus"}), seed, models, [mark for _, mark in corpus]]
 
 
-def _loader(commits: dict[str, str | None]) -> Callable[[str], Encoder]:
+def _loader(commits: Mapping[str, str | None]) -> Callable[[str], Encoder]:
     return lambda name: load_model(place_of(name), revision=commits.get(name))
 
 
@@ -74,7 +78,7 @@ def _loader(commits: dict[str, str | None]) -> Callable[[str], Encoder]:
 
 
 def mine_file(
-    spec: Mined, pairs: SourceSpec, out: Path, commits: dict[str, str | None], bar: Bar, seed: int = 1
+    spec: Mined, source: Source, out: Path, commits: dict[str, str | None], bar: Bar, seed: int = 1
 ) -> dict[str, Any]:
     """Mine hard negatives for pairs and write them to a Parquet file (`NEGATIVES`); returns its record.
 
@@ -83,34 +87,29 @@ def mine_file(
 
     Args:
         spec: What is asked for; `of` names nothing here.
-        pairs: The source of pairs.
+        source: Of pairs.
         out: The file.
         commits: Of each model on the Hub the commit to load.
         bar: Shows progress.
         seed: Of random documents.
 
     Raises:
-        ColbertZeroError: The file is there and was made otherwise; a row cannot be used; there are too few documents,
-            or no row is left.
+        ColbertZeroError: The file is there and was made otherwise; there are too few documents, or no row is left.
     """
     work, kept, started = unfinished(out), out.with_name(f"{out.name}.json"), time.monotonic()
-    data = work / "data"
-    recipe = Recipe.model_construct(sources={"pairs": pairs}, collections={}, seed=seed)
-    prepare = partial(prepare_source, "pairs", recipe, data, data / "docstrings", None)
-    source = made_by_main(prepare, partial(open_source, "pairs"))
-    made = from_main(made_of(spec, seed, commits, data, "--corpus") if is_main() else None)
+    made = from_main(made_of(spec, seed, commits, work / "data", "--corpus") if is_main() else None)
     identity = fingerprint(source.id, made)
     if agree(out.exists()):
         record: dict[str, Any] = from_main(_record_of(out, kept, identity) if is_main() else None)
     else:
         corpus = corpus_files(spec.corpus, "--corpus") if spec.corpus else None
-        mining = Mining(spec, source, corpus, seed, work / identity, _loader(commits), bar)
+        mining = Mining(spec, source, corpus, seed, work / identity, _loader(commits), bar, _OPTIONS.__getitem__)
         mining.passes()
-        read = {"dropped": source.record["dropped"], "read": peculiarities(source.record)}
+        read = {key: source.record[key] for key in ("dropped", "held_out")} | {"read": peculiarities(source.record)}
         more = {"id": identity, **read, "models": commits, "seed": seed}
         made_by_main(partial(_write_file, mining, out, kept, more, started), lambda _: None)
         record = from_main(read_json(kept) if is_main() else None)
-    if is_main():
+    if is_main() and work.is_dir():
         shutil.rmtree(work)
     return record
 
@@ -136,7 +135,7 @@ def _write_file(mining: Mining, out: Path, kept: Path, more: dict[str, Any], sta
             count += len(some)
         if not count:
             raise _none_left(mining, "--out")
-        asked = mining.spec.model_dump(include={"skip", "depth", "max_relative"})
+        asked = mining.spec.model_dump(include={"skip", "depth"}) | {"max_relative": mining.spec.threshold}
         seconds = round(time.monotonic() - started, 3)
         write_json(kept, {**more, "rows": count, **asked, **mining.record(), "seconds": seconds})
     return out
@@ -174,6 +173,7 @@ def mine_source(
     identity: str,
     data: Path,
     commits: dict[str, str | None],
+    phases: Mapping[str, Path],
     bar: Bar,
 ) -> Source:
     """A source of kind `mined`, made once; every process calls this.
@@ -185,7 +185,8 @@ def mine_source(
         seed: Of random documents.
         identity: Its id.
         data: The study's prepared sources.
-        commits: Of each model on the Hub the commit to load.
+        commits: Of each model on the Hub the commit to load; of each phase its id.
+        phases: Where models lie that are phases.
         bar: Shows progress.
 
     Raises:
@@ -195,10 +196,12 @@ def mine_source(
     if not agree(is_made(folder)):
         work = data / f"{name}-{identity}.unfinished"
         corpus = corpus_files(spec.corpus, f"sources.{name}.corpus") if spec.corpus else None
-        try:
-            mining = Mining(spec, source, corpus, seed, work, _loader(commits), bar)
-        except ColbertZeroError as error:
-            raise ColbertZeroError(f"sources.{name}: {error}") from None
+        other = _loader(commits)
+
+        def load(model: str) -> Encoder:
+            return load_model(phases[model]) if model in phases else other(model)
+
+        mining = Mining(spec, source, corpus, seed, work, load, bar, f"sources.{name}.{{}}".format)
         mining.passes()
         made_by_main(partial(_write_source, mining, source.name, folder, identity, commits, started), lambda _: None)
         if is_main():

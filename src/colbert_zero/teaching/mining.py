@@ -36,6 +36,9 @@ Bar = Callable[[str, int], AbstractContextManager[Callable[[int, dict[str, Any]]
 MUCH_REJECTED = 0.5
 """Share of candidates rejected by `max_relative` that is worth a warning."""
 
+MUCH_RANDOM = 0.01
+"""Share of negatives that are random for want of others that is worth one."""
+
 
 class Row(NamedTuple):
     """A pair with its negatives, by number, and the judge's scores."""
@@ -59,6 +62,7 @@ class Mining:
         folder: Where passes are kept; the caller's alone, and to be deleted by it.
         load: Loads a checkpoint of the spec.
         bar: Shows progress.
+        place: What the user calls a key of the spec, for messages.
 
     Raises:
         ColbertZeroError: There are too few documents, or one cannot be used.
@@ -73,9 +77,10 @@ class Mining:
         folder: Path,
         load: Callable[[str], Encoder],
         bar: Bar,
+        place: Callable[[str], str],
     ) -> None:
         self.spec, self.seed, self.folder, self.bar = spec, seed, folder, bar
-        write = partial(write_inputs, folder / "inputs", source, corpus, spec.queries)
+        write = partial(write_inputs, folder / "inputs", source, corpus, spec.queries, place("of"))
         self.inputs: Inputs = made_by_main(write, open_inputs)
         self.judge = judge_of(spec.shares, spec.judge)
         self.picker = Picker(spec, self.inputs.document_text)
@@ -86,8 +91,8 @@ class Mining:
             self._scorers[name] = by_model(self.inputs, cache(partial(load, name)), f"the model {name}")
         if self.inputs.corpus_size <= spec.negatives:
             raise ColbertZeroError(
-                f"negatives: {spec.negatives} a query, but there are {self.inputs.corpus_size} documents to mine in; "
-                "lower it"
+                f"{place('negatives')}: {spec.negatives} a query, but there are {self.inputs.corpus_size} documents to "
+                "mine in; lower it"
             )
 
     def rows(self) -> Iterator[Row]:
@@ -251,6 +256,8 @@ def told_of(record: dict[str, Any], spec: Mined) -> Iterator[str]:
     yield from (f"--pairs: {told}" for told in record.get("read", ()))
     for reason, count in record["dropped"].items():
         yield f"--pairs: {count:,} row{'s' * (count > 1)} left out: {reason}"
+    if held_out := record["held_out"]:
+        yield f"--pairs: {held_out:,} held-out pairs are not mined"
     if record["corpus_empty"] or record["corpus_duplicates"]:
         yield (
             f"corpus: {record['corpus']:,} documents; left out {record['corpus_duplicates']:,} equal to one before and "
@@ -264,7 +271,7 @@ def told_of(record: dict[str, Any], spec: Mined) -> Iterator[str]:
             "positive": "known positives",
             "near_duplicate": "near-duplicates of positives",
             "skip": "skipped",
-            "max_relative": f"at or above {spec.max_relative or 0:g} of the positive's score by {record['judge']}",
+            "max_relative": f"at or above {spec.threshold or 0:g} of the positive's score by {record['judge']}",
         }
         reasons = ", ".join(f"{count:,} {words[reason]} ({count / looked_at:.0%})" for reason, count in removed.items())
         filled = f", {record['filled'][name]:,} of them in others' place" if record["filled"].get(name) else ""
@@ -277,7 +284,8 @@ def told_of(record: dict[str, Any], spec: Mined) -> Iterator[str]:
                 f"warning: {share:.0%} of {name}'s candidates rejected by max_relative: {record['judge']} hardly tells "
                 "positives from them. Look at the examples; name another judge, or raise max_relative"
             )
-    if RANDOM not in spec.shares and (random := record["random"]):
+    random = record["random"]
+    if RANDOM not in spec.shares and random > MUCH_RANDOM * sum(record["kept"].values()):
         yield (
             f"warning: {random:,} hard negatives are random documents, in {record['filled_up']:,} rows for which fewer "
             f"than {record['negatives']} were found; they teach little. Raise `depth`, or lower `negatives` or `skip`"

@@ -62,7 +62,7 @@ class Picker:
     """Picks a row's negatives.
 
     Args:
-        spec: Shares, how many, `skip` and `max_relative`.
+        spec: Shares, how many, `skip` and `threshold`.
         text_of: A document's text by number.
     """
 
@@ -121,7 +121,7 @@ class Picker:
         taken: set[int],
     ) -> Iterator[int]:
         """Candidates of a miner that no filter removes, not taken yet; counted as they are looked at."""
-        removed, limit = self.counts.removed.setdefault(miner, Counter()), self.spec.max_relative
+        removed, limit = self.counts.removed.setdefault(miner, Counter()), self.spec.threshold
         to_skip = 0 if miner == RANDOM else self.spec.skip
         for document in found:
             if document in taken:
@@ -130,11 +130,11 @@ class Picker:
             reason = None
             if document in known:
                 reason = POSITIVE
-            elif any(containment(self._grams(document), answer) >= NEAR for answer in like):
-                reason = NEAR_DUPLICATE
             elif to_skip:
                 to_skip -= 1
                 reason = SKIP
+            elif any(containment(self._grams(document), answer) >= NEAR for answer in like):
+                reason = NEAR_DUPLICATE
             elif limit is not None and not is_below(scores[document], scores[positive], limit):
                 reason = MAX_RELATIVE
             if reason is None:

@@ -10,10 +10,11 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from datasets.arrow_dataset import Column
 from torch import nn
 
 from colbert_zero.errors import ColbertZeroError
@@ -60,6 +61,11 @@ class ByBm25:
         return self.index.score_pairs(list(queries), candidates)
 
 
+def _texts(documents: Sequence[str], numbers: np.ndarray) -> list[str]:
+    """Some of the texts; those of a column on the disk are read together."""
+    return list(documents[numbers] if isinstance(documents, Column) else (documents[n] for n in numbers.tolist()))
+
+
 class ByEncoder:
     """A dense or multi-vector checkpoint; each distinct candidate of a call is encoded once."""
 
@@ -68,24 +74,11 @@ class ByEncoder:
 
     def scores(self, queries: Sequence[str], candidates: np.ndarray, documents: Sequence[str]) -> np.ndarray:
         """As of `Scorer`."""
-        return model_scores(self.model, list(queries), candidates, lambda numbers: [documents[n] for n in numbers])
-
-
-def model_scores(
-    model: Encoder, queries: list[str], candidates: np.ndarray, texts: Callable[[np.ndarray], list[str]]
-) -> np.ndarray:
-    """A model's scores of each query's candidates, (queries, n_ways) float32; every distinct document is encoded once.
-
-    Args:
-        model: Dense or multi-vector.
-        queries: Texts.
-        candidates: Numbers of documents, (queries, n_ways).
-        texts: Those of documents, by their numbers.
-    """
-    distinct, places = np.unique(candidates, return_inverse=True)
-    documents = reorder(encode(model, texts(distinct), "document"), torch.from_numpy(places.reshape(-1)))
-    scores = packed_candidate_scores(encode(model, queries, "query"), documents, candidates.shape[1])
-    return scores.float().cpu().numpy()
+        distinct, places = np.unique(candidates, return_inverse=True)
+        found = encode(self.model, _texts(documents, distinct), "document")
+        of_each = reorder(found, torch.from_numpy(places.reshape(-1)))
+        asked = encode(self.model, list(queries), "query")
+        return packed_candidate_scores(asked, of_each, candidates.shape[1]).float().cpu().numpy()
 
 
 class ByCrossEncoder:
@@ -107,12 +100,15 @@ class ByCrossEncoder:
     ):
         self.told = False
         self.tell: Callable[[str], None] = lambda text: tell(f"{whose} {path}: {text}")
-        half = torch.bfloat16 if has_half() else torch.float32
-        self.model = load_cross_encoder(path, revision, f"{whose} {path}: ", half)
+        dtype = torch.bfloat16 if has_half() else torch.float32
+        self.model = load_cross_encoder(path, revision, f"{whose} {path}: ", dtype)
 
     def scores(self, queries: Sequence[str], candidates: np.ndarray, documents: Sequence[str]) -> np.ndarray:
         """As of `Scorer`."""
-        pairs = [(query, documents[n]) for query, row in zip(queries, candidates.tolist(), strict=True) for n in row]
+        distinct, places = np.unique(candidates, return_inverse=True)
+        texts = _texts(documents, distinct)
+        of_each: Any = places.reshape(candidates.shape).tolist()
+        pairs = [(query, texts[place]) for query, row in zip(queries, of_each, strict=True) for place in row]
         order = sorted(range(len(pairs)), key=lambda place: -len(pairs[place][0]) - len(pairs[place][1]))
         self._count_cut([pairs[place] for place in order[:CUT_SAMPLE]])
         found = np.empty(len(pairs), np.float32)

@@ -9,6 +9,8 @@ FOLDER/documents           document_id, text
 FOLDER/README.md           names these configurations, so that `datasets.load_dataset(FOLDER, "train")` reads them
 FOLDER/teach.json          what scored, and the report
 
+Ids are those of a TREC run, as text; the queries and documents of rows are numbered.
+
 Queries are scored 64 at a time, a unit; a unit's scores are a file of their own, so what was killed goes on and scores
 none again but those of the unit that it was in, and several processes share the units. What a unit holds does not
 depend on who scored it.
@@ -16,7 +18,7 @@ depend on who scored it.
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import combinations
 from pathlib import Path
@@ -41,9 +43,6 @@ from colbert_zero.watch import stop_if_asked
 UNIT = 64
 """Queries."""
 
-_TABLE = pa.schema(
-    [("query_id", pa.int64()), ("document_ids", pa.list_(pa.int64())), ("scores", pa.list_(pa.float64()))]
-)
 _CARD = """---
 configs:
 {configs}
@@ -189,11 +188,15 @@ def _write(
     raw = next(iter(own.values())).astype(np.float64)
     if len(members) > 1:
         raw = np.sum([weight * _normalised(own[name]) for name, weight in members.items()], axis=0)
+    queries: Sequence[str | int] = candidates.query_ids or range(len(candidates.queries))
+    documents: Sequence[str | int] = candidates.document_ids or range(len(candidates.documents))
+    ranked = [[documents[number] for number in row] for row in candidates.ranked]
     tables = {
-        "train": _rows(candidates, _normalised(raw)),
-        "train_unnormalized": _rows(candidates, raw),
-        "queries": pa.table({"query_id": range(len(candidates.queries)), "text": candidates.queries}),
-        "documents": pa.table({"document_id": range(len(candidates.documents)), "text": candidates.documents}),
+        name: pa.table({"query_id": queries, "document_ids": ranked, "scores": scores.tolist()})
+        for name, scores in (("train", _normalised(raw)), ("train_unnormalized", raw))
+    } | {
+        "queries": pa.table({"query_id": queries, "text": candidates.queries}),
+        "documents": pa.table({"document_id": documents, "text": candidates.documents}),
     }
     configs = "\n".join(f"- config_name: {name}\n  data_files: {name}/*.parquet" for name in tables)
     teacher = " + ".join(f"{weight:g} × {name}" if len(members) > 1 else name for name, weight in members.items())
@@ -205,13 +208,9 @@ def _write(
         (temporary / "README.md").write_text(card, encoding="utf-8")
         found = report(raw, own, candidates.answered)
         record = {**more, "queries": len(candidates.queries), "ways": candidates.ways,
-                  "left_out": dict(candidates.left_out), "report": found}  # fmt: skip
+                  "left_out": dict(candidates.left_out), "same_text": candidates.same_text,
+                  "report": found}  # fmt: skip
         write_json(temporary / "teach.json", record)
-
-
-def _rows(candidates: Candidates, scores: np.ndarray) -> pa.Table:
-    columns = {"query_id": range(len(candidates.queries)), "document_ids": candidates.ranked, "scores": scores.tolist()}
-    return pa.table(columns, schema=_TABLE)
 
 
 def _normalised(scores: np.ndarray) -> np.ndarray:
@@ -261,6 +260,8 @@ def in_words(record: Mapping[str, Any]) -> list[str]:
     """A report for the terminal, from teach.json."""
     found, said = record["report"], [f"{record['queries']:,} queries, {record['ways']} candidates each"]
     said += [f"{count:,} left out: {reason}" for reason, count in record["left_out"].items()]
+    if same := record.get("same_text"):
+        said.append(f"{same:,} of the run's documents have the text of another, and go by its id")
     most = max(found["histogram"]) or 1
     for tenth, count in enumerate(found["histogram"]):
         said.append(f"  {tenth / 10:.1f} to {(tenth + 1) / 10:.1f}  {'█' * round(30 * count / most):30} {count:,}")

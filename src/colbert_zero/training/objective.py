@@ -18,15 +18,14 @@ class Objective(nn.Module, ABC):
     Args:
         temperature: Divides the scores; unitless, > 0.
         learnable: Train the temperature too.
-        length_normalised: Divide each score by the query's number of tokens, as LateOn does.
 
     Attributes:
-        entropies: Of each softmax of the first batch (`normalised_entropy`), by the recipe's key of its temperature.
+        entropies: Of each softmax over the batch's documents in the first batch (`normalised_entropy`), by the recipe's
+            key of its temperature; a cross-encoder's are not kept, since a new head's are flat anyway.
     """
 
-    def __init__(self, temperature: float = 1.0, learnable: bool = False, length_normalised: bool = False):
+    def __init__(self, temperature: float = 1.0, learnable: bool = False):
         super().__init__()
-        self.length_normalised = length_normalised
         self.entropies: dict[str, float | None] = {}
         # The logarithm keeps a learned temperature above 0.
         self.log_temperature = nn.Parameter(torch.tensor(temperature).log(), requires_grad=learnable)
@@ -48,7 +47,7 @@ class Objective(nn.Module, ABC):
 
 
 def identities(texts: TokenisedTexts) -> Tensor:
-    """A number per text, equal for equal token sequences, in every process: (texts,) int64.
+    """A number per text, equal for equal token sequences, however padded, in every process: (texts,) int64.
 
     A sum of token ids with random odd weights modulo 2^64. Two texts that differ are equal in it with a probability of
     at most 2^v / 2^63, 2^v being the power of two in a difference of ids: 2^-46 for ids below 2^17 (multiplicative
@@ -57,7 +56,8 @@ def identities(texts: TokenisedTexts) -> Tensor:
     width = texts.used.shape[1]
     weights = torch.randint(-(2**62), 2**62, (width,), generator=torch.Generator().manual_seed(0)) * 2 + 1
     real = (texts.inputs["input_ids"] + 1) * texts.used
-    return (real * weights.to(real.device)).sum(1)
+    places = texts.used.cumsum(1) - 1  # padding may stand before a text
+    return (real * weights.to(real.device)[places]).sum(1)
 
 
 def weight_of(queries: int) -> float:

@@ -47,7 +47,7 @@ def objective_of(spec: Phase) -> Objective:
         "length_normalised": spec.length_normalised,
     }
     if spec.objective == "binary":
-        return Binary()
+        return Binary(mask_duplicates=spec.mask_duplicates)
     if spec.objective == "listwise":
         return Listwise(temperature, learned, mask_duplicates=spec.mask_duplicates)
     if spec.objective == "contrastive":
@@ -70,7 +70,17 @@ def objective_of(spec: Phase) -> Objective:
 
 
 class _OfEmbeddings(Objective):
-    """An objective whose scores are MaxSim."""
+    """An objective whose scores are MaxSim.
+
+    Args:
+        temperature: As for every objective.
+        learnable: Likewise.
+        length_normalised: Divide each score by the query's number of tokens, as LateOn does.
+    """
+
+    def __init__(self, temperature: float = 1.0, learnable: bool = False, length_normalised: bool = False):
+        super().__init__(temperature, learnable)
+        self.length_normalised = length_normalised
 
     def _normalised(self, scores: Tensor, queries: Packed) -> Tensor:
         return scores / queries.lengths.clamp_min(1).to(scores)[:, None] if self.length_normalised else scores

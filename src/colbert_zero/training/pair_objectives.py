@@ -6,17 +6,30 @@
 | `Binary` | of each of them by itself: is it an answer? (Nogueira and Cho 2019, arXiv 1901.04085) |
 """
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from colbert_zero.maxsim.packed import Packed
 from colbert_zero.training.gradcache import LossOf, TokenisedTexts
+from colbert_zero.training.losses import logits
 from colbert_zero.training.objective import Objective, identities, weight_of
 
 
 class PairObjective(Objective):
-    """A loss of each query's scores: of its answer, and then of its hard negatives."""
+    """A loss of each query's scores: of its answer, and then of its hard negatives.
+
+    Args:
+        temperature: Divides the scores; unitless, > 0.
+        learnable: Train it too.
+        mask_duplicates: A negative that reads as the answer does is left out.
+    """
+
+    def __init__(self, temperature: float = 1.0, learnable: bool = False, mask_duplicates: bool = True):
+        super().__init__(temperature, learnable)
+        self.mask_duplicates = mask_duplicates
 
     def of(self, queries: TokenisedTexts, documents: TokenisedTexts, teacher_scores: Tensor | None = None) -> LossOf:
         """The loss of a batch as a function of its scores, which stand in the place of embeddings.
@@ -33,45 +46,35 @@ class PairObjective(Objective):
             if not len(queries):
                 return answers.values.sum() + others.values.sum()
             scores = torch.cat([answers.values, _side_by_side(others.values.flatten(), len(queries))], 1)
-            return weight * self.of_scores(scores.float(), same.to(scores.device))
+            left_out = same.to(scores.device) & self.mask_duplicates
+            return weight * self.of_scores(scores, left_out)
 
         return loss
 
-    def of_scores(self, scores: Tensor, same: Tensor) -> Tensor:
+    @abstractmethod
+    def of_scores(self, scores: Tensor, left_out: Tensor) -> Tensor:
         """The mean loss of queries, a scalar in nats.
 
         Args:
             scores: (queries, 1 + negatives), the answer's first.
-            same: Negatives that read as the answer does, (queries, negatives), bool.
+            left_out: Negatives that do not count, (queries, negatives), bool.
         """
-        raise NotImplementedError
 
 
 class Listwise(PairObjective):
     """A softmax over a query's answer and its hard negatives.
 
-    Args:
-        temperature: Divides the scores.
-        learnable: Train it too.
-        mask_duplicates: A negative that reads as the answer does is left out.
-
     Example:
         >>> from colbert_zero.training.pair_objectives import Listwise
-        >>> scores, same = torch.tensor([[2.0, 0.0, 2.0]]), torch.tensor([[False, True]])
-        >>> f"{Listwise().of_scores(scores, same):.4f}"  # log(1 + exp(-2))
+        >>> scores, left_out = torch.tensor([[2.0, 0.0, 2.0]]), torch.tensor([[False, True]])
+        >>> f"{Listwise().of_scores(scores, left_out):.4f}"  # log(1 + exp(-2))
         '0.1269'
     """
 
-    def __init__(self, temperature: float = 1.0, learnable: bool = False, mask_duplicates: bool = True):
-        super().__init__(temperature, learnable)
-        self.mask_duplicates = mask_duplicates
-
-    def of_scores(self, scores: Tensor, same: Tensor) -> Tensor:
+    def of_scores(self, scores: Tensor, left_out: Tensor) -> Tensor:
         """As of `PairObjective`."""
-        logits = scores / self.temperature
-        if self.mask_duplicates:
-            logits = logits.masked_fill(torch.cat([torch.zeros_like(same[:, :1]), same], 1), -torch.inf)
-        return cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
+        of = logits(scores, self.temperature, _with_answers(left_out))
+        return cross_entropy(of, torch.zeros(len(of), dtype=torch.int64, device=of.device))
 
 
 class Binary(PairObjective):
@@ -83,13 +86,18 @@ class Binary(PairObjective):
         '0.6931'
     """
 
-    def of_scores(self, scores: Tensor, same: Tensor) -> Tensor:
-        """As of `PairObjective`; a negative that reads as the answer does is left out."""
+    def of_scores(self, scores: Tensor, left_out: Tensor) -> Tensor:
+        """As of `PairObjective`."""
         wanted = torch.zeros_like(scores)
         wanted[:, 0] = 1
         losses = binary_cross_entropy_with_logits(scores, wanted, reduction="none")
-        counted = torch.cat([torch.ones_like(same[:, :1]), ~same], 1)
+        counted = ~_with_answers(left_out)
         return ((losses * counted).sum(1) / counted.sum(1)).mean()
+
+
+def _with_answers(left_out: Tensor) -> Tensor:
+    """The same of answers and negatives, (queries, 1 + negatives): no answer is left out."""
+    return torch.cat([torch.zeros_like(left_out[:, :1]), left_out], 1)
 
 
 def _side_by_side(values: Tensor, queries: int) -> Tensor:

@@ -156,7 +156,7 @@ class PhaseRecord(_Record):
     waited_seconds: float
     """How long one process waited for batches."""
     texts: int
-    """Queries and documents, each as often as it was read."""
+    """Queries and documents, or a cross-encoder's pairs, each as often as it was read."""
     tokens: int
     """Real ones, each counted as often as it was read for training; the second pass of GradCache does not count."""
     padding_tokens: int

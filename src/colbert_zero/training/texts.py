@@ -73,17 +73,10 @@ def check_texts(
         if equal:
             log.tell(_equal(training, task, equal))
         found[task] = every = Sampled(*map(sum, zip(*sampled.values(), strict=True)))
-        if not equal and 2 * every.different_cut <= every.different:
-            key, what, mend = (f"{task}_tokens", "cutting", "raise it") if every.cut else _UNKNOWN
-            log.tell(
-                f"phases.{training.name}.{key}: of {every.different:,} different {_PLURAL[task]} looked at, {what} "
-                f"leaves {every.different_cut:,} that differ, and the model cannot tell equal ones apart; {mend}"
-            )
+        if not equal:
+            _tell_alike(training, f"{task}_tokens", _PLURAL[task], every, log)
         if every.cut:
-            cut.append(
-                f"{every.cut:,} of {every.texts:,} {_PLURAL[task]} to {getattr(training.alignment, f'{task}_tokens')} "
-                f"tokens, which loses {every.lost / every.tokens:.1%} of all theirs"
-            )
+            cut.append(_cut(every, _PLURAL[task], getattr(training.alignment, f"{task}_tokens")))
     if cut:
         log.say(f"phases.{training.name}: cut, in a sample of the rows: {'; '.join(cut)}")
     return {task: sample._asdict() for task, sample in found.items()}
@@ -96,10 +89,11 @@ def check_pairs(training: Training, model: Any, parts: Mapping[str, Part], log: 
         ColbertZeroError: All documents are equal, so that nothing tells an answer from a negative.
     """
     rows, pairs = max(16, SAMPLE // max(1, len(parts))), list[tuple[str, str]]()
+    asked = training.spec.hard_negatives
     for part in parts.values():
         read = some_rows(part, rows)
         for query, document, negatives in zip(read["query"], read["document"], read["negatives"], strict=True):
-            pairs += [(query, text) for text in (document, *negatives)]
+            pairs += [(query, text) for text in (document, *negatives[: asked.of or asked.taken])]
     if len({document for _, document in pairs}) == 1:
         raise ColbertZeroError(
             f"phases.{training.name}.sources: all {len(pairs):,} documents looked at are the same text "
@@ -107,13 +101,32 @@ def check_pairs(training: Training, model: Any, parts: Mapping[str, Part], log: 
         )
     whole = model.tokenizer(pairs, truncation=False, verbose=False)["input_ids"]
     lost, tokens = [max(0, len(ids) - model.max_seq_length) for ids in whole], sum(map(len, whole))
-    if any(lost):
-        log.say(
-            f"phases.{training.name}: cut, in a sample of the rows: {sum(map(bool, lost)):,} of {len(pairs):,} pairs "
-            f"to {model.max_seq_length} tokens, which loses {sum(lost) / tokens:.1%} of all theirs"
-        )
     cut = {tuple(ids) for ids in model.tokenizer(pairs, truncation="longest_first")["input_ids"]}
-    return {"pair": Sampled(len(pairs), sum(map(bool, lost)), tokens, sum(lost), len(set(pairs)), len(cut))._asdict()}
+    sample = Sampled(len(pairs), sum(map(bool, lost)), tokens, sum(lost), len(set(pairs)), len(cut))
+    if sample.cut:
+        said = _cut(sample, "pairs", model.max_seq_length)
+        log.say(f"phases.{training.name}: cut, in a sample of the rows: {said}")
+    _tell_alike(training, "document_tokens", "pairs", sample, log)
+    return {"pair": sample._asdict()}
+
+
+def _cut(sample: Sampled, plural: str, tokens: int) -> str:
+    """What cutting takes away, in words."""
+    return (
+        f"{sample.cut:,} of {sample.texts:,} {plural} to {tokens} tokens, which loses "
+        f"{sample.lost / sample.tokens:.1%} of all theirs"
+    )
+
+
+def _tell_alike(training: Training, key: str, plural: str, sample: Sampled, log: Log) -> None:
+    """Tell of many texts that the model cannot tell apart."""
+    if 2 * sample.different_cut > sample.different:
+        return
+    key, what, mend = (key, "cutting", "raise it") if sample.cut else _UNKNOWN
+    log.tell(
+        f"phases.{training.name}.{key}: of {sample.different:,} different {plural} looked at, {what} leaves "
+        f"{sample.different_cut:,} that differ, and the model cannot tell equal ones apart; {mend}"
+    )
 
 
 def some_rows(part: Part, most: int) -> dict[str, list[Any]]:

@@ -1,29 +1,22 @@
 """A reranker measured: what another ranked best for each query, ranked anew by scores of pairs."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import groupby
-from typing import Protocol
 
 import numpy as np
 
 from colbert_zero.data.collection import Collection
 from colbert_zero.evaluation.runs import Run
 from colbert_zero.processes import gather_objects, process_rank, world_size
+from colbert_zero.teaching.scorers import Scorer
 from colbert_zero.watch import stop_if_asked
 
 _TOGETHER = 32
 """Queries whose candidates are scored in one call."""
 
 
-class Scores(Protocol):
-    """Scores queries' candidates, as `teaching.scorers` do."""
-
-    def scores(self, queries: Sequence[str], candidates: np.ndarray, documents: Sequence[str]) -> np.ndarray:
-        """(queries, n_ways) float32; candidates are numbers among the documents."""
-
-
 def rerank(
-    scorer: Scores,
+    scorer: Scorer,
     collection: Collection,
     first: Run,
     most: int,
