@@ -46,22 +46,24 @@ export function queryWords(query, parts) {
 // Contributions of a document's score, one a word of the query.
 const contributions = (words, parts) => words.map((word) => word.tokens.reduce((sum, n) => sum + parts[n].score, 0));
 
-// Words of a document that have a shade: [{begin, end, word, score, chosen}] in order, none over another.
+// Words of a document, in order, none over another: [{begin, end, word, score, by}].
+// by: the words of the query that chose it, if any, the one it gave most to first: that is its colour.
 function shades(explanation, words) {
   const wordOf = [];
   words.forEach((word, n) => word.tokens.forEach((token) => (wordOf[token] = n)));
   const found = new Map();
-  const meet = (begin, end, word, score, chosen) => {
-    const before = found.get(`${begin}-${end}`);
-    const better = !before || (chosen && !before.chosen) || (chosen === before.chosen && score > before.score);
-    const by = new Set(before?.by);
-    if (chosen) by.add(word);
-    found.set(`${begin}-${end}`, better ? { begin, end, word, score, chosen, by } : { ...before, by });
-  };
-  for (const { begin, end, token, score } of explanation.words ?? []) meet(begin, end, wordOf[token], score, false);
-  explanation.parts.forEach(({ begin, end, score }, n) => {
-    if (begin !== null) meet(begin, end, wordOf[n], score, true);
-  });
+  for (const { begin, end, token, score } of explanation.words) {
+    found.set(`${begin}-${end}`, { begin, end, word: wordOf[token], score, by: [] });
+  }
+  const strongest = explanation.parts.map((part, n) => ({ ...part, word: wordOf[n] }))
+    .sort((one, other) => words[one.word].own - words[other.word].own || other.score - one.score);
+  for (const { begin, end, score, word } of strongest) {
+    if (begin === null) continue;
+    const key = `${begin}-${end}`;
+    const by = found.get(key)?.by ?? [];
+    if (!by.length) found.set(key, { begin, end, word, score, by: [word] });
+    else if (!by.includes(word)) by.push(word);
+  }
   let place = 0;
   return [...found.values()]
     .sort((one, other) => one.begin - other.begin || other.end - one.end)
@@ -69,43 +71,50 @@ function shades(explanation, words) {
 }
 
 // A stretch of a document, its words shaded. What the query chose is underlined and has the number of the query's word.
-function shaded(text, begin, end, shadesOfHit, words, most) {
+function shaded(text, begin, end, shadesOfHit, words, scale) {
   const { cut } = cutter(text);
   const pieces = [];
   let place = begin;
-  for (const shade of shadesOfHit) {
-    if (shade.begin < place || shade.end > end) continue;
-    const word = words[shade.word];
-    const tag = shade.chosen ? "mark" : "span";
-    const said = shade.chosen ? "chosen by" : "nearest to";
-    const names = shade.chosen ? [...shade.by].map((n) => words[n].label) : [word.label];
-    const mark = make(tag, {
-      class: `shade c${word.colour}`,
-      title: `${said} ${names.join(", ")}: ${written(shade.score)}`,
-      "data-word": shade.chosen ? [...shade.by].join(" ") : shade.word,
-    }, cut(shade.begin, shade.end));
-    if (shade.chosen) mark.dataset.number = [...shade.by].map((n) => words[n].number).join(" ");
-    mark.style.setProperty("--strength", strength(shade.score, most).toFixed(3));
-    pieces.push(cut(place, shade.begin), mark);
-    place = shade.end;
+  for (const { begin: from, end: to, word, score, by } of shadesOfHit) {
+    if (from < place || to > end) continue;
+    const names = by.length ? `chosen by ${by.map((n) => words[n].label).join(", ")}` : `nearest to ${words[word].label}`;
+    const mark = make(by.length ? "mark" : "span", {
+      class: `shade c${words[word].colour}`,
+      title: `${names}: ${written(score)}`,
+      "data-word": by.length ? by.join(" ") : word,
+    }, cut(from, to));
+    if (by.length) mark.dataset.number = words[word].number;
+    mark.style.setProperty("--strength", scale(score).toFixed(3));
+    pieces.push(cut(place, from), mark);
+    place = to;
   }
   pieces.push(cut(place, end));
   return pieces;
 }
 
-// 0 … 1: a word half as near as the nearest has a quarter of its shade, so that the page stays calm.
-const strength = (score, most) => Math.min(1, Math.max(0, score / most)) ** 2;
+// From a score to a shade's strength, 0 … 1: the half of the words that is farther from the query stays nearly plain.
+function scaleOf(shadesOfHit) {
+  const scores = shadesOfHit.map(({ score }) => score).sort((one, other) => one - other);
+  const middle = scores[scores.length >> 1] ?? 0;
+  const span = (scores.at(-1) ?? 1) - middle || 1;
+  return (score) => 0.12 + 0.88 * Math.min(1, Math.max(0, (score - middle) / span)) ** 1.5;
+}
 
 // Where the snippet begins: at the text's beginning, unless another place holds much more of the score.
-function bestWindow(first, chosen, parts) {
+function bestWindow(first, begins, parts) {
   const inside = (from) => parts.reduce(
     (sum, { begin, end, score }) => (begin !== null && begin >= from && end <= from + SNIPPET ? sum + Math.max(0, score) : sum), 0);
   let [best, most] = [first, inside(first) * 1.25];
-  for (const { begin } of chosen) {
-    const from = Math.max(first, begin - 40);
-    if (inside(from) > most) [best, most] = [from, inside(from)];
-  }
+  for (const from of begins) if (inside(from) > most) [best, most] = [from, inside(from)];
   return best;
+}
+
+// The beginning of a word at most so many characters before a place; else the place.
+function wordBefore(text, place, before) {
+  const { cut } = cutter(text);
+  const ahead = cut(Math.max(0, place - before), place);
+  const space = ahead.search(/\s\S/);
+  return space < 0 ? place : place - Array.from(ahead.slice(space + 1)).length;
 }
 
 // One result: first its text, then, told by `tell`, why it was found. What is focused or open stays so.
@@ -137,10 +146,11 @@ export class Result {
     Object.assign(this, { told: true, explanation, words, failed });
     if (explanation) {
       this.shades = shades(explanation, words);
-      this.nearest = Math.max(...this.shades.map((shade) => shade.score), Number.MIN_VALUE);
+      this.scale = scaleOf(this.shades);
       if (this.titleEnd) this.title.replaceChildren(...this.#marked(0, this.titleEnd));
       this.strip.replaceChildren(...this.#segments());
-      this.#snip(bestWindow(this.body, this.shades.filter((shade) => shade.chosen), explanation.parts));
+      const chosen = this.shades.filter(({ by, begin }) => by.length && begin > this.body);
+      this.#snip(bestWindow(this.body, chosen.map(({ begin }) => Math.max(this.body, wordBefore(this.hit.text, begin, 40))), explanation.parts));
     }
     if (this.open) this.#drawWhy();
   }
@@ -156,12 +166,12 @@ export class Result {
   }
 
   #marked(begin, end) {
-    return shaded(this.hit.text, begin, end, this.shades ?? [], this.words, this.nearest);
+    return shaded(this.hit.text, begin, end, this.shades ?? [], this.words, this.scale);
   }
 
   #snip(from) {
     const { length } = cutter(this.hit.text);
-    const end = Math.min(length, from + SNIPPET);
+    const end = from + SNIPPET >= length ? length : wordBefore(this.hit.text, from + SNIPPET, 30);
     this.snippet.replaceChildren(...(from > this.body ? ["… "] : []), ...this.#marked(from, end), ...(end < length ? [" …"] : []));
   }
 
@@ -231,7 +241,7 @@ export class Result {
 
 // A word of the query in its colour, with its number.
 function numbered(word) {
-  return make("span", { class: `word c${word.colour}` }, make("span", { class: "number", "aria-hidden": "true" }, String(word.number)), word.label);
+  return make("span", { class: `word c${word.colour}` }, make("span", { class: "number", "aria-hidden": "true" }, String(word.number)), make("span", { class: "label", dir: "auto" }, word.label));
 }
 
 // The query in colours, above the results: each word a switch that shows its matches alone.

@@ -88,10 +88,9 @@ const pause = (milliseconds, signal) => new Promise((resolve, reject) => {
 let index = null; // what GET index says
 
 async function describe(signal) {
-  if (index) return;
   index = await request("index", null, signal);
   const count = index.documents.toLocaleString("en");
-  at("facts").textContent = `${count} documents · ${index.representation}, ${index.dim} numbers a vector, ${index.storage}`;
+  at("facts").textContent = `${count} documents · ${index.representation} · ${index.dim} × ${index.storage}`;
   at("facts").title = `model: ${index.model}`;
   drawFilters();
   drawNotes(index.notes);
@@ -114,7 +113,7 @@ async function search(wait = 0) {
   for (;;) {
     try {
       if (wait) await pause(wait, signal);
-      await describe(signal);
+      if (!index) await describe(signal);
       await answerTo(state, signal, quiet);
       return;
     } catch (error) {
@@ -135,10 +134,12 @@ async function answerTo({ q, k, where }, signal, quiet) {
     draw({ query: "", hits: [], notes: index.notes });
     return;
   }
-  const answer = await request("search", { query: q, k, where: Object.keys(where).length ? where : null }, signal);
+  const answer = await request("search", { query: q, ...(k !== 10 && { k }), ...(Object.keys(where).length && { where }) }, signal);
   quiet();
   drawTrouble(null);
   draw(answer);
+  // The server counts the values of metadata after it starts.
+  if (!Object.values(index.metadata).some(Boolean)) await describe(signal);
   if (index.representation === "dense") return;
   await pause(SETTLED, signal);
   settled = true;
