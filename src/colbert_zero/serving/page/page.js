@@ -224,7 +224,8 @@ function draw(answer) {
 }
 
 function count(found, seconds) {
-  if (found) return `${found} ${found === 1 ? "result" : "results"} in ${Math.max(1, Math.round(1000 * seconds))} ms`;
+  const time = seconds < 1 ? `${Math.max(1, Math.round(1000 * seconds))} ms` : `${seconds.toFixed(1)} s`;
+  if (found) return `${found} ${found === 1 ? "result" : "results"} in ${time}`;
   const filters = Object.entries(state.where).map(([name, value]) => `${name}: ${value}`).join(", ");
   if (filters) return `No document has ${filters}.`;
   return index.documents ? "Nothing found." : "Nothing found: the index is empty.";
