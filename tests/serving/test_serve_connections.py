@@ -20,6 +20,8 @@ def listening(folder, limits=Limits()):  # noqa: B008 - frozen
     """A real server on a free port, in a thread; gives its address and its service."""
     service = Service(folder, limits, tell=lambda _: None)
     with bind("127.0.0.1", 0) as bound:
+        # A small answer fills it.
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         server = bounded(make_app(service), Settings(folder, limits), lambda: None)
         thread = threading.Thread(target=server.run, args=[[bound]])
         thread.start()
@@ -126,7 +128,7 @@ def test_what_is_no_request_is_refused(listened, request_bytes):
             connection.sendall(request_bytes)
             connection.shutdown(socket.SHUT_WR)
             answer = received(connection)
-        except (BrokenPipeError, ConnectionResetError):
+        except OSError:
             answer = b""
     assert answer == b"" or answer.split()[1] in (b"400", b"404", b"408", b"413", b"421")
     assert status_of(listened[0]) == 200
@@ -165,14 +167,14 @@ def test_a_client_that_goes_gives_its_place_in_the_queue_back_and_is_not_compute
 
 def test_a_client_that_does_not_read_its_answer_is_let_go(write_index, tmp_path, monkeypatch):
     monkeypatch.setattr(server_module, "READ_SECONDS", 0.3)
-    folder = write_index(tmp_path, {str(n): "wing " * 40_000 for n in range(40)})
+    folder = write_index(tmp_path, {str(n): "w" * 100_000 for n in range(4)})
     with listening(folder) as (address, _, server):
         slow = socket.socket()
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.connect(address)
-        slow.sendall(GET.replace(b"k=3", b"k=40"))
+        slow.sendall(GET.replace(b"k=3", b"k=4"))
         wait_for(lambda: server.server_state.total_requests == 1, 10)
-        assert status_of(address, GET.replace(b"k=3", b"k=1")) == 200
+        assert status_of(address, GET.replace(b"search", b"health")) == 200
         wait_for(lambda: not server.server_state.connections, 10)
         slow.close()
 
@@ -202,7 +204,8 @@ def test_a_stop_answers_what_was_accepted(served_folder):
         clients = [socket.create_connection(address) for _ in range(6)]
         for client in clients:
             client.sendall(GET)
-        wait_for(lambda: len(server.server_state.tasks) == 6 and service.waiting == 5, 5)
+        wait_for(lambda: len(server.server_state.tasks) == 6, 5)
+        time.sleep(0.2)
         server.should_exit = True
         time.sleep(0.3)
         held.set()
