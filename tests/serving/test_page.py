@@ -208,6 +208,7 @@ def test_metadata_choose_documents(opened):
     expect(page.locator(".hit")).to_have_count(10)
 
 
+@pytest.mark.slow
 def test_more_results_come_when_asked_for(opened):
     page = opened("?q=wing")
     page.get_by_role("button", name="Show more").click()
@@ -285,6 +286,7 @@ def test_one_word_s_matches_are_shown_alone(opened):
     assert page.locator(".away").count() == 0
 
 
+@pytest.mark.slow
 def test_a_dense_index_says_that_no_word_has_a_part(opened, tiny_dense, tmp_path):
     with served(write_index(tmp_path, tiny_dense, ROWS[:5])) as address:
         page = opened("?q=wing&why=drag", to=address)
@@ -319,6 +321,7 @@ def test_the_policy_stops_a_script_that_gets_in(opened):
     assert page.evaluate("window.taken") is None
 
 
+@pytest.mark.slow
 def test_nothing_is_fetched_from_elsewhere(opened, address):
     page = opened()
     asked = []
@@ -439,6 +442,7 @@ def test_it_fits_a_phone(opened, document):
 # ---- When something is wrong
 
 
+@pytest.mark.slow
 def test_a_key_is_asked_for_and_kept_until_the_tab_is_closed(opened, index):
     with served(index, key="open sesame") as address:
         page = opened("?q=oxygen", to=address, allowed="401")
@@ -467,6 +471,7 @@ def test_a_server_that_is_gone_is_told_and_asked_again(opened):
     expect(page.get_by_role("alert")).to_be_empty()
 
 
+@pytest.mark.slow
 def test_a_busy_server_is_asked_again_when_it_says(opened):
     page, answers = opened(allowed="503"), iter([503])
     body = {"error": {"code": "queue_full", "message": "as many requests wait as may", "place": None}}
@@ -484,6 +489,7 @@ def test_a_busy_server_is_asked_again_when_it_says(opened):
     shows(page, "oxygen")
 
 
+@pytest.mark.slow
 def test_a_slow_network_is_told(opened):
     page, held = opened(), []
     page.clock.install()
@@ -497,6 +503,7 @@ def test_a_slow_network_is_told(opened):
     shows(page, "oxygen")
 
 
+@pytest.mark.slow
 def test_a_refusal_is_shown_in_the_server_s_words(opened):
     page = opened(f"?q={'a' * 10_001}", allowed="422")
     expect(page.get_by_role("alert")).to_contain_text("at most 10000 characters")
@@ -505,6 +512,7 @@ def test_a_refusal_is_shown_in_the_server_s_words(opened):
     expect(page.get_by_role("alert")).to_be_empty()
 
 
+@pytest.mark.slow
 def test_an_explanation_that_fails_leaves_the_results(opened):
     page = opened(allowed="504")
     body = {"error": {"code": "too_long", "message": "not answered within 1 s", "place": None}}
@@ -516,6 +524,7 @@ def test_an_explanation_that_fails_leaves_the_results(opened):
     expect(page.locator(".why:not([hidden])")).to_contain_text(DOCUMENTS[ids(page)[0]])
 
 
+@pytest.mark.slow
 def test_what_an_index_lacks_is_noted(opened, index, tmp_path):
     shutil.copytree(index, tmp_path / "index")
     next((tmp_path / "index" / "segments").glob("*/tokens")).write_bytes(b"")

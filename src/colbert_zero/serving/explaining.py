@@ -34,7 +34,7 @@ class Part:
         begin: Where the word stands in the document's text, in characters; None of what the model puts before it.
         end: Likewise.
         score: The dot product of their vectors.
-        query: Where the token's word stands in the query, in characters; None of what the model puts before or after it.
+        query: Where the token's word stands in the query, in characters; None of what the model puts around it.
     """
 
     token: str
