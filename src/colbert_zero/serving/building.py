@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from colbert_zero.data.documents import Document, Documents, metadata_json
 from colbert_zero.errors import ColbertZeroError, short
 from colbert_zero.evaluation.ranking import embed
 from colbert_zero.files import atomic_folder, to_json, writing
+from colbert_zero.maxsim.packed import Packed
 from colbert_zero.models.checkpoints import Encoder
 from colbert_zero.models.pooling import pooling_of, with_pooling
 from colbert_zero.serving.changing import DeletedNow, checked_segments, close, sweep, with_deleted
@@ -51,6 +52,10 @@ _KEYS = 1000
 
 Tell = Callable[[str], None]
 _Item = TypeVar("_Item")
+_Place = TypeVar("_Place")
+
+Find = Callable[[list[Document]], dict[str, tuple[_Place, bool]]]
+"""{id: (where it is kept, whether it is the very same)} of those documents whose ids are taken."""
 
 Advance = Callable[[int, int], None]
 """Called with the documents done, and all."""
@@ -96,6 +101,12 @@ class Added:
     unfindable: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
 
+    def count(self, passages: Passages, documents: int, cut: int) -> None:
+        """So many documents more, of these passages."""
+        self.documents += documents
+        self.cut += cut
+        self.unfindable += int((np.bincount(passages.documents, passages.lengths, documents) == 0).sum())
+
 
 def build(
     model: str,
@@ -123,7 +134,7 @@ def build(
         raise ColbertZeroError(f"--out {out} is there and no index; name another, or remove it")
     with writing(out, tell), _opened(out) as segments:
         there = read_manifest(out) if (out / NAME).is_file() else None
-        seen = _Seen.of(documents, segments, True)
+        seen = Seen.of(documents, _Known(segments).find, True)
         if seen.corpus.documents == 0:
             raise ColbertZeroError(f"--corpus: no document with a text in {', '.join(documents.paths)}")
         encoder, identity = load_identified(model, "MODEL", tell)
@@ -168,7 +179,7 @@ def add(
     """
     read_manifest(index)
     with writing(index, tell), _opened(index) as segments:
-        seen, manifest = _Seen.of(documents, segments, replace), read_manifest(index)
+        seen, manifest = Seen.of(documents, _Known(segments).find, replace), read_manifest(index)
         encoder = load_known(manifest.model, model, tell)
         return _add(index, with_pooling(encoder, manifest.pool), documents, seen, segments, progress)
 
@@ -222,8 +233,8 @@ class _Known:
 
     segments: dict[str, Segment]
 
-    def find(self, documents: list[Document]) -> dict[str, tuple[str, int, bool]]:
-        """{id: (segment, number, whether it is the very same)} of those whose ids are taken."""
+    def find(self, documents: list[Document]) -> dict[str, tuple[tuple[str, int], bool]]:
+        """As `Find`; a document's place is its segment and number."""
         asked = {document.id: document for document in documents}
         found = {}
         for name, segment in self.segments.items():
@@ -231,12 +242,12 @@ class _Known:
                 if segment.live[row.number]:
                     mine = asked[row.id]
                     same = (row.text, row.metadata) == (mine.text, metadata_json(mine.metadata))
-                    found[row.id] = name, row.number, same
+                    found[row.id] = (name, row.number), same
         return found
 
 
 @dataclass(frozen=True)
-class _Seen:
+class Seen:
     """What the first pass saw.
 
     Attributes:
@@ -252,22 +263,22 @@ class _Seen:
     left_out: Counter[str]
 
     @classmethod
-    def of(cls, documents: Documents, segments: dict[str, Segment], replace: bool) -> "_Seen":
+    def of(cls, documents: Documents, find: Find[_Place], replace: bool) -> "Seen":
         """Read all documents, check them, and compare them with those that are there.
 
         Raises:
             ColbertZeroError: A document cannot be used, or its id is taken.
         """
-        left_out, digest, known = Counter[str](), _Digest(), _Known(segments)
+        left_out, digest = Counter[str](), Digest()
         new, keys, hashes = 0, dict[str, None](), []
         for block in _placed(documents, left_out):
             stop_if_asked()
-            taken = known.find([document for _, document in block])
+            taken = find([document for _, document in block])
             for place, document in block:
                 digest.add(document)
                 hashes.append(hashlib.blake2b(document.id.encode(), digest_size=8).digest())
                 keys |= dict.fromkeys(document.metadata)
-                _, _, same = taken.get(document.id, ("", 0, True))
+                _, same = taken.get(document.id, (None, True))
                 if not same and not replace:
                     raise ColbertZeroError(
                         f"{place}: the id {short(repr(document.id))} is taken by a document with another text or "
@@ -279,18 +290,20 @@ class _Seen:
         return cls(corpus, new, [short(key) for key in keys][:_KEYS], left_out)
 
 
-class _Digest:
+class Digest:
     """Changes whenever a document or their order does."""
 
     def __init__(self) -> None:
         self.documents, self._digest = 0, hashlib.blake2b(digest_size=16)
 
     def add(self, document: Document) -> None:
+        """Take the next document."""
         self.documents += 1
         row = [document.id, document.text, metadata_json(document.metadata)]
         self._digest.update(to_json(row).encode() + b"\n")
 
     def hexdigest(self) -> str:
+        """Of the documents so far."""
         return self._digest.hexdigest()
 
 
@@ -316,7 +329,7 @@ def _check_unique(documents: Documents, hashes: list[bytes]) -> None:
             places[document.id] = place
 
 
-def _blocks(items: Iterable[_Item], text: Callable[[_Item], str]) -> Iterator[list[_Item]]:
+def blocks(items: Iterable[_Item], text: Callable[[_Item], str]) -> Iterator[list[_Item]]:
     """So many at a time as are encoded together."""
     block: list[_Item] = []
     characters = 0
@@ -331,27 +344,27 @@ def _blocks(items: Iterable[_Item], text: Callable[[_Item], str]) -> Iterator[li
 
 
 def _placed(documents: Documents, left_out: Counter[str]) -> Iterator[list[tuple[str, Document]]]:
-    return _blocks(documents.read(left_out), lambda item: item[1].text)
+    return blocks(documents.read(left_out), lambda item: item[1].text)
 
 
 @dataclass(frozen=True)
-class _New:
-    """A document to be added, and the one whose place it takes: its segment and number."""
+class New(Generic[_Place]):
+    """A document to be added, and where the one is whose place it takes."""
 
     document: Document
-    replaces: tuple[str, int] | None
+    replaces: _Place | None
 
 
 def _add(
     index: Path,
     encoder: Encoder,
     documents: Documents,
-    seen: _Seen,
+    seen: Seen,
     segments: dict[str, Segment],
     progress: Advance | None,
 ) -> Added:
     """The second pass; the index is held by this process."""
-    manifest, digest = read_manifest(index), _Digest()
+    manifest, digest = read_manifest(index), Digest()
     if -(-seen.new // manifest.segment_documents) > MOST_SEGMENTS - len(manifest.segments):
         raise ColbertZeroError(
             f"{index} would have more than {MOST_SEGMENTS} segments; make few of the many first (`colbert-zero index "
@@ -359,7 +372,7 @@ def _add(
         )
     keys = list(dict.fromkeys([*manifest.metadata_keys, *seen.keys]))[:_KEYS]
     adding = _Adding(index, encoder, manifest.model_copy(update={"metadata_keys": keys}), seen, progress)
-    coming = _new_documents(documents, segments, digest, adding.added)
+    coming = new_documents(documents, _Known(segments).find, digest, adding.added)
     for first in coming:
         adding.segment(chain([first], islice(coming, manifest.segment_documents - 1)))
     if digest.hexdigest() != seen.corpus.digest:
@@ -370,29 +383,60 @@ def _add(
     return adding.end()
 
 
-def _new_documents(documents: Documents, segments: dict[str, Segment], digest: _Digest, added: Added) -> Iterator[_New]:
-    """The second pass: what is not there yet."""
-    known = _Known(segments)
+def new_documents(documents: Documents, find: Find[_Place], digest: Digest, added: Added) -> Iterator[New[_Place]]:
+    """The second pass: what is not there yet.
+
+    Args:
+        documents: The corpus.
+        find: What is there.
+        digest: Takes all documents, to be compared with that of the first pass.
+        added: Counts those that are there.
+    """
     for block in _placed(documents, Counter()):
-        taken = known.find([document for _, document in block])
+        taken = find([document for _, document in block])
         for _, document in block:
             digest.add(document)
-            name, number, same = taken.get(document.id, ("", 0, False))
+            place, same = taken.get(document.id, (None, False))
             if same:
                 added.there += 1
             else:
-                yield _New(document, (name, number) if name else None)
+                yield New(document, place)
+
+
+class Encoded(NamedTuple):
+    """Documents, encoded.
+
+    Attributes:
+        embedded: Vectors of their passages.
+        passages: Of these documents.
+        cut: Documents whose ends the model does not read.
+    """
+
+    embedded: Packed
+    passages: Passages
+    cut: int
+
+
+def encoded(encoder: Encoder, cutter: Cutter, texts: list[str]) -> Encoded:
+    """Cut texts of documents into passages, and encode these."""
+    places, cut = cutter.cut(texts)
+    owners = np.repeat(np.arange(len(texts)), [len(parts) for parts in places])
+    flat = [part for parts in places for part in parts]
+    cut_out = [texts[owner][part.begin : part.end] for owner, part in zip(owners.tolist(), flat, strict=True)]
+    embedded = embed(encoder, cut_out, "document")
+    begins, ends = np.array(flat).reshape(-1, 2).T
+    return Encoded(embedded, Passages(embedded.lengths.to("cpu", torch.int64).numpy(), owners, begins, ends), cut)
 
 
 class _Adding:
     """New documents on their way into segments."""
 
-    def __init__(self, index: Path, encoder: Encoder, manifest: Manifest, seen: _Seen, progress: Advance | None):
+    def __init__(self, index: Path, encoder: Encoder, manifest: Manifest, seen: Seen, progress: Advance | None):
         self._index, self._encoder, self._manifest, self._seen = index, encoder, manifest, seen
         self._cutter, self._progress = Cutter(encoder, manifest.passages), progress
         self.added = Added(left_out=seen.left_out)
 
-    def segment(self, coming: Iterable[_New]) -> None:
+    def segment(self, coming: Iterable[New[tuple[str, int]]]) -> None:
         """Encode a segment's documents; give it its name, and let the manifest name it, with what it replaces."""
         manifest, cut_before = self._manifest, self.added.cut
         name, replaced = f"{manifest.next_segment:06d}", DeletedNow()
@@ -400,7 +444,7 @@ class _Adding:
             atomic_folder(self._index / SEGMENTS / name) as folder,
             SegmentWriter(folder, name, manifest.model.dim, manifest.storage) as writer,
         ):
-            for block in _blocks(coming, lambda new: new.document.text):
+            for block in blocks(coming, lambda new: new.document.text):
                 stop_if_asked()
                 self._encode([new.document for new in block], writer)
                 for new in block:
@@ -422,20 +466,11 @@ class _Adding:
         write_manifest(self._index, self._manifest)
 
     def _encode(self, documents: list[Document], writer: SegmentWriter) -> None:
-        texts = [document.text for document in documents]
-        passages, cut = self._cutter.cut(texts)
-        owners = np.repeat(np.arange(len(texts)), [len(parts) for parts in passages])
-        places = [part for parts in passages for part in parts]
-        cut_out = [texts[owner][part.begin : part.end] for owner, part in zip(owners.tolist(), places, strict=True)]
-        embedded = embed(self._encoder, cut_out, "document")
+        embedded, passages, cut = encoded(self._encoder, self._cutter, [document.text for document in documents])
         stored, scales = to_stored(embedded.values, self._manifest.storage)
-        lengths = embedded.lengths.to("cpu", torch.int64).numpy()
-        begins, ends = np.array(places).reshape(-1, 2).T
         rows = [(document.id, metadata_json(document.metadata), document.text) for document in documents]
-        writer.add(rows, Passages(lengths, owners, begins, ends), stored, scales)
-        self.added.documents += len(documents)
-        self.added.cut += cut
-        self.added.unfindable += int((np.bincount(owners, lengths, len(documents)) == 0).sum())
+        writer.add(rows, passages, stored, scales)
+        self.added.count(passages, len(documents), cut)
         if self._progress:
             self._progress(self.added.documents, self._seen.new)
 
