@@ -22,8 +22,10 @@ _LONGEST_VALUE = 8 * LONGEST_TEXT
 
 _AT_ONCE = 500
 
-_HAS = """SELECT number FROM documents WHERE EXISTS (SELECT 1 FROM json_each(documents.metadata) WHERE key = ? AND
-CASE type WHEN 'true' THEN 'true' WHEN 'false' THEN 'false' ELSE CAST(value AS TEXT) END = ?) ORDER BY number"""
+_AS_TEXT = "CASE type WHEN 'true' THEN 'true' WHEN 'false' THEN 'false' ELSE CAST(value AS TEXT) END"
+
+_HAS = f"""SELECT number FROM documents WHERE EXISTS (SELECT 1 FROM json_each(documents.metadata) WHERE key = ? AND
+{_AS_TEXT} = ?) ORDER BY number"""  # noqa: S608
 
 
 class Row(NamedTuple):
@@ -137,3 +139,15 @@ def metadata_of(row: Row) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError("metadata that are no object")
     return found
+
+
+def values_as_text(metadata: str) -> list[tuple[str, str]]:
+    """(key, value as text) of a document's metadata, as `Texts.with_value` compares them; nulls have none.
+
+    Example:
+        >>> values_as_text('{"day":1.5,"even":true,"part":7,"tags":["a"]}')
+        [('day', '1.5'), ('even', 'true'), ('part', '7'), ('tags', '["a"]')]
+    """
+    with closing(sqlite3.connect(":memory:")) as connection:
+        rows = connection.execute(f"SELECT key, {_AS_TEXT} FROM json_each(?)", (metadata,))  # noqa: S608
+        return [(key, text) for key, text in rows if text is not None]
