@@ -8,6 +8,7 @@ from typer.core import TyperGroup
 
 from colbert_zero.cli.options import start_processes
 from colbert_zero.errors import ColbertZeroError
+from colbert_zero.serving.manifest import SEGMENT_DOCUMENTS
 from colbert_zero.terminal import RichShow, console
 
 if TYPE_CHECKING:
@@ -81,16 +82,17 @@ def build(
     ] = None,
     segment_documents: Annotated[
         int, typer.Option(min=1, max=10_000_000, help="Documents written, and kept, together.")
-    ] = 32_768,
+    ] = SEGMENT_DOCUMENTS,
     on_bad_rows: BadRowsOption = "error",
 ) -> None:
-    """Index documents. A killed run goes on with the same command, and ends in the same index.
+    """Index documents. A killed run goes on with the same command and ends in the same index; torchrun shares it out.
 
     Examples:
 
       colbert-zero index out/quickstart/phases/distillation-0123456789ab/model --corpus data/scifact --out scifact.index
       colbert-zero index lightonai/ColBERT-Zero --corpus notes/ --passages 32 --out notes.index
       colbert-zero index my/model --corpus 'docs/*.parquet' --store int8 --pool 2 --out docs.index
+      torchrun --nproc-per-node 8 -m colbert_zero index my/model --corpus 'docs/*.parquet' --out docs.index
     """  # fmt: skip
     from colbert_zero.data.documents import documents_of
     from colbert_zero.serving.building import Settings
@@ -105,6 +107,7 @@ def build(
             lambda done, total: advance(done, {"total": total}),
         )  # fmt: skip
     _tell(added, out)
+    _leave()
 
 
 @index_app.command()
@@ -134,6 +137,7 @@ def add(
             index, documents, replace, model, show.say, lambda done, total: advance(done, {"total": total})
         )
     _tell(added, index)
+    _leave()
 
 
 @index_app.command()
@@ -212,10 +216,12 @@ def check(index: IndexArgument) -> None:
 def _start() -> None:
     """Load what takes seconds, and have SIGTERM end between blocks."""
     start_processes()
-    from colbert_zero.processes import world_size
 
-    if world_size() > 1:
-        raise ColbertZeroError("index: one process indexes; start it without torchrun")
+
+def _leave() -> None:
+    from colbert_zero.watch import leave
+
+    leave()
 
 
 def _say(text: str) -> None:

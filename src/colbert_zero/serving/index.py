@@ -293,7 +293,7 @@ class Index:
             UnknownDocumentError: No document has it.
             ColbertZeroError: The model has no words to show, or the document no token that is scored.
         """
-        self._check([query], 1, None)
+        check_asked([query], 1, None, [])
         explainer = Explainer(self.encoder, query)
         embedded = embed(self.encoder, [query], "query")
 

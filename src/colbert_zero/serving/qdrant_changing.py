@@ -15,7 +15,18 @@ from colbert_zero.data.documents import Document, Documents, metadata_json
 from colbert_zero.errors import ColbertZeroError, short
 from colbert_zero.models.checkpoints import Encoder
 from colbert_zero.models.pooling import pooling_of, with_pooling
-from colbert_zero.serving.building import Added, Advance, Digest, Encoded, New, Seen, blocks, encoded, new_documents
+from colbert_zero.serving.building import (
+    Added,
+    Advance,
+    Digest,
+    Encoded,
+    Find,
+    New,
+    Seen,
+    blocks,
+    encoded,
+    new_documents,
+)
 from colbert_zero.serving.identity import load_identified, load_known
 from colbert_zero.serving.manifest import Unfinished
 from colbert_zero.serving.passages import Cutter
@@ -98,7 +109,7 @@ def build(
     collection = Collection(address, tell)
     try:
         there = collection.record() if collection.exists() else None
-        seen = Seen.of(documents, _find(collection) if there else lambda _: {}, True)
+        seen = Seen.compared(documents, _find(collection) if there else lambda _: {}, True)
         if seen.corpus.documents == 0:
             raise ColbertZeroError(f"--corpus: no document with a text in {', '.join(documents.paths)}")
         encoder, identity = load_identified(model, "MODEL", tell)
@@ -147,7 +158,7 @@ def add(
     collection = opened(address, tell)
     try:
         record = collection.record()
-        seen = Seen.of(documents, _find(collection), replace)
+        seen = Seen.compared(documents, _find(collection), replace)
         encoder = with_pooling(load_known(record.model, model, tell), record.pool)
         return _add(collection, record, encoder, documents, seen, tell, progress)
     finally:
@@ -251,16 +262,17 @@ def opened(address: Address, tell: Tell) -> Collection:
 # ---- What is there
 
 
-def _find(collection: Collection) -> Any:
-    """As building.Find: the place of a document is the number of its passages."""
+def _find(collection: Collection) -> Find:
+    """What is there: of a document not its segment and number, but the collection and how many passages it has."""
 
-    def find(documents: list[Document]) -> dict[str, tuple[int, bool]]:
-        found: dict[str, tuple[int, bool]] = {}
+    def find(documents: list[Document]) -> dict[str, tuple[str, int, bool]]:
+        found = {}
         for some in _slices(documents):
             ids = {point_id(document.id, 0): document for document in some}
             for key, point in collection.retrieve(list(ids), ["digest", "passages"]).items():
                 document = ids[key]
-                found[document.id] = point.payload["passages"], point.payload["digest"] == digest_of(document)
+                same = point.payload["digest"] == digest_of(document)
+                found[document.id] = collection.name, point.payload["passages"], same
         return found
 
     return find
@@ -397,15 +409,16 @@ def _add(
 
     if seen.new:
         write(seen.new)
-    for block in blocks(new_documents(documents, _find(collection), digest, added), lambda new: new.document.text):
+    coming = new_documents(documents, _find(collection), digest, seen, added, progress)
+    for block in blocks(coming, lambda new: new.document.text):
         stop_if_asked()
         found = encoded(encoder, cutter, [new.document.text for new in block])
         _upload(collection, record, block, found)
-        added.count(found.passages, len(block), found.cut)
+        added.documents += len(block)
+        added.cut += found.cut
+        added.unfindable += found.unfindable
         added.replaced += sum(new.replaces is not None for new in block)
         write(seen.new - added.documents)
-        if progress:
-            progress(added.documents, seen.new)
     if digest.hexdigest() != seen.corpus.digest:
         raise ColbertZeroError(
             f"the corpus changed while it was read; {collection.address} holds what was read of it, in part as it was "
@@ -416,13 +429,13 @@ def _add(
     return added
 
 
-def _upload(collection: Collection, record: Record, block: list[New[int]], found: Encoded) -> None:
+def _upload(collection: Collection, record: Record, block: list[New], found: Encoded) -> None:
     """Documents' further passages, and then their first ones, with which they are there."""
     counts = np.bincount(found.passages.documents, minlength=len(block)).tolist()
     surplus = [
         point_id(new.document.id, number)
         for new, count in zip(block, counts, strict=True)
-        for number in range(count, new.replaces or 0)
+        for number in range(count, new.replaces[1] if new.replaces else 0)
     ]
     _remove(collection, surplus)
     points = list(_points(record, block, found))
@@ -435,7 +448,7 @@ def _remove(collection: Collection, ids: list[str]) -> None:
         collection.send(lambda client, some=some: client.delete(collection.name, some, wait=True))  # type: ignore[misc]
 
 
-def _points(record: Record, block: list[New[int]], found: Encoded) -> Iterator[tuple[int, "models.PointStruct"]]:
+def _points(record: Record, block: list[New], found: Encoded) -> Iterator[tuple[int, "models.PointStruct"]]:
     """(number, point) of each passage, in order."""
     from qdrant_client import models
 
