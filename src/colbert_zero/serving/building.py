@@ -440,13 +440,13 @@ class Encoded(NamedTuple):
     Attributes:
         embedded: Vectors of their passages.
         passages: Of these documents.
-        cut: Documents whose ends the model does not read.
-        unfindable: Documents without a token that is scored.
+        cut: Numbers of the documents whose ends the model does not read.
+        unfindable: How many have no token that is scored.
     """
 
     embedded: Packed
     passages: Passages
-    cut: int
+    cut: list[int]
     unfindable: int
 
 
@@ -516,7 +516,7 @@ class _Adding:
         stored, scales = to_stored(found.embedded.values, self._manifest.storage)
         rows = [(document.id, metadata_json(document.metadata), document.text) for document in documents]
         writer.add(rows, found.passages, stored, scales)
-        return found.cut, found.unfindable
+        return len(found.cut), found.unfindable
 
     def end(self) -> Added:
         """All is made: the manifest names it, also where nothing was new."""

@@ -201,6 +201,7 @@ class QdrantState:
         documents: In it.
         points: Passages of them.
         status: Green, or what Qdrant says of itself: yellow while it optimises.
+        cut: Documents longer than the model reads, whose ends were cut off.
         broken: Documents that are not as they were written, and why.
     """
 
@@ -208,6 +209,7 @@ class QdrantState:
     documents: int = 0
     points: int = 0
     status: str = ""
+    cut: int = 0
     broken: dict[str, str] = field(default_factory=dict)
 
 
@@ -231,6 +233,7 @@ def check(address: Address, tell: Tell = print) -> QdrantState:
             passages[name] = passages.get(name, 0) + 1
         for payload in _payloads(collection, first=True):
             state.documents += 1
+            state.cut += payload.get("cut") is True
             name = str(payload.get("document"))
             try:
                 same = payload["digest"] == digest_of(Document(name, payload["text"], payload["metadata"]))
@@ -290,7 +293,7 @@ def _payloads(collection: Collection, first: bool = False) -> Iterator[dict[str,
     only, wanted, offset = None, ["document"], None
     if first:
         only = models.Filter(must=[models.FieldCondition(key="passage", match=models.MatchValue(value=0))])
-        wanted = ["document", "digest", "text", "metadata", "passages"]
+        wanted = ["document", "digest", "text", "metadata", "passages", "cut"]
     while True:
         stop_if_asked()
         points, offset = collection.ask(
@@ -395,7 +398,7 @@ def _add(
         )
     keys = list(dict.fromkeys([*record.metadata_keys, *seen.keys]))
 
-    cut, stopped = record.cut, record.unfinished
+    stopped = record.unfinished
 
     def write(left: int) -> None:
         nonlocal record
@@ -403,7 +406,7 @@ def _add(
         unfinished = stopped
         if stopped is None or stopped.digest == seen.corpus.digest:
             unfinished = Unfinished(digest=seen.corpus.digest, documents=left) if left > 0 else None
-        changes = {"unfinished": unfinished, "cut": cut + added.cut, "metadata_keys": keys}
+        changes = {"unfinished": unfinished, "metadata_keys": keys}
         record = record.model_copy(update={**changes, "generation": record.generation + 1})
         collection.write(record)
 
@@ -415,7 +418,7 @@ def _add(
         found = encoded(encoder, cutter, [new.document.text for new in block])
         _upload(collection, record, block, found)
         added.documents += len(block)
-        added.cut += found.cut
+        added.cut += len(found.cut)
         added.unfindable += found.unfindable
         added.replaced += sum(new.replaces is not None for new in block)
         write(seen.new - added.documents)
@@ -455,8 +458,8 @@ def _points(record: Record, block: list[New], found: Encoded) -> Iterator[tuple[
     stored, _ = to_stored(found.embedded.values, record.storage)
     vectors = torch.from_numpy(stored).float().split(found.passages.lengths.tolist())
     counts = np.bincount(found.passages.documents, minlength=len(block)).tolist()
-    place = 0
-    for new, count in zip(block, counts, strict=True):
+    place, cut = 0, set(found.cut)
+    for owner, (new, count) in enumerate(zip(block, counts, strict=True)):
         document, digest = new.document, digest_of(new.document)
         values = [f"{key}={value}" for key, value in values_as_text(metadata_json(document.metadata))]
         for number in range(count):
@@ -471,7 +474,9 @@ def _points(record: Record, block: list[New], found: Encoded) -> Iterator[tuple[
                 "end": int(found.passages.ends[place]), "digest": digest, "where": values,
             }  # fmt: skip
             if number == 0:
-                payload |= {"passages": count, "text": document.text, "metadata": document.metadata}
+                payload |= {
+                    "passages": count, "text": document.text, "metadata": document.metadata, "cut": owner in cut,
+                }  # fmt: skip
             # What has no token that is scored has no vector either, and is never found.
             vector: Any = {TOKENS: own.tolist(), POOLED: own.mean(0).tolist()} if len(own) else {}
             yield number, models.PointStruct(id=point_id(document.id, number), vector=vector, payload=payload)

@@ -3,7 +3,7 @@
     point       a passage of a document; its id follows from the document's and the passage's number
       tokens    the vectors of its tokens: a multi-vector compared by MaxSim, without a graph (m = 0)
       pooled    their mean, with an HNSW graph: finds the candidates that MaxSim then ranks
-      payload   document, passage, begin, end, digest, where; of the first passage also passages, text, metadata
+      payload   document, passage, begin, end, digest, where; of the first passage also passages, text, metadata, cut
     metadata    of the collection: this program's record, the model's identity among it (`Record`)
 
 A document is there once its first passage is, which is written last: what a killed upload left is overwritten by the
@@ -97,6 +97,8 @@ def address_of(text: str) -> Address:
         >>> address_of("qdrant+file:kept/here/notes").location
         'kept/here'
     """
+    # A path has lost one of two slashes.
+    text = re.sub(r"^(qdrant\+https?:)/+", r"\1//", text)
     location, slash, collection = text.removeprefix(PREFIX).rpartition("/")
     if not text.startswith(PREFIX) or not slash or not location or not location.startswith(_KINDS):
         raise ColbertZeroError(
@@ -156,8 +158,6 @@ class Record(BaseModel):
     """Tokens that passages of a document overlap by; None where documents are one passage each."""
     corpus: Corpus
     unfinished: Unfinished | None = None
-    cut: Count = 0
-    """Documents longer than the model reads, whose ends were cut off."""
     metadata_keys: list[str] = []
 
 

@@ -149,12 +149,19 @@ class QdrantIndex:
     @property
     def notes(self) -> list[str]:
         """What every answer lacks, and why."""
-        if not self.manifest.unfinished:
-            return []
-        return [
-            f"an addition is going on or was stopped: {self.manifest.unfinished.documents:,} documents are still to "
-            "come; the same `index` command goes on"
-        ]
+        found = []
+        if (unfinished := self.manifest.unfinished) is not None:
+            found.append(
+                f"an addition is going on or was stopped: {unfinished.documents:,} documents are still to come; the "
+                "same `index` command goes on"
+            )
+        ranked = self._candidates or CANDIDATES
+        if not self._exact and (self.manifest.passages is not None or self._documents > ranked):
+            found.append(
+                f"only {ranked:,} candidates, the nearest by mean vectors, were scored; a better document may be "
+                "missing; --exact scores all"
+            )
+        return found
 
     def search(self, query: str, k: int = 10, where: dict[str, str] | None = None, explain: bool = False) -> Answer:
         """The best documents of a query.
@@ -180,7 +187,7 @@ class QdrantIndex:
         answers = []
         for query, found, explainer in zip(queries, self._best(queries, k, where, _PAYLOAD), explainers, strict=True):
             hits, replaced = self._hits(found, explainer)
-            answers.append(Answer(query, hits, [*self.notes, *self._approximate(k), *replaced]))
+            answers.append(Answer(query, hits, [*self.notes, *replaced]))
         return answers
 
     def run(self, queries: dict[str, str], k: int = 1000, where: dict[str, str] | None = None) -> Run:
@@ -289,12 +296,6 @@ class QdrantIndex:
             raise ColbertZeroError(f"--candidates {self._candidates}: fewer than the {k} documents that are asked for")
         return self._candidates or max(CANDIDATES, k)
 
-    def _approximate(self, k: int) -> list[str]:
-        """That only candidates were scored, where there is more than these."""
-        if self._exact or (self.manifest.passages is None and self._documents <= self._ranks(k)):
-            return []
-        return [f"the {self._ranks(k):,} candidates nearest by their mean vectors were scored; --exact scores all"]
-
     def _ranked(self, requests: list["models.QueryRequest"], k: int) -> list[list[_Found]]:
         """What requests find, equal scores by document id."""
         points: list[list[Any]] = []
@@ -327,7 +328,7 @@ class QdrantIndex:
             ids = [point_id(found.document, found.passage) for found in whole]
             points = self._collection.retrieve(ids, [], [TOKENS])
             stored = {key: torch.tensor(point.vector[TOKENS]) for key, point in points.items()}
-        hits = []
+        hits: list[Hit] = []
         for found in whole:
             first, explanation = firsts[found.document], None
             if explainer:

@@ -173,7 +173,7 @@ class Service:
         found = []
         for texts in asked:
             vectors = [next(parts).tolist() for _ in texts]
-            cut = Cutter(index.encoder, None).cut(texts)[1] if kind == "document" else 0
+            cut = len(Cutter(index.encoder, None).cut(texts)[1]) if kind == "document" else 0
             found.append(Embedded([rows[0] for rows in vectors] if dense else vectors, cut))
         return found
 
