@@ -237,8 +237,8 @@ def check(
     """
     from colbert_zero.serving.checking import check as check_index
 
-    if (place := on_qdrant.address(index, backend, url, path)) is not None:
-        on_qdrant.check(place)
+    if (there := on_qdrant.address(index, backend, url, path)) is not None:
+        on_qdrant.check(there)
         return
     state = check_index(index)
     _tell_state(index)

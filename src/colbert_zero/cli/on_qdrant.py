@@ -68,7 +68,7 @@ def address(index: Path, backend: str, url: str | None, folder: Path | None) -> 
             "--backend qdrant: say where it is: --url http://localhost:6333, the variable QDRANT_URL, or --path FOLDER "
             "for a try without a server"
         )
-    return checked_address(str(folder) if folder else str(url), str(index))
+    return checked_address(str(folder or url), str(index), server=not folder)
 
 
 def build(model: str, documents: "Documents", place: "Address", settings: "QdrantSettings") -> None:

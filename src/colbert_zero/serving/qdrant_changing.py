@@ -13,6 +13,7 @@ import torch
 
 from colbert_zero.data.documents import Document, Documents, metadata_json
 from colbert_zero.errors import ColbertZeroError, short
+from colbert_zero.files import fingerprint
 from colbert_zero.models.checkpoints import Encoder
 from colbert_zero.models.pooling import pooling_of, with_pooling
 from colbert_zero.serving.building import (
@@ -166,7 +167,7 @@ def add(
 
 
 def delete(address: Address, ids: list[str], tell: Tell = print) -> int:
-    """Delete documents; returns how many. None is deleted where one is not there.
+    """Delete documents; returns how many. None is deleted where one is not there; a deletion that was cut goes on.
 
     Raises:
         ColbertZeroError: An id is not there; nothing is deleted. Or the server fails: the same call goes on.
@@ -178,15 +179,18 @@ def delete(address: Address, ids: list[str], tell: Tell = print) -> int:
         for some in _slices(wanted):
             points = collection.retrieve([point_id(identifier, 0) for identifier in some], ["document", "passages"])
             found |= {point.payload["document"]: point.payload["passages"] for point in points.values()}
-        if missing := [identifier for identifier in wanted if identifier not in found]:
+        missing = [identifier for identifier in wanted if identifier not in found]
+        deletion = fingerprint(wanted)
+        if missing and record.deleting != deletion:
             names = ", ".join(short(repr(identifier)) for identifier in missing[:5])
             raise ColbertZeroError(
                 f"{address} has no document {names}{' …' if len(missing) > 5 else ''} ({len(missing):,} of "
                 f"{len(wanted):,} ids are not there); nothing was deleted, leave these out"
             )
+        collection.write(record.model_copy(update={"deleting": deletion}))
         _remove(collection, [point_id(name, number) for name in found for number in range(1, found[name])])
         _remove(collection, [point_id(name, 0) for name in found])
-        collection.write(record.model_copy(update={"generation": record.generation + 1}))
+        collection.write(record.model_copy(update={"deleting": None, "generation": record.generation + 1}))
         return len(found)
     finally:
         collection.close()

@@ -12,6 +12,7 @@ next. The library is qdrant-client; a `--path` is its local mode, which is one p
 
 import hashlib
 import io
+import json
 import os
 import pickle
 import re
@@ -110,13 +111,13 @@ def address_of(text: str) -> Address:
 _KINDS = ("http://", "https://", "file:")
 
 
-def checked_address(location: str, collection: str) -> Address:
+def checked_address(location: str, collection: str, server: bool = False) -> Address:
     """An address whose parts can be used.
 
     Raises:
         ColbertZeroError: Says which cannot.
     """
-    if "://" in location and not re.fullmatch(r"https?://[^/?#@\s]+(/[^?#@\s]*)?", location):
+    if (server or "://" in location) and not re.fullmatch(r"https?://[^/?#@\s]+(/[^?#@\s]*)?", location):
         raise ColbertZeroError(
             f"--url {short(_without_key(location))}: write http://HOST:6333 or https://HOST:6333, without a name, key "
             "or query in it; a key is read from the environment, QDRANT_API_KEY"
@@ -158,6 +159,8 @@ class Record(BaseModel):
     """Tokens that passages of a document overlap by; None where documents are one passage each."""
     corpus: Corpus
     unfinished: Unfinished | None = None
+    deleting: str | None = None
+    """Fingerprint of the ids of a deletion that is going on or was stopped; the same one goes on."""
     metadata_keys: list[str] = []
 
 
@@ -391,6 +394,10 @@ def _told(address: Address) -> Iterator[None]:
         raise ColbertZeroError(
             f"{address.location}: another process has this folder open, and the local mode is for one; close it, or "
             "run a Qdrant server and name it by --url"
+        ) from None
+    except (ValidationError, json.JSONDecodeError):
+        raise ColbertZeroError(
+            f"{address.location}: something answers there, but not as Qdrant does; are the address and port right?"
         ) from None
     except ValueError as error:
         raise ColbertZeroError(f"{address}: {reason(error)}") from None
