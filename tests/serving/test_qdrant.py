@@ -333,7 +333,7 @@ def test_a_collection_of_another_program_and_one_that_is_not_there_are_told(addr
             ColbertZeroError, match=r"there is no such folder of Qdrant's local mode; is --path right\?"
         ):
             opened(address)
-    collection = Collection(address, quiet)
+    collection = Collection(address, quiet, make=True)
     with pytest.raises(ColbertZeroError, match=r"there is no collection .*; make one \(`colbert-zero index MODEL"):
         collection.record()
     collection.client.create_collection(

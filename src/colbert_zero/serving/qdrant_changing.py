@@ -42,7 +42,6 @@ from colbert_zero.serving.qdrant_collection import (
     Record,
     Tell,
     digest_of,
-    local_exists,
     point_id,
 )
 from colbert_zero.serving.storage import to_stored
@@ -107,7 +106,7 @@ def build(
         raise ColbertZeroError(
             f"--store {settings.storage}: Qdrant keeps float16 or float32; --quantization scalar puts int8 beside them"
         )
-    collection = Collection(address, tell)
+    collection = Collection(address, tell, make=True)
     try:
         there = collection.record() if collection.exists() else None
         seen = Seen.compared(documents, _find(collection) if there else lambda _: {}, True)
@@ -156,7 +155,7 @@ def add(
         ColbertZeroError: A document cannot be used, or its id is taken; the model is not there, or another; or the
             server fails.
     """
-    collection = opened(address, tell)
+    collection = Collection(address, tell)
     try:
         record = collection.record()
         seen = Seen.compared(documents, _find(collection), replace)
@@ -172,7 +171,7 @@ def delete(address: Address, ids: list[str], tell: Tell = print) -> int:
     Raises:
         ColbertZeroError: An id is not there; nothing is deleted. Or the server fails: the same call goes on.
     """
-    collection = opened(address, tell)
+    collection = Collection(address, tell)
     try:
         record, wanted = collection.record(), list(dict.fromkeys(ids))
         found: dict[str, int] = {}
@@ -223,7 +222,7 @@ def check(address: Address, tell: Tell = print) -> QdrantState:
     Raises:
         ColbertZeroError: It cannot be reached, or is no index.
     """
-    collection = opened(address, tell)
+    collection = Collection(address, tell)
     try:
         state = QdrantState(collection.record())
         state.status = str(getattr(collection.ask(lambda c: c.get_collection(collection.name)).status, "value", ""))
@@ -253,17 +252,6 @@ def check(address: Address, tell: Tell = print) -> QdrantState:
         return state
     finally:
         collection.close()
-
-
-def opened(address: Address, tell: Tell) -> Collection:
-    """A collection that must be there.
-
-    Raises:
-        ColbertZeroError: It cannot be reached.
-    """
-    if not local_exists(address):
-        raise ColbertZeroError(f"{address}: there is no such folder of Qdrant's local mode; is --path right?")
-    return Collection(address, tell)
 
 
 # ---- What is there

@@ -192,16 +192,19 @@ class Collection:
     Args:
         address: Where it is.
         tell: Told what is unusual.
-        client: That speaks to it already.
+        make: Make a folder of the local mode that is not there.
 
     Raises:
         ColbertZeroError: qdrant-client is not installed, the server cannot be reached, refuses the key or is too old,
-            or the folder is in use.
+            or the folder is not there or in use.
     """
 
-    def __init__(self, address: Address, tell: Tell = print, client: "QdrantClient | None" = None):
+    def __init__(self, address: Address, tell: Tell = print, make: bool = False):
         self.address, self.name = address, address.collection
-        self.client = client or _connected(address, tell)
+        # The client would make it.
+        if not (address.remote or make or (Path(address.location) / "meta.json").is_file()):
+            raise ColbertZeroError(f"{address}: there is no such folder of Qdrant's local mode; is --path right?")
+        self.client = _connected(address, tell)
 
     def close(self) -> None:
         """Let go of the connection, or of the folder."""
@@ -318,11 +321,6 @@ def _connected(address: Address, tell: Tell) -> "QdrantClient":
 
 
 _LOOPBACK = re.compile(r"http://(localhost|127\.[0-9.]+|\[::1\])(:|/|$)")
-
-
-def local_exists(address: Address) -> bool:
-    """Whether a folder of the local mode is there; the client would make it."""
-    return address.remote or (Path(address.location) / "meta.json").is_file()
 
 
 class _PointsOnly(pickle.Unpickler):

@@ -26,7 +26,6 @@ from colbert_zero.serving.qdrant_collection import (
     Address,
     Collection,
     address_of,
-    local_exists,
     point_id,
 )
 
@@ -100,8 +99,6 @@ class QdrantIndex:
         if candidates is not None and (exact or candidates < 1):
             raise ColbertZeroError("--candidates: at least one, and not with --exact, which ranks everything")
         address = address_of(address) if isinstance(address, str) else address
-        if not local_exists(address):
-            raise ColbertZeroError(f"{address}: there is no such folder of Qdrant's local mode; is --path right?")
         collection = Collection(address, tell)
         try:
             return cls(collection, model, exact, candidates, tell)
