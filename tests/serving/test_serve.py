@@ -3,14 +3,11 @@
 import json
 import threading
 import time
-from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
 
-from colbert_zero.data.documents import documents_of
 from colbert_zero.serving.api import make_app
-from colbert_zero.serving.building import Settings, build
 from colbert_zero.serving.index import Index
 from colbert_zero.serving.service import Limits, Service
 from helpers import DOCUMENTS, QUERIES
@@ -23,32 +20,15 @@ def quiet(*_):
     pass
 
 
-def write_index(folder, model, rows, **settings):
-    """An index of rows, {id: text} allowed; returns its folder."""
-    if isinstance(rows, dict):
-        rows = [{"_id": key, "text": text, "length": len(text) // 100} for key, text in rows.items()]
-    model.save_pretrained(str(folder / "model"), create_model_card=False)
-    path = folder / "corpus.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    build(str(folder / "model"), documents_of([str(path)], "corpus"), folder / "index", Settings(**settings), quiet)
-    return folder / "index"
-
-
 @pytest.fixture(scope="module")
-def folder(tiny_multi_vector, tmp_path_factory):
-    """An index that no test changes."""
-    return write_index(tmp_path_factory.mktemp("served"), tiny_multi_vector, DOCUMENTS, segment_documents=7)
-
-
-@pytest.fixture(scope="module")
-def client(folder):
-    with TestClient(make_app(Service(folder, Limits(), tell=quiet)), **HOST) as client:
+def client(served_folder):
+    with TestClient(make_app(Service(served_folder, Limits(), tell=quiet)), **HOST) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
-def direct(folder):
-    with Index.open(folder, tell=quiet) as index:
+def direct(served_folder):
+    with Index.open(served_folder, tell=quiet) as index:
         yield index
 
 
@@ -108,7 +88,7 @@ def test_a_text_that_is_cut_off_is_told(client):
     assert found["notes"][0].startswith("1 of the texts are longer than the ")
 
 
-def test_the_index_is_described(client, direct, folder):
+def test_the_index_is_described(client, direct, served_folder):
     end = time.monotonic() + 5
     while client.get("/index").json()["metadata"] == {"length": None} and time.monotonic() < end:
         time.sleep(0.05)
@@ -118,8 +98,8 @@ def test_the_index_is_described(client, direct, folder):
         "length": sorted(set(lengths), key=lambda n: (-lengths.count(n), lengths.index(n)))
     }
     assert found == {
-        "documents": len(DOCUMENTS), "model": str(folder.parent / "model"), "representation": "multi-vector", "dim": 16,
-        "storage": "float16", "generation": direct.manifest.generation, "notes": [], "writable": False,
+        "documents": len(DOCUMENTS), "model": str(served_folder.parent / "model"), "representation": "multi-vector",
+        "dim": 16, "storage": "float16", "generation": direct.manifest.generation, "notes": [], "writable": False,
     }  # fmt: skip
 
 
@@ -230,8 +210,8 @@ def test_this_machines_own_names_are_answered(client, host):
 
 
 @pytest.fixture(scope="module")
-def locked(folder):
-    with TestClient(make_app(Service(folder, Limits(), tell=quiet), key="the-key"), **HOST) as client:
+def locked(served_folder):
+    with TestClient(make_app(Service(served_folder, Limits(), tell=quiet), key="the-key"), **HOST) as client:
         yield client
 
 
@@ -257,8 +237,8 @@ def test_whether_it_lives_is_told_without_the_key(locked):
 # ---- Many at once
 
 
-def test_requests_that_wait_together_are_computed_together_and_each_gets_its_own(folder, direct):
-    service = Service(folder, Limits(), tell=quiet)
+def test_requests_that_wait_together_are_computed_together_and_each_gets_its_own(served_folder, direct):
+    service = Service(served_folder, Limits(), tell=quiet)
     sizes, computing, held = [], service._compute, threading.Event()
 
     def compute(what, asked):
@@ -289,8 +269,8 @@ def test_requests_that_wait_together_are_computed_together_and_each_gets_its_own
     assert len(sizes) <= 4
 
 
-def test_a_full_queue_answers_503_with_a_time_to_try_again_and_goes_on(folder):
-    service = Service(folder, Limits(waiting=2), tell=quiet)
+def test_a_full_queue_answers_503_with_a_time_to_try_again_and_goes_on(served_folder):
+    service = Service(served_folder, Limits(waiting=2), tell=quiet)
     computing, held = service._compute, threading.Event()
     service._reader._compute = lambda *asked: (held.wait(5), computing(*asked))[1]
     with TestClient(make_app(service), **HOST) as client:
@@ -312,8 +292,8 @@ def test_a_full_queue_answers_503_with_a_time_to_try_again_and_goes_on(folder):
         assert client.get("/search?q=wing").status_code == 200
 
 
-def test_what_takes_too_long_is_told_and_not_computed(folder):
-    service = Service(folder, Limits(seconds=0.3), tell=quiet)
+def test_what_takes_too_long_is_told_and_not_computed(served_folder):
+    service = Service(served_folder, Limits(seconds=0.3), tell=quiet)
     computing, held, computed = service._compute, threading.Event(), []
     service._reader._compute = lambda *asked: (held.wait(5), computed.append(asked), computing(*asked))[2]
     with TestClient(make_app(service), **HOST) as client:
@@ -328,8 +308,8 @@ def test_what_takes_too_long_is_told_and_not_computed(folder):
     assert len(computed) == 2
 
 
-def test_one_request_that_fails_is_told_and_fails_no_other(folder):
-    service = Service(folder, Limits(), tell=quiet)
+def test_one_request_that_fails_is_told_and_fails_no_other(served_folder):
+    service = Service(served_folder, Limits(), tell=quiet)
     computing, held = service._compute, threading.Event()
 
     def compute(what, asked):

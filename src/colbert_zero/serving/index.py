@@ -300,8 +300,7 @@ class Index:
         def read() -> Hit:
             for segment in self._segments.values():
                 if (number := segment.number_of(identifier)) is not None:
-                    mask = np.arange(segment.entry.documents) == number
-                    [ranking] = best_documents([segment], embedded, 1, lambda _, mask=mask: mask)
+                    [ranking] = best_documents([segment], embedded, 1, _only(number))
                     if not ranking:
                         raise ColbertZeroError(f"{short(identifier)} has no token that is scored, so nothing to show")
                     return self._explained(self._hit(1, *ranking[0]), ranking[0][1], explainer, embedded.values)
@@ -379,6 +378,10 @@ def _best_passage(segment: Segment, number: int, query: Tensor) -> tuple[tuple[i
             found.append((float((query @ vectors.T).amax(1).sum()), span, vectors))
     _, span, vectors = max(found, key=lambda passage: passage[0])
     return span, vectors
+
+
+def _only(number: int) -> Chosen:
+    return lambda segment: np.arange(segment.entry.documents) == number
 
 
 def _with_values(segment: Segment, where: dict[str, str]) -> np.ndarray:

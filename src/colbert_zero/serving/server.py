@@ -134,13 +134,8 @@ def serve(
         ColbertZeroError: It is no index, or its model cannot be loaded.
     """
     _raise_open_files()
-    options: dict[str, Any] = {
-        "http": BoundedProtocol, "ws": "none", "loop": "asyncio", "access_log": False, "log_level": "warning",
-        "server_header": False, "proxy_headers": False, "timeout_keep_alive": 15,
-        "timeout_graceful_shutdown": int(settings.limits.seconds + READ_SECONDS) + 1,
-    }  # fmt: skip
     if settings.workers == 1:
-        server = _Server(uvicorn.Config(app_of(settings, tell), **options), begun)
+        server = bounded(app_of(settings, tell), settings, begun)
         # Raised again by uvicorn, once all is answered.
         with suppress(KeyboardInterrupt, Stopped):
             server.run([bound])
@@ -148,11 +143,21 @@ def serve(
     with _counting_together():
         config = uvicorn.Config(
             partial(app_of, settings), factory=True, workers=settings.workers,
-            timeout_worker_healthcheck=_START_SECONDS, **options,
+            timeout_worker_healthcheck=_START_SECONDS, timeout_graceful_shutdown=_stop_seconds(settings), **OPTIONS,
         )  # fmt: skip
         bound.listen(config.backlog)
         begun()
         Multiprocess(config, [bound]).run()
+
+
+def bounded(app: "FastAPI", settings: Settings, begun: Callable[[], None]) -> uvicorn.Server:
+    """A server of this process; `begun` is called when it answers."""
+    return _Server(uvicorn.Config(app, timeout_graceful_shutdown=_stop_seconds(settings), **OPTIONS), begun)
+
+
+def _stop_seconds(settings: Settings) -> int:
+    """After which a client that does not read its answer is waited for no longer."""
+    return int(settings.limits.seconds + READ_SECONDS) + 1
 
 
 class _Server(uvicorn.Server):
@@ -239,3 +244,10 @@ class BoundedProtocol(H11Protocol):
         if self._reading is not None:
             self._reading.cancel()
         self._reading = self.loop.call_later(READ_SECONDS, look)
+
+
+OPTIONS: dict[str, Any] = {
+    "http": BoundedProtocol, "ws": "none", "loop": "asyncio", "access_log": False, "log_level": "warning",
+    "server_header": False, "proxy_headers": False, "timeout_keep_alive": 15,
+}  # fmt: skip
+"""Of uvicorn."""
