@@ -8,16 +8,19 @@ import uuid
 from contextlib import closing
 
 import pytest
+from fastapi.testclient import TestClient
 
 from colbert_zero.data.documents import documents_of
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.serving import building, qdrant_changing
+from colbert_zero.serving.api import make_app
 from colbert_zero.serving.index import Index
 from colbert_zero.serving.opening import open_index
 from colbert_zero.serving.qdrant_changing import QdrantSettings, add, build, check, delete
 from colbert_zero.serving.qdrant_collection import Collection, address_of, point_id
+from colbert_zero.serving.service import Limits, Service
 from colbert_zero.serving.texts import values_as_text
-from helpers import DOCUMENTS, QUERIES
+from helpers import DOCUMENTS, QUERIES, wait_for
 
 
 @pytest.fixture(params=["local", "server"])
@@ -400,3 +403,20 @@ def test_the_local_mode_is_for_one_process(address, model, tmp_path):
     build(model, corpus(tmp_path, {"a": "A wing."}), address, QdrantSettings(), quiet)
     with opened(address), pytest.raises(ColbertZeroError, match="another process has this folder open"):
         opened(address)
+
+
+def test_it_is_served_as_an_index_of_files_is(address, model, tmp_path):
+    rows = [{"_id": key, "text": text, "even": n % 2 == 0} for n, (key, text) in enumerate(DOCUMENTS.items())]
+    build(model, corpus(tmp_path, rows), address, QdrantSettings(), quiet)
+    with opened(address) as index:
+        wanted = [(hit.id, pytest.approx(hit.score, abs=1e-4)) for hit in index.search("wing", 4)]
+    with TestClient(make_app(Service(address, Limits(), tell=quiet)), base_url="http://127.0.0.1:8000") as client:
+        found = client.post("/search", json={"query": "wing", "k": 4, "explain": True}).json()
+        assert [(hit["id"], hit["score"]) for hit in found["hits"]] == wanted
+        assert found["hits"][0]["explanation"]["words"]
+        assert client.post("/explain", json={"query": "wing", "id": "lift"}).json()["id"] == "lift"
+        assert client.post("/explain", json={"query": "wing", "id": "nobody"}).status_code == 404
+        told = client.get("/index").json()
+        assert (told["documents"], told["storage"], told["writable"]) == (20, "float16", False)
+        wait_for(lambda: client.get("/index").json()["metadata"] == {"even": ["false", "true"]}, 20)
+        assert client.get("/ready").status_code == 200

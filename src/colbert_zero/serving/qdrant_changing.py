@@ -44,6 +44,7 @@ from colbert_zero.serving.qdrant_collection import (
     digest_of,
     point_id,
 )
+from colbert_zero.serving.segments import UnknownDocumentError
 from colbert_zero.serving.storage import to_stored
 from colbert_zero.serving.texts import values_as_text
 from colbert_zero.watch import stop_if_asked
@@ -169,7 +170,8 @@ def delete(address: Address, ids: list[str], tell: Tell = print) -> int:
     """Delete documents; returns how many. None is deleted where one is not there; a deletion that was cut goes on.
 
     Raises:
-        ColbertZeroError: An id is not there; nothing is deleted. Or the server fails: the same call goes on.
+        UnknownDocumentError: An id is not there; nothing is deleted.
+        ColbertZeroError: The server fails; the same call goes on.
     """
     collection = Collection(address, tell)
     try:
@@ -182,7 +184,7 @@ def delete(address: Address, ids: list[str], tell: Tell = print) -> int:
         deletion = fingerprint(wanted)
         if missing and record.deleting != deletion:
             names = ", ".join(short(repr(identifier)) for identifier in missing[:5])
-            raise ColbertZeroError(
+            raise UnknownDocumentError(
                 f"{address} has no document {names}{' …' if len(missing) > 5 else ''} ({len(missing):,} of "
                 f"{len(wanted):,} ids are not there); nothing was deleted, leave these out"
             )

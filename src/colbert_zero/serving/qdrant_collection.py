@@ -226,7 +226,7 @@ class Collection:
                 with _told(self.address):
                     request(self.client)
                 return
-            except _PassingError as error:
+            except UnavailableError as error:
                 time.sleep(error.seconds or 2**more)
         self.ask(request)
 
@@ -349,8 +349,8 @@ def _check_pickles(folder: Path) -> None:
             ) from None
 
 
-class _PassingError(ColbertZeroError):
-    """A failure that may pass; `seconds` until it is worth another try, where the server says so."""
+class UnavailableError(ColbertZeroError):
+    """The server fails in a way that may pass; `seconds` until it is worth another try, where it says so."""
 
     seconds: int = 0
 
@@ -365,7 +365,7 @@ def _told(address: Address) -> Iterator[None]:
     try:
         yield
     except ResourceExhaustedResponse as error:
-        passing = _PassingError(f"{address}: the server is asked too much at once ({reason(error)}); {goes_on}")
+        passing = UnavailableError(f"{address}: the server is asked too much at once ({reason(error)}); {goes_on}")
         passing.seconds = min(60, max(1, error.retry_after_s))
         raise passing from None
     except UnexpectedResponse as error:
@@ -379,10 +379,10 @@ def _told(address: Address) -> Iterator[None]:
             raise ColbertZeroError(
                 f"{address}: a request was too large for the server; raise its max_request_size_mb"
             ) from None
-        kind = _PassingError if code in (429, 500, 502, 503, 504) else ColbertZeroError
+        kind = UnavailableError if code in (429, 500, 502, 503, 504) else ColbertZeroError
         raise kind(f"{address}: the server answered {code}: {said}; {goes_on}") from None
     except ResponseHandlingException as error:
-        raise _PassingError(
+        raise UnavailableError(
             f"{address.location}: no answer as Qdrant's ({reason(error.source)}); is the server running, and the "
             f"address and port right? {goes_on.capitalize()}"
         ) from None

@@ -25,9 +25,11 @@ from colbert_zero.serving.qdrant_collection import (
     TOKENS,
     Address,
     Collection,
+    Record,
     address_of,
     point_id,
 )
+from colbert_zero.serving.segments import UnknownDocumentError
 
 if TYPE_CHECKING:
     from qdrant_client import models
@@ -70,7 +72,7 @@ class QdrantIndex:
         tell: Callable[[str], None],
     ):
         self.path, self.manifest = collection.address, collection.record()
-        self._collection, self._place, self._tell = collection, model, tell
+        self._collection, self._place, self._tell, self._owner = collection, model, tell, True
         self._exact, self._candidates = exact, candidates
         self._encoder: Encoder | None = None
         self._documents = collection.count()
@@ -107,21 +109,31 @@ class QdrantIndex:
             raise
 
     def reopened(self) -> "QdrantIndex":
-        """This index; what is said of it is read anew.
+        """This index, or its newest state, where something was written since; searches see that in any case.
 
         Raises:
             ColbertZeroError: It is there no more.
         """
-        record = self._collection.record()
-        if record.model != self.manifest.model:
-            self._encoder = None
-        if record != self.manifest:
-            self.manifest, self._documents = record, self._collection.count()
-        return self
+        return self if self.newest() == self.manifest else self.anew()
+
+    def newest(self) -> Record:
+        """What the collection is now; raises as `open`."""
+        return self._collection.record()
+
+    def anew(self) -> "QdrantIndex":
+        """The same collection opened again, with the model that is loaded if it is the same; raises as `open`."""
+        # The local mode's folder is open once: who opened it lets go of it.
+        collection = Collection(self.path, self._tell) if self.path.remote else self._collection
+        newer = QdrantIndex(collection, self._place, self._exact, self._candidates, self._tell)
+        newer._owner = self.path.remote
+        if newer.manifest.model == self.manifest.model:
+            newer._encoder = self._encoder
+        return newer
 
     def close(self) -> None:
         """Let go of the connection."""
-        self._collection.close()
+        if self._owner:
+            self._collection.close()
 
     def __enter__(self) -> Self:
         return self
@@ -204,14 +216,15 @@ class QdrantIndex:
             identifier: The document's id.
 
         Raises:
-            ColbertZeroError: No document has this id, it has no token that is scored, or the model no words to show.
+            UnknownDocumentError: No document has it.
+            ColbertZeroError: The model has no words to show, or the document no token that is scored.
         """
         from qdrant_client import models
 
         check_asked([query], 1, None, [])
         explainer = Explainer(self.encoder, query)
         if not self._collection.retrieve([point_id(identifier, 0)], []):
-            raise ColbertZeroError(f"{self.path} has no document {short(repr(identifier))}")
+            raise UnknownDocumentError(f"{self.path} has no document {short(repr(identifier))}")
         [vectors] = self._embedded([query])
         only = models.Filter(must=[_matches("document", identifier)])
         [found] = self._ranked([self._request(vectors, 1, only, True, _PAYLOAD)], 1)
