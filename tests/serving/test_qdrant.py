@@ -201,9 +201,9 @@ def test_an_upload_that_was_cut_anywhere_goes_on_and_ends_the_same(address, mode
     for name in ("load_identified", "load_known"):
         monkeypatch.setattr(qdrant_changing, name, once(getattr(qdrant_changing, name)))
     monkeypatch.setattr(building, "BLOCK_DOCUMENTS", 3)
-    monkeypatch.setattr(qdrant_changing, "_BATCH_POINTS", 2)
-    texts = dict(list(DOCUMENTS.items())[:5]) | LONG
-    longer = {"lift": LONG["long"], "long": "Short.", "longer": LONG["longer"] + " Still more.", "new": "A wing."}
+    monkeypatch.setattr(qdrant_changing, "_BATCH_POINTS", 3)
+    texts = dict(list(DOCUMENTS.items())[:4]) | {"long": LONG["long"]}
+    longer = {"lift": LONG["long"], "long": "Short.", "new": "A wing."}
     settings = QdrantSettings(passages=passages)
     whole = address._replace(collection=f"{address.collection}-whole")
     try:
