@@ -3,9 +3,14 @@
 import json
 import os
 import pickle
+import random
 import sqlite3
+import subprocess
+import sys
+import time
 import uuid
-from contextlib import closing
+from contextlib import closing, suppress
+from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
@@ -20,7 +25,7 @@ from colbert_zero.serving.qdrant_changing import QdrantSettings, add, build, che
 from colbert_zero.serving.qdrant_collection import Collection, address_of, point_id
 from colbert_zero.serving.service import Limits, Service
 from colbert_zero.serving.texts import values_as_text
-from helpers import DOCUMENTS, QUERIES, wait_for
+from helpers import DOCUMENTS, QUERIES, environment, succeed, wait_for
 
 
 @pytest.fixture(params=["local", "server"])
@@ -420,3 +425,60 @@ def test_it_is_served_as_an_index_of_files_is(address, model, tmp_path):
         assert (told["documents"], told["storage"], told["writable"]) == (20, "float16", False)
         wait_for(lambda: client.get("/index").json()["metadata"] == {"even": ["false", "true"]}, 20)
         assert client.get("/ready").status_code == 200
+
+
+# ---- Killed
+
+SCRIPT = """
+from colbert_zero import cli
+from colbert_zero.serving import building, qdrant_changing
+building.BLOCK_DOCUMENTS, qdrant_changing._BATCH_POINTS = 20, 7
+cli.main()
+"""
+
+
+@pytest.mark.slow
+def test_an_upload_killed_at_random_moments_goes_on_and_ends_the_same(address, model, tmp_path):
+    texts = {f"d{n}-{m}": f"{text} {n}" for n in range(30) for m, text in enumerate(DOCUMENTS.values())}
+    corpus(tmp_path, texts | LONG)
+    (tmp_path / "script.py").write_text(SCRIPT)
+    whole = address._replace(collection=f"{address.collection}-whole")
+    arguments = ["script.py", "index", "m", "--corpus", "corpus.jsonl", "--passages", "4", "--out"]
+    succeed([sys.executable, *arguments, str(whole)], tmp_path)
+    wanted = content(whole)
+    if address.remote:
+        Collection(whole).client.delete_collection(whole.collection)
+    random.seed(5)
+    killed, counts = 0, []
+    while killed < 8:
+        process = subprocess.Popen([sys.executable, *arguments, str(address)], cwd=tmp_path, env=environment(),
+                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+        before = size(address)
+        deadline = time.monotonic() + 120
+        # Past the imports, which take seconds, at a random moment of its work.
+        while process.poll() is None and size(address) == before and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(random.uniform(0, 0.2))
+        process.kill()
+        process.communicate()
+        killed += 1
+        counts.append(len(content(address)[0]))
+        assert counts == sorted(counts), "what was there stays"
+    assert 0 < counts[0] < len(wanted[0]), "killed at work"
+    succeed([sys.executable, *arguments, str(address)], tmp_path)
+    assert content(address) == wanted
+    assert not check(address, quiet).broken
+
+
+def size(address):
+    """Something to see of an upload while another process has the folder."""
+    if address.remote:
+        collection = Collection(address, quiet)
+        with closing(collection):
+            return collection.client.count(address.collection).count if collection.exists() else 0
+    file = Path(address.location) / "collection" / address.collection / "storage.sqlite"
+    if not file.exists():
+        return 0
+    with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as connection, suppress(sqlite3.Error):
+        return connection.execute("SELECT count(*) FROM points").fetchone()[0]
+    return 0
