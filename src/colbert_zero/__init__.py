@@ -6,6 +6,7 @@ The public names, each loaded when it is first asked for, since torch takes seco
     Study                               a recipe in a folder: what is missing is trained and evaluated
     train_phase                         one phase, the only training path
     Index                               an index of documents, opened: `Index.open(path).search("…")`
+    open_index                          that, or one on Qdrant: `open_index("qdrant+http://localhost:6333/notes")`
     maxsim_scores, candidate_scores     drop-ins for sentence-transformers' `similarity_fct`
     TrainerLoss                         an objective as a loss of sentence-transformers' own trainers:
     Contrastive, Distillation, ContrastiveDistillation
@@ -19,6 +20,7 @@ _NAMES = {
     "Study": "study.study",
     "train_phase": "training.phase",
     "Index": "serving.index",
+    "open_index": "serving.opening",
     "maxsim_scores": "maxsim.scores",
     "candidate_scores": "maxsim.scores",
     "TrainerLoss": "training.trainer_loss",
@@ -37,6 +39,7 @@ __all__ = [
     "candidate_scores",
     "load_recipe",
     "maxsim_scores",
+    "open_index",
     "train_phase",
 ]
 

@@ -9,18 +9,21 @@ import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
+from collections import Counter
+from contextlib import closing, suppress
 
 import pytest
 
+from colbert_zero import processes
 from colbert_zero.data.documents import documents_of
 from colbert_zero.errors import ColbertZeroError
+from colbert_zero.serving import building
 from colbert_zero.serving.building import Settings, add, build
 from colbert_zero.serving.changing import compact, delete
 from colbert_zero.serving.checking import check
 from colbert_zero.serving.index import Index
 from colbert_zero.serving.manifest import canonical, read_manifest
-from helpers import DOCUMENTS, environment
+from helpers import DOCUMENTS, environment, launch, succeed
 
 
 def quiet(*_):
@@ -179,6 +182,72 @@ def test_vectors_that_are_not_finite_take_their_segment_out_of_the_answer(index)
     assert "vectors that are not finite" in answer.notes[0]
 
 
+# ---- Made by several processes
+
+
+def as_process(monkeypatch, rank, world):
+    """This process becomes one of so many, the main one too, and none of the others ever comes."""
+    monkeypatch.setattr(building, "process_rank", lambda: rank)
+    monkeypatch.setattr(building, "world_size", lambda: world)
+    monkeypatch.setattr(processes, "LAG_SECONDS", 0)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+@pytest.mark.parametrize("step", ["build", "add"])
+def test_what_one_of_three_processes_made_is_kept_and_the_index_ends_identical(index, tmp_path, step, rank):
+    """Segments that are made out of order are named in order, whoever makes the others later."""
+    settings, more = (
+        Settings(segment_documents=3),
+        DOCUMENTS | {"lift": "Lift, anew.", "new": "A wing.", "rib": "A rib."},
+    )
+    texts = DOCUMENTS if step == "build" else more
+
+    def run(path):
+        if step == "build":
+            return build(str(tmp_path / "model"), corpus(tmp_path, texts), path, settings, quiet)
+        return add(path, corpus(tmp_path, {key: f"{text} More." for key, text in texts.items()}), True, tell=quiet)
+
+    ended, stopped = tmp_path / "ended", tmp_path / "stopped"
+    if step == "add":
+        shutil.copytree(index, ended)
+        shutil.copytree(index, stopped)
+    run(ended)
+    with pytest.MonkeyPatch.context() as patch:
+        as_process(patch, rank, 3)
+        with pytest.raises(ColbertZeroError, match=r"coming/0.*made by the main process, but after 0 s not to be seen"):
+            run(stopped)
+    assert len(read_manifest(stopped).segments) < len(read_manifest(ended).segments)
+    made = len(list((stopped / "segments").iterdir()))
+    added = run(stopped)
+    assert len(list((stopped / "segments").iterdir())) > made
+    assert added.documents + added.there == len(texts)
+    assert state(stopped) == state(ended)
+    assert files(stopped) == files(ended)
+
+
+def test_what_a_killed_addition_made_goes_when_something_else_is_written(index, tmp_path, monkeypatch):
+    more = corpus(tmp_path, {f"new{n}": f"Wing {n}." for n in range(20)}, "more.jsonl")
+    with pytest.MonkeyPatch.context() as patch:
+        as_process(patch, 1, 2)
+        with pytest.raises(ColbertZeroError, match="not to be seen"):
+            add(index, more, tell=quiet)
+    assert (index / "coming" / "000006.json").exists()
+    delete(index, ["lift"], quiet)
+    assert not list((index / "coming").iterdir())
+    add(index, more, tell=quiet)
+    assert ids(index) == [key for key in DOCUMENTS if key != "lift"] + [f"new{n}" for n in range(20)]
+    assert not check(index).damaged
+
+
+@pytest.mark.parametrize("content", ["{}", "[", '{"entry": null}'])
+def test_a_broken_record_of_a_made_segment_is_told_with_its_mend(index, tmp_path, content):
+    more = corpus(tmp_path, {"new": "A wing."}, "more.jsonl")
+    (index / "coming").mkdir(exist_ok=True)
+    (index / "coming" / "000005.json").write_text(content)
+    with pytest.raises(ColbertZeroError, match=r"000005.json: cannot be used .*; remove it, and start again"):
+        add(index, more, tell=quiet)
+
+
 # ---- Killed
 
 SCRIPT = """
@@ -199,12 +268,14 @@ def state(path):
     return canonical(read_manifest(path)), dumps
 
 
-def kill_again_and_again(command, folder, moments, done):
+def kill_again_and_again(command, folder, moments, done, worlds=(1,)):
     """Kill the command so many times at random moments, in a folder; then let it end."""
     random.seed(3)
+    (folder / "script.py").write_text(SCRIPT)
     killed = 0
     while killed < moments:
-        process = subprocess.Popen([sys.executable, "-c", SCRIPT, *map(str, command)], cwd=folder, env=environment(),
+        started = launch(worlds[killed % len(worlds)], "script.py", *map(str, command))
+        process = subprocess.Popen(started, cwd=folder, env=environment(), start_new_session=True,
                                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
         process.stdout.readline()
         before = done()
@@ -213,32 +284,37 @@ def kill_again_and_again(command, folder, moments, done):
         while process.poll() is None and done() == before and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(random.uniform(0, 0.3))
-        process.send_signal(signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         process.stdout.close()
         killed += 1
         yield
-    ended = subprocess.run([sys.executable, "-c", SCRIPT, *map(str, command)], cwd=folder, env=environment(),
-                           capture_output=True, text=True)  # fmt: skip
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    succeed(launch(worlds[moments % len(worlds)], "script.py", *map(str, command)), folder)
 
 
-@pytest.mark.slow
-def test_an_index_killed_at_random_moments_goes_on_and_ends_identical(tiny_multi_vector, tmp_path):
+def random_moments(path):
+    """Something to see of a run that writes an index: it has begun or made a segment."""
+    return lambda: sorted(file.name for file in (path / "segments").glob("*"))
+
+
+@pytest.fixture
+def many(tiny_multi_vector, tmp_path):
+    """A model and 2,000 documents in a folder; the arguments that index them, but --out."""
     tiny_multi_vector.save_pretrained(str(tmp_path / "model"), create_model_card=False)
     texts = {f"d{n}-{m}": f"{text} {n}" for n in range(100) for m, text in enumerate(DOCUMENTS.values())}
     corpus(tmp_path, texts)
-    arguments = ["index", "model", "--corpus", "corpus.jsonl", "--segment-documents", 50, "--out"]
-    whole = subprocess.run([sys.executable, "-c", SCRIPT, *map(str, [*arguments, "whole"])], cwd=tmp_path,
-                           env=environment(), capture_output=True, text=True)  # fmt: skip
-    assert whole.returncode == 0, whole.stdout + whole.stderr
-    path = tmp_path / "killed"
+    (tmp_path / "script.py").write_text(SCRIPT)
+    return texts, ["index", "model", "--corpus", "corpus.jsonl", "--segment-documents", "50", "--out"]
 
-    def done():
-        return len(list((path / "segments").glob("0*"))), len(list((path / "segments").glob(".*")))
 
-    acknowledged = []
-    for _ in kill_again_and_again([*arguments, "killed"], tmp_path, 20, done):
+@pytest.mark.slow
+@pytest.mark.parametrize(("worlds", "moments"), [([1], 20), ([2, 3, 1, 2], 7)])
+def test_an_index_killed_at_random_moments_goes_on_and_ends_identical(many, tmp_path, worlds, moments):
+    texts, arguments = many
+    succeed([sys.executable, "script.py", *arguments, "whole"], tmp_path)
+    path, acknowledged = tmp_path / "killed", []
+    for _ in kill_again_and_again([*arguments, "killed"], tmp_path, moments, random_moments(path), worlds):
         if (path / "manifest.json").exists():
             now = ids(path)
             assert now == list(texts)[: len(now)]
@@ -247,6 +323,78 @@ def test_an_index_killed_at_random_moments_goes_on_and_ends_identical(tiny_multi
     assert state(path) == state(tmp_path / "whole")
     assert not check(path).damaged
     assert files(path) == files(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 3])
+def test_several_processes_make_the_same_index_as_one(many, tmp_path, world):
+    _, arguments = many
+    succeed([sys.executable, "script.py", *arguments, "one"], tmp_path)
+    out = succeed(launch(world, "script.py", *arguments, "several"), tmp_path)
+    assert out.count("several: 2,000 documents added") == 1
+    assert state(tmp_path / "several") == state(tmp_path / "one")
+    assert files(tmp_path / "several") == files(tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_an_addition_killed_at_random_moments_goes_on_and_ends_identical(many, tmp_path):
+    """Half of its documents are new, the others take the place of those that are there."""
+    texts, arguments = many
+    more = {key if n % 2 else f"{key}-new": f"{text} More." for n, (key, text) in enumerate(texts.items())}
+    corpus(tmp_path, more, "more.jsonl")
+    succeed([sys.executable, "script.py", *arguments, "whole"], tmp_path)
+    path = tmp_path / "killed"
+    shutil.copytree(tmp_path / "whole", path)
+    addition = ["--corpus", "more.jsonl", "--replace"]
+    succeed([sys.executable, "script.py", "index", "add", "whole", *addition], tmp_path)
+    wanted, seen = ids(tmp_path / "whole"), 0
+    for _ in kill_again_and_again(["index", "add", "killed", *addition], tmp_path, 10, random_moments(path), [1, 2]):
+        now = ids(path)
+        assert sorted(key.removesuffix("-new") for key in now if not key.endswith("-new")) == sorted(texts)
+        assert len(now) >= seen
+        seen = len(now)
+    assert ids(path) == wanted
+    assert state(path) == state(tmp_path / "whole")
+    assert files(path) == files(tmp_path / "whole")
+
+
+WRITER = """
+import json, sys
+from pathlib import Path
+from colbert_zero import processes
+from colbert_zero.data.documents import documents_of
+from colbert_zero.serving import building
+from colbert_zero.serving.building import add
+from colbert_zero.serving.changing import compact, delete
+path, more = Path(sys.argv[1]), Path("more.jsonl")
+names = lambda n: [f"{n}-{m}" for m in range(5)]
+for n in range(12):
+    more.write_text("".join(json.dumps({"_id": name, "text": f"The wing {name}."}) + "\\n" for name in names(n)))
+    add(path, documents_of([str(more)], "--corpus"), tell=lambda _: None)
+    if n:
+        delete(path, names(n - 1), lambda _: None)
+    compact(path, tell=lambda _: None)
+"""
+
+
+@pytest.mark.slow
+def test_a_reader_beside_a_writing_process_sees_whole_states_and_never_damage(index, tmp_path):
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(index)], cwd=tmp_path, env=environment())
+    seen, reader = set(), opened(index)
+    while writer.poll() is None:
+        answer = reader.search("wing", 100)
+        groups = Counter(hit.id.split("-")[0] for hit in answer if "-" in hit.id)
+        assert {hit.id for hit in answer if "-" not in hit.id} == set(DOCUMENTS)
+        assert all(count == 5 for count in groups.values())
+        assert len(groups) <= 2
+        assert answer.notes == []
+        seen |= set(groups)
+        newer = reader.reopened()
+        if newer is not reader:
+            reader.close()
+        reader = newer
+    assert writer.returncode == 0
+    assert len(seen) > 1
 
 
 @pytest.mark.slow

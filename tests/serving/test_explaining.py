@@ -119,7 +119,7 @@ def test_passages_cover_the_text_overlap_fit_the_model_and_begin_with_words(tmp_
     model = load_model(tmp_path)
     text = " ".join(DOCUMENTS.values())
     [[*passages], [only]], cut = Cutter(model, overlap).cut([text, "short"])
-    assert (only, cut) == ((0, 5), 0)
+    assert (only, cut) == ((0, 5), [])
     assert (passages[0].begin, passages[-1].end) == (0, len(text))
     room = 20 - 2
     for before, after in itertools.pairwise(passages):

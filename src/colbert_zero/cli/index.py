@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from colbert_zero.cli import on_qdrant
+from colbert_zero.cli.on_qdrant import BackendOption, FolderOption, UrlOption
 from colbert_zero.cli.options import start_processes
 from colbert_zero.errors import ColbertZeroError
+from colbert_zero.serving.manifest import SEGMENT_DOCUMENTS
 from colbert_zero.terminal import RichShow, console
 
 if TYPE_CHECKING:
@@ -81,22 +84,43 @@ def build(
     ] = None,
     segment_documents: Annotated[
         int, typer.Option(min=1, max=10_000_000, help="Documents written, and kept, together.")
-    ] = 32_768,
+    ] = SEGMENT_DOCUMENTS,
     on_bad_rows: BadRowsOption = "error",
+    backend: BackendOption = "files",
+    url: UrlOption = None,
+    path: FolderOption = None,
+    quantization: Annotated[
+        Literal["none", "scalar", "binary"],
+        typer.Option(
+            help="Of Qdrant: token vectors in int8 or in bits too, kept in memory; the best are scored again."
+        ),
+    ] = "none",
 ) -> None:
-    """Index documents. A killed run goes on with the same command, and ends in the same index.
+    """Index documents. A killed run goes on with the same command and ends in the same index; torchrun shares it out.
 
     Examples:
 
       colbert-zero index out/quickstart/phases/distillation-0123456789ab/model --corpus data/scifact --out scifact.index
       colbert-zero index lightonai/ColBERT-Zero --corpus notes/ --passages 32 --out notes.index
       colbert-zero index my/model --corpus 'docs/*.parquet' --store int8 --pool 2 --out docs.index
+      torchrun --nproc-per-node 8 -m colbert_zero index my/model --corpus 'docs/*.parquet' --out docs.index
+      colbert-zero index my/model --corpus 'docs/*.parquet' --out docs --backend qdrant --url http://localhost:6333
     """  # fmt: skip
     from colbert_zero.data.documents import documents_of
     from colbert_zero.serving.building import Settings
     from colbert_zero.serving.building import build as build_index
 
+    place = on_qdrant.address(out, backend, url, path)
+    if place is None and quantization != "none":
+        raise ColbertZeroError("--quantization: is for --backend qdrant; --store int8 is its like here")
+    if place is not None and segment_documents != SEGMENT_DOCUMENTS:
+        raise ColbertZeroError("--segment-documents: Qdrant makes its own segments; leave it out")
     documents = documents_of(corpus, "--corpus", on_bad_rows)
+    if place is not None:
+        from colbert_zero.serving.qdrant_changing import QdrantSettings
+
+        on_qdrant.build(model, documents, place, QdrantSettings(store, quantization, pool, passages))
+        return
     _start()
     show = RichShow()
     with show.bar("documents", 0) as advance:
@@ -105,6 +129,7 @@ def build(
             lambda done, total: advance(done, {"total": total}),
         )  # fmt: skip
     _tell(added, out)
+    _leave()
 
 
 @index_app.command()
@@ -116,6 +141,9 @@ def add(
     ] = False,
     model: ModelOption = None,
     on_bad_rows: BadRowsOption = "error",
+    backend: BackendOption = "files",
+    url: UrlOption = None,
+    path: FolderOption = None,
 ) -> None:
     """Add documents to an index. One that is there with the same text and metadata is passed over.
 
@@ -126,7 +154,10 @@ def add(
     from colbert_zero.data.documents import documents_of
     from colbert_zero.serving.building import add as add_documents
 
-    documents = documents_of(corpus, "--corpus", on_bad_rows)
+    place, documents = on_qdrant.address(index, backend, url, path), documents_of(corpus, "--corpus", on_bad_rows)
+    if place is not None:
+        on_qdrant.add(place, documents, replace, model)
+        return
     _start()
     show = RichShow()
     with show.bar("documents", 0) as advance:
@@ -134,6 +165,7 @@ def add(
             index, documents, replace, model, show.say, lambda done, total: advance(done, {"total": total})
         )
     _tell(added, index)
+    _leave()
 
 
 @index_app.command()
@@ -141,6 +173,9 @@ def delete(
     index: IndexArgument,
     ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Documents.")] = None,
     ids_file: Annotated[Path | None, typer.Option("--ids", metavar="FILE", help="More of them, an id a line.")] = None,
+    backend: BackendOption = "files",
+    url: UrlOption = None,
+    path: FolderOption = None,
 ) -> None:
     """Delete documents from an index: all of these, or none.
 
@@ -154,6 +189,9 @@ def delete(
     wanted = [*(ids or ()), *(line.strip() for _, line in text_lines(ids_file))] if ids_file else list(ids or ())
     if not wanted:
         raise ColbertZeroError("nothing to delete: name documents by their ids, or a file of them (--ids FILE)")
+    if (place := on_qdrant.address(index, backend, url, path)) is not None:
+        on_qdrant.delete(place, wanted)
+        return
     count = delete_documents(index, wanted, RichShow().say)
     _say(f"{index}: {count:,} deleted; `colbert-zero index compact {index}` gives their place on the disk back")
     _tell_state(index)
@@ -165,6 +203,9 @@ def compact(
     drop_damaged: Annotated[
         bool, typer.Option("--drop-damaged", help="Leave damaged segments out, with their documents.")
     ] = False,
+    backend: BackendOption = "files",
+    url: UrlOption = None,
+    path: FolderOption = None,
 ) -> None:
     """Write an index anew without deleted documents, few segments in place of many. Searching goes on meanwhile.
 
@@ -174,12 +215,20 @@ def compact(
     """
     from colbert_zero.serving.changing import compact as compact_index
 
+    if (place := on_qdrant.address(index, backend, url, path)) is not None:
+        on_qdrant.compact(place)
+        return
     compact_index(index, drop_damaged, RichShow().say)
     _tell_state(index)
 
 
 @index_app.command()
-def check(index: IndexArgument) -> None:
+def check(
+    index: IndexArgument,
+    backend: BackendOption = "files",
+    url: UrlOption = None,
+    path: FolderOption = None,
+) -> None:
     """Read every byte of an index, and compare it with its checksums. Exit code 1 if a segment is damaged.
 
     Examples:
@@ -188,6 +237,9 @@ def check(index: IndexArgument) -> None:
     """
     from colbert_zero.serving.checking import check as check_index
 
+    if (there := on_qdrant.address(index, backend, url, path)) is not None:
+        on_qdrant.check(there)
+        return
     state = check_index(index)
     _tell_state(index)
     known = state.manifest.model
@@ -212,10 +264,12 @@ def check(index: IndexArgument) -> None:
 def _start() -> None:
     """Load what takes seconds, and have SIGTERM end between blocks."""
     start_processes()
-    from colbert_zero.processes import world_size
 
-    if world_size() > 1:
-        raise ColbertZeroError("index: one process indexes; start it without torchrun")
+
+def _leave() -> None:
+    from colbert_zero.watch import leave
+
+    leave()
 
 
 def _say(text: str) -> None:

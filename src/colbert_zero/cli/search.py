@@ -7,7 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from colbert_zero.cli import on_qdrant
 from colbert_zero.cli.index import IndexArgument, ModelOption
+from colbert_zero.cli.on_qdrant import BackendOption, FolderOption, UrlOption
 from colbert_zero.errors import ColbertZeroError, short
 from colbert_zero.terminal import answer_table, console, put, stderr
 
@@ -34,6 +36,18 @@ def search(
         Path | None, typer.Option("--run", metavar="FILE", help="Of --queries: write the rankings in TREC format.")
     ] = None,
     model: ModelOption = None,
+    backend: BackendOption = "files",
+    url: UrlOption = None,
+    path: FolderOption = None,
+    candidates: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Of Qdrant: score so many, the nearest by mean vectors; 300, or k if more."
+        ),
+    ] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Of Qdrant: score every document; here all are scored.")
+    ] = False,
 ) -> None:
     """Search an index: exact MaxSim over every document.
 
@@ -43,20 +57,31 @@ def search(
       colbert-zero search notes.index "how do I resume a run" -k 3 --explain
       colbert-zero search notes.index "lift of a wing" --where year=1958 --json
       colbert-zero search scifact.index --queries data/scifact/queries.jsonl --run scifact.trec -k 100
+      colbert-zero search notes "lift of a wing" --backend qdrant --url http://localhost:6333 --candidates 500
     """
     _check_options(query, queries_file, run_file, explain, as_json)
     chosen = _chosen(where or [])
     queries = _read_queries(queries_file) if queries_file else {}
-    from colbert_zero.serving.manifest import read_manifest
+    place = on_qdrant.address(index, backend, url, path)
+    options: dict[str, Any] = {"candidates": candidates, "exact": exact}
+    if place is None:
+        if candidates:
+            raise ColbertZeroError("--candidates: is for --backend qdrant; an index of files scores every document")
+        from colbert_zero.serving.manifest import read_manifest
 
-    read_manifest(index)
+        read_manifest(index)
+        options = {}
     from transformers.utils.logging import disable_progress_bar
 
     from colbert_zero.evaluation.runs import write_run
-    from colbert_zero.serving.index import Index
+    from colbert_zero.serving.opening import open_index
 
     disable_progress_bar()
-    with Index.open(index, model, tell=lambda line: stderr.print(line, markup=False, soft_wrap=True)) as opened:
+
+    def tell(line: str) -> None:
+        stderr.print(line, markup=False, soft_wrap=True)
+
+    with open_index(place or index, model, tell, **options) as opened:
         if run_file:
             run = opened.run(queries, k, chosen)
             write_run(run_file, run, index.name or "index")

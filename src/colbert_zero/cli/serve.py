@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from colbert_zero.cli import on_qdrant
 from colbert_zero.cli.index import IndexArgument, ModelOption
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.terminal import console, stderr
@@ -52,19 +53,26 @@ def serve(
 
       colbert-zero serve notes.index
       colbert-zero serve notes.index --port 9000 --workers 4
+      colbert-zero serve qdrant+http://localhost:6333/notes
       COLBERT_ZERO_KEY=secret colbert-zero serve notes.index --host 0.0.0.0 --writable
       curl 'http://127.0.0.1:8000/search?q=how+do+I+resume+a+run&k=3&explain=true'
     """  # fmt: skip
     _check(key, writable, workers)
-    from colbert_zero.serving.manifest import read_manifest
+    place = on_qdrant.address(index, "files", None, None)
+    if place is None:
+        from colbert_zero.serving.manifest import read_manifest
 
-    read_manifest(index)
+        read_manifest(index)
+    elif writable:
+        raise ColbertZeroError(
+            "--writable: an index on Qdrant is served read-only; change it by `colbert-zero index add --backend qdrant`"
+        )
     if host not in _LOCAL and key is None:
         _tell(f"warning: whoever reaches {host} can search and read this index; set a key (COLBERT_ZERO_KEY)")
     import psutil
     from transformers.utils.logging import disable_progress_bar
 
-    from colbert_zero.serving.index import Index
+    from colbert_zero.serving.opening import open_index
     from colbert_zero.serving.server import Settings, bind
     from colbert_zero.serving.server import serve as serve_until_stopped
     from colbert_zero.serving.service import Limits
@@ -74,11 +82,12 @@ def serve(
     limits = Limits(
         body_bytes=max_body, characters=max_text, k=max_k, explained=min(50, max_k), seconds=seconds, waiting=queue
     )
-    settings = Settings(index.absolute(), limits, key, writable, host in _LOCAL, model, memory // workers, workers)
+    whole = place or index.absolute()
+    settings = Settings(whole, limits, key, writable, host in _LOCAL, model, memory // workers, workers)
     with bind(host, port) as bound:
         address = f"[{host}]" if ":" in host else host
-        with Index.open(index, model, tell=_tell) as opened:
-            console.print(f"{index}: {len(opened):,} documents", markup=False, soft_wrap=True)
+        with open_index(whole, model, _tell) as opened:
+            console.print(f"{place or index}: {len(opened):,} documents", markup=False, soft_wrap=True)
             for note in opened.notes:
                 _tell(f"note: {note}")
             if workers > 1:

@@ -21,6 +21,7 @@ from colbert_zero.models.encoding import Task
 from colbert_zero.serving.batching import QueueFullError
 from colbert_zero.serving.guard import CLIENT_GONE, Guard, Problem
 from colbert_zero.serving.index import Hit
+from colbert_zero.serving.qdrant_collection import UnavailableError
 from colbert_zero.serving.segments import UnknownDocumentError
 from colbert_zero.serving.service import DiskError, Service
 
@@ -443,6 +444,10 @@ def _tell_mistakes(app: FastAPI) -> None:
     @app.exception_handler(DiskError)
     async def disk(_: Request, error: DiskError) -> Response:
         return answer(Problem(507, "disk", str(error)))
+
+    @app.exception_handler(UnavailableError)
+    async def unavailable(_: Request, error: UnavailableError) -> Response:
+        return answer(Problem(503, "unavailable", str(error), retry=max(1, error.seconds)))
 
     @app.exception_handler(ColbertZeroError)
     async def refused(request: Request, error: ColbertZeroError) -> Response:

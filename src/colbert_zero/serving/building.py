@@ -1,17 +1,22 @@
 """Make an index, and add documents to one: encoded block by block, committed segment by segment.
 
-A run that was killed goes on with the same command: what is there already, with the same text and metadata, is passed
-over. Where a segment ends follows from the corpus alone, so an interrupted run and one that was not end in the same.
+    main process     first pass: reads all, checks all, compares it with what is there
+    every process    second pass: reads all; makes its share of the segments, each with a record (`coming`)
+    main process     gives the manifest the segments that are made, in the corpus' order
+
+A run that was killed goes on with the same command and any number of processes: what is there already, with the same
+text and metadata, is passed over, and so are segments that are made. Where a segment ends, and what is encoded
+together, follows from the corpus alone, so all runs end in the same index, whoever made its segments.
 """
 
 import hashlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,13 +25,18 @@ from colbert_zero.data.documents import Document, Documents, metadata_json
 from colbert_zero.errors import ColbertZeroError, short
 from colbert_zero.evaluation.ranking import embed
 from colbert_zero.files import atomic_folder, to_json, writing
+from colbert_zero.maxsim.packed import Packed
 from colbert_zero.models.checkpoints import Encoder
 from colbert_zero.models.pooling import pooling_of, with_pooling
+from colbert_zero.processes import appears, from_main, is_main, process_rank, wait, world_size
 from colbert_zero.serving.changing import DeletedNow, checked_segments, close, sweep, with_deleted
+from colbert_zero.serving.coming import Made, made_of, numbers_made, record_of, write_made
 from colbert_zero.serving.identity import load_identified, load_known
 from colbert_zero.serving.manifest import (
+    COMING,
     MOST_SEGMENTS,
     NAME,
+    SEGMENT_DOCUMENTS,
     SEGMENTS,
     Corpus,
     Manifest,
@@ -42,8 +52,6 @@ from colbert_zero.serving.segments import Passages, Segment, SegmentWriter
 from colbert_zero.serving.storage import to_stored
 from colbert_zero.watch import stop_if_asked
 
-SEGMENT_DOCUMENTS = 32_768
-
 BLOCK_DOCUMENTS, BLOCK_CHARACTERS = 2048, 1_000_000
 """A block of documents encoded together ends at either."""
 
@@ -52,6 +60,9 @@ _KEYS = 1000
 
 Tell = Callable[[str], None]
 _Item = TypeVar("_Item")
+
+Find = Callable[[list[Document]], dict[str, tuple[str, int, bool]]]
+"""{id: (segment, number, whether it is the very same)} of those documents whose ids are taken."""
 
 Advance = Callable[[int, int], None]
 """Called with the documents done, and all."""
@@ -106,7 +117,7 @@ def build(
     tell: Tell = print,
     progress: Advance | None = None,
 ) -> Added:
-    """Index a corpus; one that a killed run has left goes on.
+    """Index a corpus; one that a killed run has left goes on. Called in every process of those that work together.
 
     Args:
         model: Folder or Hub id, multi-vector or dense.
@@ -120,11 +131,10 @@ def build(
         ColbertZeroError: A document cannot be used, two have one id, the model cannot be loaded, or `out` holds
             something else.
     """
-    if out.exists() and not (out / NAME).is_file() and (not out.is_dir() or any(_foreign(out))):
+    if is_main() and out.exists() and not (out / NAME).is_file() and (not out.is_dir() or any(_foreign(out))):
         raise ColbertZeroError(f"--out {out} is there and no index; name another, or remove it")
-    with writing(out, tell), _opened(out) as segments:
-        there = read_manifest(out) if (out / NAME).is_file() else None
-        seen = _Seen.of(documents, segments, True)
+    with _held(out, tell):
+        seen: Seen = from_main(Seen.of(documents, out, True) if is_main() else None)
         if seen.corpus.documents == 0:
             raise ColbertZeroError(f"--corpus: no document with a text in {', '.join(documents.paths)}")
         encoder, identity = load_identified(model, "MODEL", tell)
@@ -139,11 +149,12 @@ def build(
             corpus=seen.corpus.model_copy(update={"paths": documents.paths}),
             unfinished=Unfinished(digest=seen.corpus.digest, documents=seen.corpus.documents),
         )
-        if there:
-            _check_same(there, manifest, out)
-        else:
-            write_manifest(out, manifest)
-        return _add(out, encoder, documents, seen, segments, progress)
+        if is_main():
+            if (out / NAME).is_file():
+                _check_same(read_manifest(out), manifest, out)
+            else:
+                write_manifest(out, manifest)
+        return _add(out, encoder, documents, seen, progress)
 
 
 def add(
@@ -156,6 +167,8 @@ def add(
     loaded: tuple[ModelIdentity, Encoder] | None = None,
 ) -> Added:
     """Add documents to an index. Of the same id, text and metadata as one that is there, it is passed over.
+
+    Called in every process of those that work together.
 
     Args:
         index: Its folder.
@@ -170,29 +183,24 @@ def add(
         ColbertZeroError: A document cannot be used, or its id is taken; the model is not there, or another.
     """
     read_manifest(index)
-    with writing(index, tell), _opened(index) as segments:
-        seen, manifest = _Seen.of(documents, segments, replace), read_manifest(index)
+    with _held(index, tell):
+        seen: Seen = from_main(Seen.of(documents, index, replace) if is_main() else None)
+        manifest = read_manifest(index)
         same = loaded is not None and loaded[0] == manifest.model
         encoder = loaded[1] if loaded and same else load_known(manifest.model, model, tell)
-        return _add(index, with_pooling(encoder, manifest.pool), documents, seen, segments, progress)
+        return _add(index, with_pooling(encoder, manifest.pool), documents, seen, progress)
 
 
 @contextmanager
-def _opened(index: Path) -> Iterator[dict[str, Segment]]:
-    """The segments that are there before an addition, by name, what a killed run left swept away."""
-    segments: dict[str, Segment] = {}
-    if (index / NAME).is_file():
-        sweep(index)
-        segments = checked_segments(index, read_manifest(index))
-    try:
-        yield segments
-    finally:
-        close(segments)
+def _held(index: Path, tell: Tell) -> Iterator[None]:
+    """The index is this run's alone; the main process holds it for the others."""
+    with writing(index, tell) if is_main() else nullcontext():
+        yield
 
 
 def _foreign(out: Path) -> Iterator[Path]:
     """What of a folder is not of a build that was killed before its first commit."""
-    return (path for path in out.iterdir() if path.name not in (".lock", SEGMENTS) and path.suffix != ".tmp")
+    return (path for path in out.iterdir() if path.name not in (".lock", SEGMENTS, COMING) and path.suffix != ".tmp")
 
 
 def _check_same(there: Manifest, wanted: Manifest, out: Path) -> None:
@@ -226,8 +234,17 @@ class _Known:
 
     segments: dict[str, Segment]
 
+    @classmethod
+    def of(cls, index: Path) -> "_Known":
+        """What an index has, if it is one already."""
+        return cls(checked_segments(index, read_manifest(index)) if (index / NAME).is_file() else {})
+
+    def close(self) -> None:
+        """Close the segments."""
+        close(self.segments)
+
     def find(self, documents: list[Document]) -> dict[str, tuple[str, int, bool]]:
-        """{id: (segment, number, whether it is the very same)} of those whose ids are taken."""
+        """As `Find`."""
         asked = {document.id: document for document in documents}
         found = {}
         for name, segment in self.segments.items():
@@ -240,7 +257,7 @@ class _Known:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class Seen:
     """What the first pass saw.
 
     Attributes:
@@ -256,17 +273,23 @@ class _Seen:
     left_out: Counter[str]
 
     @classmethod
-    def of(cls, documents: Documents, segments: dict[str, Segment], replace: bool) -> "_Seen":
+    def of(cls, documents: Documents, index: Path, replace: bool) -> "Seen":
         """Read all documents, check them, and compare them with those that are there.
 
         Raises:
             ColbertZeroError: A document cannot be used, or its id is taken.
         """
-        left_out, digest, known = Counter[str](), _Digest(), _Known(segments)
+        with closing(_Known.of(index)) as known:
+            return cls.compared(documents, known.find, replace)
+
+    @classmethod
+    def compared(cls, documents: Documents, find: Find, replace: bool) -> "Seen":
+        """As `of`, with what is there found in whatever way."""
+        left_out, digest = Counter[str](), Digest()
         new, keys, hashes = 0, dict[str, None](), []
         for block in _placed(documents, left_out):
             stop_if_asked()
-            taken = known.find([document for _, document in block])
+            taken = find([document for _, document in block])
             for place, document in block:
                 digest.add(document)
                 hashes.append(hashlib.blake2b(document.id.encode(), digest_size=8).digest())
@@ -283,18 +306,20 @@ class _Seen:
         return cls(corpus, new, [short(key) for key in keys][:_KEYS], left_out)
 
 
-class _Digest:
+class Digest:
     """Changes whenever a document or their order does."""
 
     def __init__(self) -> None:
         self.documents, self._digest = 0, hashlib.blake2b(digest_size=16)
 
     def add(self, document: Document) -> None:
+        """Take the next document."""
         self.documents += 1
         row = [document.id, document.text, metadata_json(document.metadata)]
         self._digest.update(to_json(row).encode() + b"\n")
 
     def hexdigest(self) -> str:
+        """Of the documents so far."""
         return self._digest.hexdigest()
 
 
@@ -320,7 +345,7 @@ def _check_unique(documents: Documents, hashes: list[bytes]) -> None:
             places[document.id] = place
 
 
-def _blocks(items: Iterable[_Item], text: Callable[[_Item], str]) -> Iterator[list[_Item]]:
+def blocks(items: Iterable[_Item], text: Callable[[_Item], str]) -> Iterator[list[_Item]]:
     """So many at a time as are encoded together."""
     block: list[_Item] = []
     characters = 0
@@ -335,116 +360,169 @@ def _blocks(items: Iterable[_Item], text: Callable[[_Item], str]) -> Iterator[li
 
 
 def _placed(documents: Documents, left_out: Counter[str]) -> Iterator[list[tuple[str, Document]]]:
-    return _blocks(documents.read(left_out), lambda item: item[1].text)
+    return blocks(documents.read(left_out), lambda item: item[1].text)
 
 
 @dataclass(frozen=True)
-class _New:
+class New:
     """A document to be added, and the one whose place it takes: its segment and number."""
 
     document: Document
     replaces: tuple[str, int] | None
 
 
-def _add(
-    index: Path,
-    encoder: Encoder,
-    documents: Documents,
-    seen: _Seen,
-    segments: dict[str, Segment],
-    progress: Advance | None,
-) -> Added:
-    """The second pass; the index is held by this process."""
-    manifest, digest = read_manifest(index), _Digest()
-    if -(-seen.new // manifest.segment_documents) > MOST_SEGMENTS - len(manifest.segments):
-        raise ColbertZeroError(
-            f"{index} would have more than {MOST_SEGMENTS} segments; make few of the many first (`colbert-zero index "
-            f"compact {index}`), or take larger ones (--segment-documents)"
-        )
-    keys = list(dict.fromkeys([*manifest.metadata_keys, *seen.keys]))[:_KEYS]
-    adding = _Adding(index, encoder, manifest.model_copy(update={"metadata_keys": keys}), seen, progress)
-    coming = _new_documents(documents, segments, digest, adding.added)
-    for first in coming:
-        adding.segment(chain([first], islice(coming, manifest.segment_documents - 1)))
+def _add(index: Path, encoder: Encoder, documents: Documents, seen: Seen, progress: Advance | None) -> Added:
+    """The second pass; the index is held by this run."""
+    manifest, made = from_main(_begun(index, seen) if is_main() else None)
+    adding, digest = _Adding(index, encoder, manifest, seen), Digest()
+    with closing(_Known.of(index)) as known:
+        coming = new_documents(documents, known.find, digest, seen, adding.added, progress)
+        left = 0
+        for number, unit in enumerate(_units(coming, manifest.segment_documents), manifest.next_segment):
+            if number not in made:
+                if left % world_size() == process_rank():
+                    adding.make(number, unit)
+                left += 1
+            deque(unit, maxlen=0)  # whoever does not make it passes over it
+            if is_main():
+                adding.name_made()
     if digest.hexdigest() != seen.corpus.digest:
         raise ColbertZeroError(
             f"the corpus changed while it was read; {index} holds what was read of it, in part as it was before. Leave "
             "the files as they are, and start anew with another --out"
         )
-    return adding.end()
+    wait()
+    added: Added = from_main(adding.end() if is_main() else None)
+    return added
 
 
-def _new_documents(documents: Documents, segments: dict[str, Segment], digest: _Digest, added: Added) -> Iterator[_New]:
-    """The second pass: what is not there yet."""
-    known = _Known(segments)
+def _begun(index: Path, seen: Seen) -> tuple[Manifest, set[int]]:
+    """The manifest that an addition begins with, and the numbers of the segments that a killed run has made."""
+    manifest = read_manifest(index)
+    if -(-seen.new // manifest.segment_documents) > MOST_SEGMENTS - len(manifest.segments):
+        raise ColbertZeroError(
+            f"{index} would have more than {MOST_SEGMENTS} segments; make few of the many first (`colbert-zero index "
+            f"compact {index}`), or take larger ones (--segment-documents)"
+        )
+    sweep(index, seen.corpus.digest)
+    keys = list(dict.fromkeys([*manifest.metadata_keys, *seen.keys]))[:_KEYS]
+    return manifest.model_copy(update={"metadata_keys": keys}), numbers_made(index)
+
+
+def _units(coming: Iterator[New], size: int) -> Iterator[Iterator[New]]:
+    """The documents of each segment to be made."""
+    for first in coming:
+        yield chain([first], islice(coming, size - 1))
+
+
+def new_documents(
+    documents: Documents, find: Find, digest: Digest, seen: Seen, added: Added, progress: Advance | None
+) -> Iterator[New]:
+    """The second pass: what is not there yet. Those that are there are counted, and all are added to the digest."""
+    new = 0
     for block in _placed(documents, Counter()):
-        taken = known.find([document for _, document in block])
+        taken = find([document for _, document in block])
         for _, document in block:
             digest.add(document)
             name, number, same = taken.get(document.id, ("", 0, False))
             if same:
                 added.there += 1
             else:
-                yield _New(document, (name, number) if name else None)
+                yield New(document, (name, number) if name else None)
+                new += 1
+        if progress:
+            progress(new, seen.new)
+
+
+class Encoded(NamedTuple):
+    """Documents, encoded.
+
+    Attributes:
+        embedded: Vectors of their passages.
+        passages: Of these documents.
+        cut: Numbers of the documents whose ends the model does not read.
+        unfindable: How many have no token that is scored.
+    """
+
+    embedded: Packed
+    passages: Passages
+    cut: list[int]
+    unfindable: int
+
+
+def encoded(encoder: Encoder, cutter: Cutter, texts: list[str]) -> Encoded:
+    """Cut texts of documents into passages, and encode these."""
+    places, cut = cutter.cut(texts)
+    owners = np.repeat(np.arange(len(texts)), [len(parts) for parts in places])
+    flat = [part for parts in places for part in parts]
+    cut_out = [texts[owner][part.begin : part.end] for owner, part in zip(owners.tolist(), flat, strict=True)]
+    embedded = embed(encoder, cut_out, "document")
+    lengths = embedded.lengths.to("cpu", torch.int64).numpy()
+    begins, ends = np.array(flat).reshape(-1, 2).T
+    unfindable = int((np.bincount(owners, lengths, len(texts)) == 0).sum())
+    return Encoded(embedded, Passages(lengths, owners, begins, ends), cut, unfindable)
 
 
 class _Adding:
-    """New documents on their way into segments."""
+    """New documents on their way into segments, and segments on their way into the manifest."""
 
-    def __init__(self, index: Path, encoder: Encoder, manifest: Manifest, seen: _Seen, progress: Advance | None):
+    def __init__(self, index: Path, encoder: Encoder, manifest: Manifest, seen: Seen):
         self._index, self._encoder, self._manifest, self._seen = index, encoder, manifest, seen
-        self._cutter, self._progress = Cutter(encoder, manifest.passages), progress
+        self._cutter = Cutter(encoder, manifest.passages)
+        self._last = manifest.next_segment - 1 + -(-seen.new // manifest.segment_documents)
         self.added = Added(left_out=seen.left_out)
 
-    def segment(self, coming: Iterable[_New]) -> None:
-        """Encode a segment's documents; give it its name, and let the manifest name it, with what it replaces."""
-        manifest, cut_before = self._manifest, self.added.cut
-        name, replaced = f"{manifest.next_segment:06d}", DeletedNow()
+    def make(self, number: int, documents: Iterator[New]) -> None:
+        """Encode a segment's documents, give it its name, and write down that it is made."""
+        name, replaced, cut, unfindable = f"{number:06d}", DeletedNow(), 0, 0
         with (
             atomic_folder(self._index / SEGMENTS / name) as folder,
-            SegmentWriter(folder, name, manifest.model.dim, manifest.storage) as writer,
+            SegmentWriter(folder, name, self._manifest.model.dim, self._manifest.storage) as writer,
         ):
-            for block in _blocks(coming, lambda new: new.document.text):
+            for block in blocks(documents, lambda new: new.document.text):
                 stop_if_asked()
-                self._encode([new.document for new in block], writer)
+                more_cut, more_unfindable = self._encode([new.document for new in block], writer)
+                cut, unfindable = cut + more_cut, unfindable + more_unfindable
                 for new in block:
                     if new.replaces:
                         replaced.setdefault(new.replaces[0], []).append(new.replaces[1])
             entry = writer.finish()
-        self.added.replaced += sum(map(len, replaced.values()))
-        manifest = with_deleted(self._index, manifest, replaced)
-        unfinished, left = manifest.unfinished, self._seen.new - self.added.documents
-        if unfinished is None or unfinished.digest == self._seen.corpus.digest:
-            unfinished = Unfinished(digest=self._seen.corpus.digest, documents=left) if left else None
-        self._manifest = changed(
-            manifest,
-            segments=[*manifest.segments, entry],
-            next_segment=manifest.next_segment + 1,
-            unfinished=unfinished,
-            cut=manifest.cut + self.added.cut - cut_before,
-        )
-        write_manifest(self._index, self._manifest)
+        digest = self._seen.corpus.digest
+        write_made(self._index, Made(entry=entry, digest=digest, cut=cut, unfindable=unfindable, replaced=replaced))
 
-    def _encode(self, documents: list[Document], writer: SegmentWriter) -> None:
-        texts = [document.text for document in documents]
-        passages, cut = self._cutter.cut(texts)
-        owners = np.repeat(np.arange(len(texts)), [len(parts) for parts in passages])
-        places = [part for parts in passages for part in parts]
-        cut_out = [texts[owner][part.begin : part.end] for owner, part in zip(owners.tolist(), places, strict=True)]
-        embedded = embed(self._encoder, cut_out, "document")
-        stored, scales = to_stored(embedded.values, self._manifest.storage)
-        lengths = embedded.lengths.to("cpu", torch.int64).numpy()
-        begins, ends = np.array(places).reshape(-1, 2).T
+    def name_made(self) -> None:
+        """Let the manifest name the segments that come next and are made, with what they replace."""
+        while (made := made_of(self._index, self._manifest.next_segment)) is not None:
+            added, manifest = self.added, with_deleted(self._index, self._manifest, made.replaced)
+            added.documents += made.entry.documents
+            added.replaced += sum(map(len, made.replaced.values()))
+            added.cut += made.cut
+            added.unfindable += made.unfindable
+            unfinished, left = manifest.unfinished, self._seen.new - added.documents
+            if unfinished is None or unfinished.digest == self._seen.corpus.digest:
+                unfinished = Unfinished(digest=self._seen.corpus.digest, documents=left) if left else None
+            self._manifest = changed(
+                manifest,
+                segments=[*manifest.segments, made.entry],
+                next_segment=manifest.next_segment + 1,
+                unfinished=unfinished,
+                cut=manifest.cut + made.cut,
+            )
+            write_manifest(self._index, self._manifest)
+
+    def _encode(self, documents: list[Document], writer: SegmentWriter) -> tuple[int, int]:
+        """Returns how many have an end that the model does not read, and how many no token that is scored."""
+        found = encoded(self._encoder, self._cutter, [document.text for document in documents])
+        stored, scales = to_stored(found.embedded.values, self._manifest.storage)
         rows = [(document.id, metadata_json(document.metadata), document.text) for document in documents]
-        writer.add(rows, Passages(lengths, owners, begins, ends), stored, scales)
-        self.added.documents += len(documents)
-        self.added.cut += cut
-        self.added.unfindable += int((np.bincount(owners, lengths, len(documents)) == 0).sum())
-        if self._progress:
-            self._progress(self.added.documents, self._seen.new)
+        writer.add(rows, found.passages, stored, scales)
+        return len(found.cut), found.unfindable
 
     def end(self) -> Added:
-        """All is there, also where nothing was new."""
+        """All is made: the manifest names it, also where nothing was new."""
+        for number in range(self._manifest.next_segment, self._last + 1):
+            appears(record_of(self._index, number))
+        self.name_made()
         unfinished = self._manifest.unfinished
         if unfinished and unfinished.digest == self._seen.corpus.digest:
             self._manifest = changed(self._manifest, unfinished=None)

@@ -9,6 +9,7 @@ import numpy as np
 
 from colbert_zero.errors import ColbertZeroError, short
 from colbert_zero.files import atomic_file, atomic_folder, file_fingerprint, writing
+from colbert_zero.serving.coming import keep_made
 from colbert_zero.serving.manifest import (
     DELETED,
     SEGMENTS,
@@ -200,10 +201,15 @@ def with_deleted(index: Path, manifest: Manifest, deleted: DeletedNow) -> Manife
     return manifest.model_copy(update={"segments": entries})
 
 
-def sweep(index: Path) -> None:
-    """Remove the files that the manifest does not name: of before a change, or of a writer that was killed."""
+def sweep(index: Path, digest: str | None = None) -> None:
+    """Remove the files that the manifest does not name: of before a change, or of a writer that was killed.
+
+    Args:
+        index: Its folder.
+        digest: Of a corpus that is added now: what its killed run has made stays.
+    """
     manifest = read_manifest(index)
-    segments = {entry.name for entry in manifest.segments}
+    segments = {entry.name for entry in manifest.segments} | keep_made(index, manifest.next_segment, digest)
     deletions = {entry.deletions.name for entry in manifest.segments if entry.deletions}
     for path in (index / SEGMENTS).glob("*"):
         if path.name not in segments:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.serving.index import Index
 from colbert_zero.serving.manifest import NAME
+from colbert_zero.serving.opening import AnyIndex, open_index
+from colbert_zero.serving.qdrant_collection import Address, Record
+from colbert_zero.serving.qdrant_index import QdrantIndex
 
 POLL_SECONDS = 0.5
 
@@ -24,7 +26,7 @@ class State:
         values: The values of its metadata, as `Index.metadata_values`; None until they are counted.
     """
 
-    index: Index
+    index: AnyIndex
     values: dict[str, list[str] | None] | None = None
 
 
@@ -32,19 +34,21 @@ class Current:
     """An index that is looked at every half second, and opened anew where it was changed or put in another's place.
 
     Args:
-        path: Its folder.
+        path: Its folder, or where it is on Qdrant.
         model: Where its model is now; where it was when the index was made, without.
-        memory_bytes: As of `Index.open`.
+        memory_bytes: As of `Index.open`; Qdrant's memory is its own.
         tell: Told of changes.
 
     Raises:
         ColbertZeroError: It is no index, or its model cannot be loaded.
     """
 
-    def __init__(self, path: Path, model: str | None, memory_bytes: int | None, tell: Tell):
-        self._path, self._tell = path.absolute(), tell
-        self._seen = self._look()
-        index = Index.open(path, model, memory_bytes, tell)
+    def __init__(self, path: Path | Address, model: str | None, memory_bytes: int | None, tell: Tell):
+        self._path, self._tell = path.absolute() if isinstance(path, Path) else path, tell
+        self._seen = self._look(None)
+        index = open_index(path, model, tell, **({"memory_bytes": memory_bytes} if isinstance(path, Path) else {}))
+        if isinstance(index, QdrantIndex):
+            self._seen = index.manifest
         index.encoder  # noqa: B018 - loaded now, not by the first request
         self._newest = self._taken = State(index)
         self._lock, self._refreshing, self._ended = threading.Lock(), threading.Lock(), threading.Event()
@@ -67,7 +71,7 @@ class Current:
         """What every answer lacks, and why."""
         return [*self._newest.index.notes, *([self._trouble] if self._trouble else [])]
 
-    def take(self) -> Index:
+    def take(self) -> AnyIndex:
         """The newest state to search in, for the one thread that searches; what it had before is closed."""
         with self._lock:
             if self._taken.index is not self._newest.index:
@@ -79,7 +83,7 @@ class Current:
         """Look now; what was written before this call is found by the next search."""
         with self._refreshing:
             try:
-                if (seen := self._look()) != self._seen:
+                if (seen := self._look(self._newest.index)) != self._seen:
                     index = self._newest.index.anew()
                     index.encoder  # noqa: B018 - another index may have another model
                     self._replace(State(index))
@@ -99,8 +103,12 @@ class Current:
         for state in (self._taken, self._newest):
             state.index.close()
 
-    def _look(self) -> tuple[int, int, int] | None:
+    def _look(self, index: AnyIndex | None) -> tuple[int, int, int] | Record | None:
         """What of the manifest differs after any change; None where there is none."""
+        if isinstance(index, QdrantIndex):
+            return index.newest()
+        if isinstance(self._path, Address):
+            return None
         with suppress(FileNotFoundError, NotADirectoryError):
             status = (self._path / NAME).stat()
             return status.st_ino, status.st_size, status.st_mtime_ns

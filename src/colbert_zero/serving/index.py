@@ -98,6 +98,28 @@ class Answer(Sequence[Hit]):
         return asdict(self)
 
 
+def check_asked(queries: list[str], k: int, where: dict[str, str] | None, keys: list[str]) -> None:
+    """Refuse what no index can answer.
+
+    Args:
+        queries: Texts.
+        k: Documents asked for.
+        where: Of metadata.
+        keys: Names of metadata that documents have.
+
+    Raises:
+        ColbertZeroError: Says what.
+    """
+    if k < 1:
+        raise ColbertZeroError(f"k: {k}; ask for one document or more")
+    for query in queries:
+        if not query.strip():
+            raise ColbertZeroError("the query is empty; write what to look for")
+    for key in where or {}:
+        if key not in keys:
+            raise ColbertZeroError(f"--where {short(key)}: no document has metadata of that name{near(key, keys)}")
+
+
 class Index:
     r"""An index, opened to be read.
 
@@ -241,7 +263,7 @@ class Index:
         self, queries: list[str], k: int = 10, where: dict[str, str] | None = None, explain: bool = False
     ) -> list[Answer]:
         """As `search`, for many queries in one pass over the index."""
-        self._check(queries, k, where)
+        check_asked(queries, k, where, self.manifest.metadata_keys)
         explainers = [Explainer(self.encoder, query) if explain else None for query in queries]
         embedded = embed(self.encoder, queries, "query")
         parts = embedded.values.split(embedded.lengths.tolist())
@@ -271,7 +293,7 @@ class Index:
             UnknownDocumentError: No document has it.
             ColbertZeroError: The model has no words to show, or the document no token that is scored.
         """
-        self._check([query], 1, None)
+        check_asked([query], 1, None, [])
         explainer = Explainer(self.encoder, query)
         embedded = embed(self.encoder, [query], "query")
 
@@ -308,7 +330,7 @@ class Index:
 
     def run(self, queries: dict[str, str], k: int = 1000, where: dict[str, str] | None = None) -> Run:
         """The rankings of {query id: text} as a run."""
-        self._check(list(queries.values()), k, where)
+        check_asked(list(queries.values()), k, where, self.manifest.metadata_keys)
         embedded = embed(self.encoder, list(queries.values()), "query")
         rankings = self._whole(lambda: self._best(embedded, k, where))
         return {
@@ -319,17 +341,6 @@ class Index:
     def search_vectors(self, queries: Packed, k: int = 10, where: dict[str, str] | None = None) -> list[Ranking]:
         """The best documents of queries that are embedded already, (score, place)."""
         return self._whole(lambda: self._best(queries, k, where))
-
-    def _check(self, queries: list[str], k: int, where: dict[str, str] | None) -> None:
-        if k < 1:
-            raise ColbertZeroError(f"k: {k}; ask for one document or more")
-        for query in queries:
-            if not query.strip():
-                raise ColbertZeroError("the query is empty; write what to look for")
-        for key in where or {}:
-            if key not in self.manifest.metadata_keys:
-                hint = near(key, self.manifest.metadata_keys)
-                raise ColbertZeroError(f"--where {short(key)}: no document has metadata of that name{hint}")
 
     def _best(self, queries: Packed, k: int, where: dict[str, str] | None) -> list[Ranking]:
         vector_bytes = sum(segment.vectors.nbytes for segment in self._segments.values())

@@ -4,6 +4,7 @@
     INDEX/segments/000001/tokens      token vectors and where each document's are (`segments`)
     INDEX/segments/000001/texts       ids, texts and metadata: SQLite (`texts`)
     INDEX/deleted/000007-000001       documents of segment 1 that are deleted since generation 7
+    INDEX/coming/000002.json          record of a segment that is made, which the manifest will name next (`coming`)
 
 No file but the manifest is ever written to again once it is named. So a reader keeps what it opened, whatever a writer
 does beside it, and a writer that is killed leaves files that nobody names, which the next one deletes.
@@ -18,7 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from colbert_zero.errors import ColbertZeroError, reason
 from colbert_zero.files import parse_json, write_json
 
-NAME, SEGMENTS, DELETED = "manifest.json", "segments", "deleted"
+NAME, SEGMENTS, DELETED, COMING = "manifest.json", "segments", "deleted", "coming"
+
+SEGMENT_DOCUMENTS = 32_768
+"""Documents of a segment, where nothing else is asked for."""
 
 MOST_SEGMENTS = 400
 """Each keeps two files open; a process may have 1,024 by default."""
@@ -29,33 +33,35 @@ Storage = Literal["float16", "float32", "int8"]
 
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 _Short = Annotated[str, Field(max_length=4096)]
-_Name = Annotated[str, Field(pattern=r"^[0-9]{6,12}$")]
+SegmentName = Annotated[str, Field(pattern=r"^[0-9]{6,12}$")]
 _DeletedName = Annotated[str, Field(pattern=r"^[0-9]{6,12}-[0-9]{6,12}$")]
-_Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
+    """What an index writes down, checked when it is read."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
 
 
-class Deletions(_Part):
+class Deletions(Part):
     """Deleted documents of a segment: their numbers, in a file."""
 
     name: _DeletedName
     documents: Count
-    checksum: _Digest
+    checksum: Digest
 
 
-class SegmentEntry(_Part):
+class SegmentEntry(Part):
     """A segment: what its files hold, and their checksums."""
 
-    name: _Name
+    name: SegmentName
     documents: Annotated[Count, Field(gt=0)]
     passages: Annotated[Count, Field(gt=0)]
     tokens: Count
     texts_bytes: Count
-    tokens_checksum: _Digest
-    texts_checksum: _Digest
+    tokens_checksum: Digest
+    texts_checksum: Digest
     deletions: Deletions | None = None
 
     @property
@@ -64,14 +70,14 @@ class SegmentEntry(_Part):
         return self.documents - (self.deletions.documents if self.deletions else 0)
 
 
-class ModelIdentity(_Part):
+class ModelIdentity(Part):
     """The model whose vectors an index holds."""
 
     place: _Short
     """Folder or Hub id."""
     commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None
     """Of a Hub id."""
-    contents: _Digest | None
+    contents: Digest | None
     """Of a folder: fingerprint of its files."""
     representation: Literal["multi-vector", "dense", "encoder"]
     dim: Annotated[Count, Field(gt=0)]
@@ -85,24 +91,24 @@ class ModelIdentity(_Part):
     query_expansion: _Short = "false"
 
 
-class Corpus(_Part):
+class Corpus(Part):
     """What an index was first made of."""
 
     paths: list[_Short]
     documents: Count
-    digest: _Digest
+    digest: Digest
 
 
-class Unfinished(_Part):
+class Unfinished(Part):
     """An addition that is going on, or was stopped."""
 
-    digest: _Digest
+    digest: Digest
     """Of its corpus."""
     documents: Count
     """Still to come."""
 
 
-class Manifest(_Part):
+class Manifest(Part):
     """An index."""
 
     format: Literal[1] = 1

@@ -50,13 +50,13 @@ class Cutter:
                 f"{max(0, self._room - LEAST_TOKENS)}"
             )
 
-    def cut(self, texts: list[str]) -> tuple[list[list[Passage]], int]:
-        """The passages of each text, and how many texts have an end that the model does not read."""
+    def cut(self, texts: list[str]) -> tuple[list[list[Passage]], list[int]]:
+        """The passages of each text, and the numbers of the texts that have an end that the model does not read."""
         found = [[Passage(0, len(text))] for text in texts]
         # A token has at least one character.
         long = [number for number, text in enumerate(texts) if len(text) > self._room] if self._room > 0 else []
         if not long:
-            return found, 0
+            return found, []
         tokenised = self._tokenizer(
             [texts[number] for number in long],
             add_special_tokens=False, truncation=False, padding=False, return_offsets_mapping=self._overlap is not None,
@@ -64,11 +64,11 @@ class Cutter:
         )  # fmt: skip
         over = [place for place, ids in enumerate(tokenised["input_ids"]) if len(ids) > self._room]
         if self._overlap is None:
-            return found, len(over)
+            return found, [long[place] for place in over]
         for place in over:
             offsets, words = tokenised["offset_mapping"][place], tokenised.word_ids(place)
             found[long[place]] = list(self._windows(offsets, words, len(texts[long[place]])))
-        return found, 0
+        return found, []
 
     def _windows(self, offsets: list[tuple[int, int]], words: list[int | None], characters: int) -> Iterator[Passage]:
         """Passages of a text of so many tokens, from the beginning of a word to the end of one where that is near."""

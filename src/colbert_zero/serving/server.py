@@ -22,6 +22,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.supervisors import Multiprocess
 
 from colbert_zero.errors import ColbertZeroError, Stopped
+from colbert_zero.serving.qdrant_collection import Address
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,7 +67,7 @@ class Settings:
         workers: Processes.
     """
 
-    index: Path
+    index: Path | Address
     limits: "Limits"
     key: str | None = None
     writable: bool = False

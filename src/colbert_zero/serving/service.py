@@ -19,9 +19,10 @@ from colbert_zero.serving.batching import Batcher, Group
 from colbert_zero.serving.building import Added, add
 from colbert_zero.serving.changing import compact, delete
 from colbert_zero.serving.current import Current, Tell
-from colbert_zero.serving.manifest import MOST_SEGMENTS
+from colbert_zero.serving.manifest import MOST_SEGMENTS, read_manifest
 from colbert_zero.serving.metrics import Metrics
 from colbert_zero.serving.passages import Cutter
+from colbert_zero.serving.qdrant_collection import Address
 
 _SEARCHED, _EXPLAINED, _EMBEDDED = 64, 4, 4
 """Requests of a batch: the dear ones are few, so that a quick one does not wait for many of them."""
@@ -70,7 +71,7 @@ class Service:
     """An index at work.
 
     Args:
-        path: Its folder.
+        path: Its folder, or where it is on Qdrant; that is read only.
         limits: Of its queues.
         writable: Whether documents may be added and deleted.
         model: Where the index's model is now; where it was, without.
@@ -83,7 +84,7 @@ class Service:
 
     def __init__(
         self,
-        path: Path,
+        path: Path | Address,
         limits: Limits,
         writable: bool = False,
         model: str | None = None,
@@ -179,7 +180,7 @@ class Service:
         found = []
         for texts in asked:
             vectors = [next(parts).tolist() for _ in texts]
-            cut = Cutter(index.encoder, None, kind).cut(texts)[1]
+            cut = len(Cutter(index.encoder, None, kind).cut(texts)[1])
             found.append(Embedded([rows[0] for rows in vectors] if dense else vectors, cut))
         return found
 
@@ -188,28 +189,30 @@ class Service:
     def _write(self, what: Any, asked: list[Any]) -> list[Any]:
         [one] = asked
         done: int | Added
+        if not isinstance(path := self.path, Path):
+            raise ColbertZeroError(f"{path}: an index on Qdrant is served read-only")
         try:
             if what == "delete":
-                done = delete(self.path, [one], self._tell)
+                done = delete(path, [one], self._tell)
             else:
                 rows, replace = one
                 known = self.current.state.index
                 # A tokenizer holds the length to cut to, and the thread that searches has its own at work.
                 loaded = known.manifest.model, with_own_tokenizer(known.encoder)
-                done = add(self.path, GivenDocuments([], [], rows=rows), replace, self._place, self._tell, None, loaded)
-                self._compact()
+                done = add(path, GivenDocuments([], [], rows=rows), replace, self._place, self._tell, None, loaded)
+                self._compact(path)
         except (OSError, sqlite3.OperationalError) as error:
             full = isinstance(error, sqlite3.Error) or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
             why = "the disk is full" if full else str(error)
-            raise DiskError(f"{self.path} cannot be written: {why}; it is as it was before") from error
+            raise DiskError(f"{path} cannot be written: {why}; it is as it was before") from error
         finally:
             self.current.refresh()
         return [done]
 
-    def _compact(self) -> None:
+    def _compact(self, path: Path) -> None:
         self.current.refresh()
-        if len(self.current.state.index.manifest.segments) >= _COMPACTED:
+        if len(read_manifest(path).segments) >= _COMPACTED:
             began = time.monotonic()
-            manifest = compact(self.path, tell=self._tell)
-            self._tell(f"{self.path}: {len(manifest.segments)} segments in place of many, "
+            manifest = compact(path, tell=self._tell)
+            self._tell(f"{path}: {len(manifest.segments)} segments in place of many, "
                        f"{time.monotonic() - began:.1f} s")  # fmt: skip

@@ -146,3 +146,15 @@ def metadata_of(row: Row) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError("metadata that are no object")
     return found
+
+
+def values_as_text(metadata: str) -> list[tuple[str, str]]:
+    """(key, value as text) of a document's metadata, as `Texts.with_value` compares them; nulls have none.
+
+    Example:
+        >>> values_as_text('{"day":1.5,"even":true,"part":7,"tags":["a"]}')
+        [('day', '1.5'), ('even', 'true'), ('part', '7'), ('tags', '["a"]')]
+    """
+    with closing(sqlite3.connect(":memory:")) as connection:
+        rows = connection.execute(f"SELECT key, {_AS_TEXT} FROM json_each(?)", (metadata,))  # noqa: S608
+        return [(key, text) for key, text in rows if text is not None]
