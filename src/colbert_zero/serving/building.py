@@ -108,6 +108,23 @@ class Added:
     unfindable: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
 
+    def told(self, index: Path) -> list[str]:
+        """What was added to an index and what not, in sentences."""
+        told = [f"{self.documents:,} documents added"]
+        told += [f"{self.there:,} there already"] if self.there else []
+        told += [f"{self.replaced:,} replaced"] if self.replaced else []
+        lines = [f"{index}: {', '.join(told)}"]
+        lines += [f"  left out, {reason}: {count:,}" for reason, count in self.left_out.items()]
+        if self.cut:
+            longest = read_manifest(index).model.document_tokens
+            lines.append(
+                f"  {self.cut:,} documents are longer than the {longest} tokens that the model reads: their ends are "
+                "cut off and cannot be found; --passages 32 would cut them into passages instead"
+            )
+        if self.unfindable:
+            lines.append(f"  {self.unfindable:,} documents have no token that is scored, and are never found")
+        return lines
+
 
 def build(
     model: str,
@@ -477,7 +494,7 @@ class _Adding:
         name, replaced, cut, unfindable = f"{number:06d}", DeletedNow(), 0, 0
         with (
             atomic_folder(self._index / SEGMENTS / name) as folder,
-            SegmentWriter(folder, name, self._manifest.model.dim, self._manifest.storage) as writer,
+            SegmentWriter(folder, name, self._manifest) as writer,
         ):
             for block in blocks(documents, lambda new: new.document.text):
                 stop_if_asked()
