@@ -10,7 +10,21 @@ from types import ModuleType
 import typer
 
 from colbert_zero import launcher
-from colbert_zero.cli import data, doctor, filter_pairs, index, leaks, mine, model, plan, recipes, search, study, teach
+from colbert_zero.cli import (
+    data,
+    doctor,
+    filter_pairs,
+    index,
+    leaks,
+    mine,
+    model,
+    plan,
+    publish,
+    recipes,
+    search,
+    study,
+    teach,
+)
 from colbert_zero.errors import STOPPED, ColbertZeroError, ProcessLost, Stopped
 from colbert_zero.terminal import console, stderr
 
@@ -31,6 +45,7 @@ for command in (
     study.sweep,
     model.evaluate,
     search.search,
+    publish.publish,
     teach.teach,
     data.data,
     mine.mine,
