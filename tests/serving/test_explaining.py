@@ -132,3 +132,51 @@ def test_an_overlap_that_leaves_no_room_is_refused(tmp_path, backbone):
     MULTI_VECTOR["colbert-zero, multi-vector"](tmp_path, backbone)
     with pytest.raises(ColbertZeroError, match=r"--passages 19: the model reads \d+ tokens of a text, so"):
         Cutter(load_model(tmp_path), 19)
+
+
+# ---- Every word of a document
+
+
+@pytest.mark.parametrize("storage", [Settings("float32"), Settings("int8"), Settings("float32", pool=2.0)])
+def test_every_scored_word_names_the_token_of_the_query_that_is_nearest_to_it(tmp_path, backbone, storage):
+    index, _ = index_of(tmp_path, MULTI_VECTOR["colbert-zero, multi-vector"], backbone, storage)
+    for hit in index.search(QUERIES["q1"], 5, explain=True):
+        parts, words = hit.explanation.parts, hit.explanation.words
+        spans = [(word.begin, word.end) for word in words]
+        assert spans == sorted(set(spans))
+        assert all(hit.text[word.begin : word.end].strip() for word in words)
+        chosen = {(part.begin, part.end): part.score for part in parts if part.begin is not None}
+        found = dict(zip(spans, words, strict=True))
+        for span, score in chosen.items():
+            assert found[span].score >= score - 1e-5
+        for word in words:
+            assert word.score <= parts[word.token].score + 1e-5
+
+
+def test_words_are_those_of_an_oracle_over_all_pairs_of_tokens(tmp_path, backbone):
+    index, _ = index_of(tmp_path, MULTI_VECTOR["colbert-zero, multi-vector"], backbone, Settings("float32"))
+    model = with_pooling(load_model(tmp_path / "model"), 1)
+    [hit] = index.search("lift of a wing", 1, explain=True)
+    _, query = scored(model, "lift of a wing", "query")
+    tokens, document = scored(model, hit.text, "document")
+    wanted = {}
+    for token, vector in zip(tokens, document, strict=True):
+        if token.begin is not None:
+            best = max(range(len(query)), key=lambda place, vector=vector: float(query[place] @ vector))
+            pair = float(query[best] @ vector), best
+            span = token.begin, token.end
+            wanted[span] = max(wanted.get(span, pair), pair)
+    found = {(word.begin, word.end): (word.score, word.token) for word in hit.explanation.words}
+    assert {span: place for span, (_, place) in found.items()} == {span: place for span, (_, place) in wanted.items()}
+    assert [s for s, _ in found.values()] == pytest.approx([wanted[span][0] for span in found], abs=1e-4)
+
+
+def test_a_document_is_explained_by_its_id_as_the_search_explains_it(tmp_path, backbone):
+    index, _ = index_of(tmp_path, MULTI_VECTOR["colbert-zero, multi-vector"], backbone, Settings(segment_documents=7))
+    for hit in index.search(QUERIES["q1"], 20, explain=True):
+        alone = index.explain(QUERIES["q1"], hit.id)
+        assert (alone.id, alone.rank, alone.explanation.passage) == (hit.id, 1, hit.explanation.passage)
+        assert alone.score == pytest.approx(hit.score, abs=1e-5)
+        assert [part.word for part in alone.explanation.parts] == [part.word for part in hit.explanation.parts]
+    with pytest.raises(ColbertZeroError, match="has no document 'nowhere'"):
+        index.explain("wing", "nowhere")

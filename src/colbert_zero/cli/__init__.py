@@ -22,6 +22,7 @@ from colbert_zero.cli import (
     publish,
     recipes,
     search,
+    serve,
     study,
     teach,
 )
@@ -45,6 +46,7 @@ for command in (
     study.sweep,
     model.evaluate,
     search.search,
+    serve.serve,
     publish.publish,
     teach.teach,
     data.data,

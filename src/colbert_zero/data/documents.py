@@ -9,7 +9,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -104,6 +104,28 @@ class Documents:
                 yield str(file), Document(name, text, {"path": name})
             else:
                 left_out["without a text"] += 1
+
+
+@dataclass(frozen=True)
+class GivenDocuments(Documents):
+    """Documents that are in memory already.
+
+    Attributes:
+        rows: As in a file of rows.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def read(self, left_out: Counter[str]) -> Iterator[tuple[str, Document]]:
+        """As of a corpus; a row's place is its number in brackets, from 0."""
+        id_key = _Unknown()
+        for number, row in enumerate(self.rows):
+            try:
+                document = _document(row, number, id_key, left_out)
+            except BadRow as error:
+                raise ColbertZeroError(f"[{number}]: {error}") from None
+            if document:
+                yield f"[{number}]", document
 
 
 def documents_of(paths: list[str], whose: str, on_bad_rows: Literal["error", "skip"] = "error") -> Documents:

@@ -30,6 +30,7 @@ from colbert_zero.serving.manifest import (
     SEGMENTS,
     Corpus,
     Manifest,
+    ModelIdentity,
     Storage,
     Unfinished,
     changed,
@@ -152,6 +153,7 @@ def add(
     model: str | None = None,
     tell: Tell = print,
     progress: Advance | None = None,
+    loaded: tuple[ModelIdentity, Encoder] | None = None,
 ) -> Added:
     """Add documents to an index. Of the same id, text and metadata as one that is there, it is passed over.
 
@@ -162,6 +164,7 @@ def add(
         model: Where the index's model is now; where it was, without.
         tell: Told what is unusual.
         progress: Told how far it is.
+        loaded: A model that is loaded already; taken if it is the index's.
 
     Raises:
         ColbertZeroError: A document cannot be used, or its id is taken; the model is not there, or another.
@@ -169,7 +172,8 @@ def add(
     read_manifest(index)
     with writing(index, tell), _opened(index) as segments:
         seen, manifest = _Seen.of(documents, segments, replace), read_manifest(index)
-        encoder = load_known(manifest.model, model, tell)
+        same = loaded is not None and loaded[0] == manifest.model
+        encoder = loaded[1] if loaded and same else load_known(manifest.model, model, tell)
         return _add(index, with_pooling(encoder, manifest.pool), documents, seen, segments, progress)
 
 

@@ -19,7 +19,7 @@ from colbert_zero.serving.manifest import (
     read_manifest,
     write_manifest,
 )
-from colbert_zero.serving.segments import DamagedError, Passages, Segment, SegmentWriter
+from colbert_zero.serving.segments import DamagedError, Passages, Segment, SegmentWriter, UnknownDocumentError
 from colbert_zero.watch import stop_if_asked
 
 _BLOCK_DOCUMENTS = 1024
@@ -34,7 +34,7 @@ def delete(index: Path, ids: list[str], tell: Tell = print) -> int:
     """Delete documents; returns how many. All are deleted, or none.
 
     Raises:
-        ColbertZeroError: An id is not there; nothing is deleted.
+        UnknownDocumentError: An id is not there; nothing is deleted.
     """
     with writing(index, tell):
         sweep(index)
@@ -52,7 +52,7 @@ def delete(index: Path, ids: list[str], tell: Tell = print) -> int:
             close(segments)
         if missing:
             names = ", ".join(short(repr(identifier)) for identifier in list(missing)[:5])
-            raise ColbertZeroError(
+            raise UnknownDocumentError(
                 f"{index} has no document {names}{' …' if len(missing) > 5 else ''} ({len(missing):,} of "
                 f"{len(set(ids)):,} ids are not there); nothing was deleted, leave these out"
             )

@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 
 import torch
 from sentence_transformers import MultiVectorEncoder
+from sentence_transformers.util import batch_to_device
 from torch import Tensor
 
 from colbert_zero.errors import ColbertZeroError
+from colbert_zero.maxsim.packed import pack
 from colbert_zero.models.checkpoints import Encoder
-from colbert_zero.models.encoding import evaluating, forward, prompt_of
+from colbert_zero.models.encoding import evaluating, prompt_of
 from colbert_zero.models.pooling import with_pooling
 
 _MOST_WORDS = 3
@@ -42,16 +44,35 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Word:
+    """A word of a document, and the token of the query that is nearest to it.
+
+    Attributes:
+        begin: Where it stands in the document's text, in characters.
+        end: Likewise.
+        token: Of the query: its place among the parts.
+        score: The dot product of their vectors; of a word of several, the largest.
+    """
+
+    begin: int
+    end: int
+    token: int
+    score: float
+
+
+@dataclass(frozen=True)
 class Explanation:
     """Why a document has its score.
 
     Attributes:
         parts: One a token of the query; their scores sum to the document's.
         passage: The part of the text that was scored, in characters.
+        words: All words of the passage that have a vector, in order, chosen or not.
     """
 
     parts: list[Part]
     passage: tuple[int, int]
+    words: list[Word]
 
     def html(self, text: str) -> str:
         """The passage, its chosen words shaded by what they add; all text escaped."""
@@ -109,12 +130,15 @@ class Explainer:
         begin, end = passage
         tokens, vectors = _scored(self._model, text[begin:end], "document")
         stored = stored.float()
-        scores, chosen = (self._vectors @ stored.T).max(1)
-        if len(tokens) == len(stored):
-            stands_for = [[place] for place in range(len(tokens))]
-        else:
-            nearest = (vectors @ stored.T).argmax(1).tolist()
-            stands_for = [[t for t, own in enumerate(nearest) if own == place] for place in range(len(stored))]
+        similarities = self._vectors @ stored.T
+        scores, chosen = similarities.max(1)
+        # The stored vector that has each token in it.
+        rows = list(range(len(tokens)))
+        if len(tokens) != len(stored):
+            rows = (vectors @ stored.T).argmax(1).tolist()
+        stands_for: list[list[int]] = [[] for _ in range(len(stored))]
+        for token_place, row in enumerate(rows):
+            stands_for[row].append(token_place)
         parts = []
         for token, score, place in zip(self._tokens, scores.tolist(), chosen.tolist(), strict=True):
             words = [tokens[t] for t in stands_for[place]]
@@ -130,7 +154,26 @@ class Explainer:
                     score,
                 )
             )
-        return Explanation(parts, passage)
+        return Explanation(parts, passage, _nearest(tokens, rows, similarities, begin))
+
+
+def _nearest(tokens: list[_Token], rows: list[int], similarities: Tensor, before: int) -> list[Word]:
+    """Each word of a passage, with the query's token that is nearest to it.
+
+    Args:
+        tokens: Of the passage.
+        rows: The vector of each.
+        similarities: (tokens of the query, vectors).
+        before: Characters of the text before the passage.
+    """
+    best, nearest = (values.tolist() for values in similarities.max(0))
+    words: dict[tuple[int, int], Word] = {}
+    for token, row in zip(tokens, rows, strict=True):
+        if token.begin is not None and token.end is not None:
+            span = before + token.begin, before + token.end
+            if span not in words or best[row] > words[span].score:
+                words[span] = Word(*span, nearest[row], best[row])
+    return [words[span] for span in sorted(words)]
 
 
 @torch.no_grad()
@@ -140,18 +183,10 @@ def _scored(model: Encoder, text: str, task: Any) -> tuple[list[_Token], Tensor]
     with evaluating(model):
         features = model.preprocess([text], prompt=prompt or None, task=task)
         ids = torch.as_tensor(features["input_ids"])[0].tolist()
-        kept = _kept(model, features, task)
-        vectors = forward(model, model.preprocess([text], prompt=prompt or None, task=task), task).values.cpu().float()
+        out = model(batch_to_device(features, next(model.parameters()).device), task=task)
+    vectors = pack(out["token_embeddings"], out["attention_mask"]).values.cpu().float()
     words = _words(model.tokenizer, prompt, text, ids)
-    return [words[place] for place in kept], vectors
-
-
-def _kept(model: Encoder, features: dict[str, Any], task: Any) -> list[int]:
-    """Positions of the scored tokens."""
-    device = next(model.parameters()).device
-    on_device = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in features.items()}
-    mask = model(on_device, task=task)["attention_mask"][0]
-    return [int(place) for place in mask.nonzero().flatten()]
+    return [words[place] for place in out["attention_mask"][0].nonzero().flatten().tolist()], vectors
 
 
 def _words(tokenizer: Any, prompt: str, text: str, ids: list[int]) -> list[_Token]:

@@ -1,5 +1,6 @@
 """An index, opened: search in it, and what it answers."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from html import escape
@@ -19,7 +20,7 @@ from colbert_zero.serving.explaining import Explainer, Explanation
 from colbert_zero.serving.identity import load_known
 from colbert_zero.serving.manifest import Manifest, read_manifest
 from colbert_zero.serving.searching import Chosen, Place, Ranking, best_documents
-from colbert_zero.serving.segments import DamagedError, Segment
+from colbert_zero.serving.segments import DamagedError, Segment, UnknownDocumentError
 
 _ATTEMPTS = 20
 """Of opening while a writer compacts again and again."""
@@ -165,9 +166,15 @@ class Index:
         return index
 
     def reopened(self) -> "Index":
-        """This index, or its newest state with the same model, where something was written since."""
-        if read_manifest(self.path).generation == self.manifest.generation:
-            return self
+        """This index, or its newest state with the same model, where something was written since, or put in its place.
+
+        Raises:
+            ColbertZeroError: It is there no more.
+        """
+        return self if read_manifest(self.path) == self.manifest else self.anew()
+
+    def anew(self) -> "Index":
+        """What is at its place now, opened again, with the model that is loaded if it is the same; raises as `open`."""
         newer = Index.open(self.path, self._place, self._memory_bytes, self._tell)
         if newer.manifest.model == self.manifest.model:
             newer._encoder = self._encoder
@@ -253,6 +260,52 @@ class Index:
 
         return self._whole(read)
 
+    def explain(self, query: str, identifier: str) -> Hit:
+        """Why a document has its score with a query, wherever it is ranked; its rank here is 1.
+
+        Args:
+            query: Text.
+            identifier: The document's id.
+
+        Raises:
+            UnknownDocumentError: No document has it.
+            ColbertZeroError: The model has no words to show, or the document no token that is scored.
+        """
+        self._check([query], 1, None)
+        explainer = Explainer(self.encoder, query)
+        embedded = embed(self.encoder, [query], "query")
+
+        def read() -> Hit:
+            for segment in self._segments.values():
+                if (number := segment.number_of(identifier)) is not None:
+                    [ranking] = best_documents([segment], embedded, 1, _only(number))
+                    if not ranking:
+                        raise ColbertZeroError(f"{short(identifier)} has no token that is scored, so nothing to show")
+                    return self._explained(self._hit(1, *ranking[0]), ranking[0][1], explainer, embedded.values)
+            raise UnknownDocumentError(f"{self.path} has no document {short(repr(identifier))}")
+
+        return self._whole(read)
+
+    def metadata_values(self, most: int = 50) -> dict[str, list[str] | None]:
+        """The values of each name of metadata as text, the most frequent first; None of one that has more than these.
+
+        Args:
+            most: Values that are told of a name.
+        """
+
+        def read() -> dict[str, list[str] | None]:
+            counts: dict[str, Counter[str] | None] = {}
+            for segment in self._segments.values():
+                for key, value in segment.values():
+                    if (count := counts.setdefault(key, Counter())) is not None:
+                        count[value] += 1
+                        if len(count) > most:
+                            counts[key] = None
+            names = sorted(counts)
+            return {name: None if (c := counts[name]) is None else [v for v, _ in c.most_common()] for name in names}
+
+        return self._whole(read)
+
     def run(self, queries: dict[str, str], k: int = 1000, where: dict[str, str] | None = None) -> Run:
         """The rankings of {query id: text} as a run."""
         self._check(list(queries.values()), k, where)
@@ -314,6 +367,10 @@ def _best_passage(segment: Segment, number: int, query: Tensor) -> tuple[tuple[i
             found.append((float((query @ vectors.T).amax(1).sum()), span, vectors))
     _, span, vectors = max(found, key=lambda passage: passage[0])
     return span, vectors
+
+
+def _only(number: int) -> Chosen:
+    return lambda segment: np.arange(segment.entry.documents) == number
 
 
 def _with_values(segment: Segment, where: dict[str, str]) -> np.ndarray:

@@ -14,7 +14,7 @@
 
 import mmap
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Self, TypeVar
@@ -22,7 +22,7 @@ from typing import IO, Any, NamedTuple, Self, TypeVar
 import numpy as np
 from torch import Tensor
 
-from colbert_zero.errors import reason
+from colbert_zero.errors import ColbertZeroError, reason
 from colbert_zero.files import file_fingerprint
 from colbert_zero.serving.manifest import DELETED, SEGMENTS, Manifest, SegmentEntry, Storage
 from colbert_zero.serving.storage import TYPES, from_stored
@@ -42,6 +42,10 @@ class DamagedError(Exception):
     def __init__(self, segment: str, why: str):
         super().__init__(why)
         self.segment = segment
+
+
+class UnknownDocumentError(ColbertZeroError):
+    """No document of an index has this id."""
 
 
 class _Place(NamedTuple):
@@ -284,6 +288,19 @@ class Segment:
         """A document and its metadata; raises as `id_of`."""
         row = self._read(lambda: self.texts.row(number))
         return row, self._read(lambda: metadata_of(row))
+
+    def number_of(self, identifier: str) -> int | None:
+        """A document's number, if it is here and not deleted; raises as `id_of`."""
+        rows = self._read(lambda: list(self.texts.find([identifier])))
+        return next((row.number for row in rows if self.live[row.number]), None)
+
+    def values(self) -> Iterator[tuple[str, str]]:
+        """(key, value as text) of the metadata of all documents that are not deleted; raises as `id_of`."""
+        found = iter(self.texts.values())
+        while (one := self._read(lambda: next(found, None))) is not None:
+            number, key, value = one
+            if self.live[number]:
+                yield key, value
 
     def with_value(self, key: str, value: str) -> np.ndarray:
         """(documents,) bool: those whose metadata has a value, as text, under a key; raises as `id_of`."""

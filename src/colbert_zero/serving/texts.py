@@ -22,8 +22,12 @@ _LONGEST_VALUE = 8 * LONGEST_TEXT
 
 _AT_ONCE = 500
 
-_HAS = """SELECT number FROM documents WHERE EXISTS (SELECT 1 FROM json_each(documents.metadata) WHERE key = ? AND
-CASE type WHEN 'true' THEN 'true' WHEN 'false' THEN 'false' ELSE CAST(value AS TEXT) END = ?) ORDER BY number"""
+_AS_TEXT = "CASE type WHEN 'true' THEN 'true' WHEN 'false' THEN 'false' ELSE CAST(value AS TEXT) END"
+
+_HAS = f"""SELECT number FROM documents WHERE EXISTS (SELECT 1 FROM json_each(documents.metadata) WHERE key = ? AND
+{_AS_TEXT} = ?) ORDER BY number"""  # noqa: S608
+
+_VALUES = f"SELECT number, key, {_AS_TEXT} FROM documents, json_each(documents.metadata)"  # noqa: S608
 
 
 class Row(NamedTuple):
@@ -125,6 +129,11 @@ class Texts:
     def with_value(self, key: str, value: str) -> list[int]:
         """Numbers of the documents whose metadata has a value, as text, under a key."""
         return [number for (number,) in self._connection.execute(_HAS, (key, value))]
+
+    def values(self) -> Iterator[tuple[int, str, str]]:
+        """(number, key, value as text) of all metadata; a null's value is the empty text."""
+        for number, key, value in self._connection.execute(_VALUES):
+            yield number, key, value or ""
 
 
 def metadata_of(row: Row) -> dict[str, Any]:

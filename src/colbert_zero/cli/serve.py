@@ -1,0 +1,112 @@
+"""`serve`: an index behind HTTP, with a page."""
+
+from importlib.util import find_spec
+from typing import Annotated
+
+import typer
+
+from colbert_zero.cli.index import IndexArgument, ModelOption
+from colbert_zero.errors import ColbertZeroError
+from colbert_zero.terminal import console, stderr
+
+_LOCAL = ("127.0.0.1", "localhost", "::1")
+
+
+def serve(
+    index: IndexArgument,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine's.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one, which is told.")] = 8000,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Processes; each loads the model.")] = 1,
+    key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="COLBERT_ZERO_KEY",
+            show_default=False,
+            show_envvar=True,
+            help="Answer only requests with `Authorization: Bearer KEY`. Rather by its variable: others see a command.",
+        ),
+    ] = None,
+    writable: Annotated[
+        bool, typer.Option("--writable", help="Let requests with the key add and delete documents.")
+    ] = False,
+    max_k: Annotated[int, typer.Option(min=1, max=100_000, help="Documents of an answer, at most.")] = 1000,
+    max_text: Annotated[int, typer.Option(min=1, help="Characters of a query or a text to embed, at most.")] = 10_000,
+    max_body: Annotated[int, typer.Option(min=1000, help="Bytes of a request's body, at most.")] = 1_000_000,
+    seconds: Annotated[float, typer.Option(min=0.1, help="In which a request is answered, or told that not.")] = 30.0,
+    queue: Annotated[
+        int, typer.Option(min=1, help="Requests that may wait; one more is answered 503, with a time to try again.")
+    ] = 256,
+    memory_gb: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Vectors kept in memory between searches, all processes together; by default a "
+            "quarter of the machine's memory.",
+        ),
+    ] = None,
+    model: ModelOption = None,
+) -> None:
+    """Serve an index: an HTTP API, and a page to search with. Ctrl-C ends it, once what it accepted is answered.
+
+    Examples:
+
+      colbert-zero serve notes.index
+      colbert-zero serve notes.index --port 9000 --workers 4
+      COLBERT_ZERO_KEY=secret colbert-zero serve notes.index --host 0.0.0.0 --writable
+      curl 'http://127.0.0.1:8000/search?q=how+do+I+resume+a+run&k=3&explain=true'
+    """  # fmt: skip
+    _check(key, writable, workers)
+    from colbert_zero.serving.manifest import read_manifest
+
+    read_manifest(index)
+    if host not in _LOCAL and key is None:
+        _tell(f"warning: whoever reaches {host} can search and read this index; set a key (COLBERT_ZERO_KEY)")
+    import psutil
+    from transformers.utils.logging import disable_progress_bar
+
+    from colbert_zero.serving.index import Index
+    from colbert_zero.serving.server import Settings, bind
+    from colbert_zero.serving.server import serve as serve_until_stopped
+    from colbert_zero.serving.service import Limits
+
+    disable_progress_bar()
+    memory = int(memory_gb * 1e9) if memory_gb is not None else psutil.virtual_memory().total // 4
+    limits = Limits(
+        body_bytes=max_body, characters=max_text, k=max_k, explained=min(50, max_k), seconds=seconds, waiting=queue
+    )
+    settings = Settings(index.absolute(), limits, key, writable, host in _LOCAL, model, memory // workers, workers)
+    with bind(host, port) as bound:
+        address = f"[{host}]" if ":" in host else host
+        with Index.open(index, model, tell=_tell) as opened:
+            console.print(f"{index}: {len(opened):,} documents", markup=False, soft_wrap=True)
+            for note in opened.notes:
+                _tell(f"note: {note}")
+            if workers > 1:
+                # A mistake is told once, here, and not by each of them.
+                opened.encoder  # noqa: B018
+        serve_until_stopped(
+            settings, bound, _tell,
+            lambda: console.print(
+                f"http://{address}:{bound.getsockname()[1]}/ answers; Ctrl-C ends it", markup=False, soft_wrap=True
+            ),
+        )  # fmt: skip
+    console.print("stopped: all that was accepted is answered", markup=False, soft_wrap=True)
+
+
+def _check(key: str | None, writable: bool, workers: int) -> None:
+    """Refuse what is missing or does not go together, before anything is loaded."""
+    for package in ("fastapi", "uvicorn", "prometheus_client"):
+        if find_spec(package) is None:
+            raise ColbertZeroError(f"serve: {package} is not installed; pip install colbert-zero[serve]")
+    if key is not None and not (key.isascii() and key.isprintable() and key.strip() == key and key):
+        raise ColbertZeroError("--key: is empty, or has characters that no header can hold; take letters and digits")
+    if writable and key is None:
+        raise ColbertZeroError(
+            "--writable: needs a key, or anyone could change the index; set COLBERT_ZERO_KEY=…, or leave --writable out"
+        )
+    if writable and workers > 1:
+        raise ColbertZeroError("--writable: one process writes; leave --workers out, or serve read-only")
+
+
+def _tell(line: str) -> None:
+    stderr.print(line, markup=False, soft_wrap=True)

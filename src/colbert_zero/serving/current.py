@@ -1,0 +1,130 @@
+"""The index as it is on disk now: a change is picked up beside the searches, none of which waits for it."""
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from colbert_zero.errors import ColbertZeroError
+from colbert_zero.serving.index import Index
+from colbert_zero.serving.manifest import NAME
+
+POLL_SECONDS = 0.5
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class State:
+    """An opened index, and what is known of it.
+
+    Attributes:
+        index: Searched by one thread alone.
+        values: The values of its metadata, as `Index.metadata_values`; None until they are counted.
+    """
+
+    index: Index
+    values: dict[str, list[str] | None] | None = None
+
+
+class Current:
+    """An index that is looked at every half second, and opened anew where it was changed or put in another's place.
+
+    Args:
+        path: Its folder.
+        model: Where its model is now; where it was when the index was made, without.
+        memory_bytes: As of `Index.open`.
+        tell: Told of changes.
+
+    Raises:
+        ColbertZeroError: It is no index, or its model cannot be loaded.
+    """
+
+    def __init__(self, path: Path, model: str | None, memory_bytes: int | None, tell: Tell):
+        self._path, self._tell = path.absolute(), tell
+        self._seen = self._look()
+        index = Index.open(path, model, memory_bytes, tell)
+        index.encoder  # noqa: B018 - loaded now, not by the first request
+        self._newest = self._taken = State(index)
+        self._lock, self._refreshing, self._ended = threading.Lock(), threading.Lock(), threading.Event()
+        self._trouble: str | None = None
+        self._thread = threading.Thread(target=self._watch, name="index-watch", daemon=True)
+        self._thread.start()
+
+    @property
+    def state(self) -> State:
+        """The newest; to look at, not to search in."""
+        return self._newest
+
+    @property
+    def trouble(self) -> str | None:
+        """Why answers come from an older state than what is on disk, or from an index that is gone."""
+        return self._trouble
+
+    @property
+    def notes(self) -> list[str]:
+        """What every answer lacks, and why."""
+        return [*self._newest.index.notes, *([self._trouble] if self._trouble else [])]
+
+    def take(self) -> Index:
+        """The newest state to search in, for the one thread that searches; what it had before is closed."""
+        with self._lock:
+            if self._taken.index is not self._newest.index:
+                self._taken.index.close()
+            self._taken = self._newest
+            return self._taken.index
+
+    def refresh(self) -> None:
+        """Look now; what was written before this call is found by the next search."""
+        with self._refreshing:
+            try:
+                if (seen := self._look()) != self._seen:
+                    index = self._newest.index.anew()
+                    index.encoder  # noqa: B018 - another index may have another model
+                    self._replace(State(index))
+                    self._seen = seen
+                    self._tell(f"{self._path}: generation {index.manifest.generation}, {len(index):,} documents")
+                trouble = None
+            except (ColbertZeroError, OSError) as error:
+                trouble = f"{error}; answers come from {len(self._newest.index):,} documents opened before that"
+            if trouble != self._trouble:
+                self._tell(trouble or f"{self._path}: is there again")
+                self._trouble = trouble
+
+    def close(self) -> None:
+        """End; nobody searches any more."""
+        self._ended.set()
+        self._thread.join()
+        for state in (self._taken, self._newest):
+            state.index.close()
+
+    def _look(self) -> tuple[int, int, int] | None:
+        """What of the manifest differs after any change; None where there is none."""
+        with suppress(FileNotFoundError, NotADirectoryError):
+            status = (self._path / NAME).stat()
+            return status.st_ino, status.st_size, status.st_mtime_ns
+        return None
+
+    def _replace(self, state: State) -> None:
+        with self._lock:
+            if self._newest.index not in (self._taken.index, state.index):
+                self._newest.index.close()
+            self._newest = state
+
+    def _watch(self) -> None:
+        self._count_values()
+        while not self._ended.wait(POLL_SECONDS):
+            self.refresh()
+            if self._newest.values is None:
+                self._count_values()
+
+    def _count_values(self) -> None:
+        """Count them in an index of this thread's own."""
+        state = self._newest
+        with suppress(ColbertZeroError, OSError), state.index.anew() as own:
+            if own.manifest == state.index.manifest:
+                values = own.metadata_values()
+                with self._lock:
+                    if self._newest is state:
+                        self._newest = State(state.index, values)

@@ -1,0 +1,209 @@
+"""What a server computes: a thread that searches, explains and embeds, and one that writes, each with its queue."""
+
+import errno
+import sqlite3
+import threading
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from colbert_zero.data.documents import GivenDocuments
+from colbert_zero.errors import ColbertZeroError
+from colbert_zero.evaluation.ranking import embed
+from colbert_zero.models.encoders import with_own_tokenizer
+from colbert_zero.models.pooling import with_pooling
+from colbert_zero.serving.batching import Batcher, Group
+from colbert_zero.serving.building import Added, add
+from colbert_zero.serving.changing import compact, delete
+from colbert_zero.serving.current import Current, Tell
+from colbert_zero.serving.manifest import MOST_SEGMENTS
+from colbert_zero.serving.metrics import Metrics
+from colbert_zero.serving.passages import Cutter
+
+Kind = Literal["query", "document"]
+
+_SEARCHED, _EXPLAINED, _EMBEDDED = 64, 4, 4
+"""Requests of a batch: the dear ones are few, so that a quick one does not wait for many of them."""
+
+_WRITES_WAITING = 16
+
+_COMPACTED = MOST_SEGMENTS // 8
+"""Segments from which on a write makes few of the many."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request may ask for.
+
+    Attributes:
+        body_bytes: Of a request's body.
+        characters: Of a query, and of each text to embed.
+        k: Documents of an answer.
+        explained: Documents of an answer with explanations.
+        texts: To embed at once.
+        seconds: From a request's first byte to its answer.
+        waiting: Requests in the queue.
+    """
+
+    body_bytes: int = 1_000_000
+    characters: int = 10_000
+    k: int = 1000
+    explained: int = 50
+    texts: int = 64
+    seconds: float = 30.0
+    waiting: int = 256
+
+
+class DiskError(ColbertZeroError):
+    """The index could not be written; it is as it was."""
+
+
+class Embedded(NamedTuple):
+    """Vectors of texts, and how many of these were cut."""
+
+    vectors: list[Any]
+    cut: int
+
+
+class Service:
+    """An index at work.
+
+    Args:
+        path: Its folder.
+        limits: Of its queues.
+        writable: Whether documents may be added and deleted.
+        model: Where the index's model is now; where it was, without.
+        memory_bytes: As of `Index.open`.
+        tell: Told what happens to the index.
+
+    Raises:
+        ColbertZeroError: It is no index, or its model cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        limits: Limits,
+        writable: bool = False,
+        model: str | None = None,
+        memory_bytes: int | None = None,
+        tell: Tell = print,
+    ):
+        self.path, self.limits, self.writable, self.metrics = path, limits, writable, Metrics()
+        self._tell, self._place = tell, model
+        self.current = Current(path, model, memory_bytes, tell)
+        self._reader = Batcher(self._compute, limits.waiting, "search", self.metrics.batch)
+        self._writer = Batcher(self._write, _WRITES_WAITING, "write") if writable else None
+        self._stopping = threading.Event()
+
+    def close(self) -> None:
+        """Finish what was accepted, and let go of the index."""
+        self._stopping.set()
+        self._reader.close()
+        if self._writer:
+            self._writer.close()
+        self.current.close()
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return self._reader.waiting
+
+    def not_ready(self) -> str | None:
+        """Why nothing should be sent here, or nothing."""
+        if self._stopping.is_set():
+            return "stopping"
+        if not self._reader.alive:
+            return "the thread that searches has ended"
+        return self.current.trouble
+
+    # ---- Asked for by the requests' threads
+
+    def search(self, query: str, k: int, where: dict[str, str], explain: bool, deadline: float) -> "Future[Any]":
+        """Queue a search; gives an Answer. Searches of equal k and metadata are computed together.
+
+        Raises:
+            QueueFullError: As many wait as may.
+        """
+        what = "search", k, tuple(sorted(where.items())), explain
+        return self._reader.submit(Group(what, _EXPLAINED if explain else _SEARCHED), query, deadline)
+
+    def explain(self, query: str, identifier: str, deadline: float) -> "Future[Any]":
+        """Queue an explanation; gives a Hit. Raises as `search`."""
+        return self._reader.submit(Group("explain", _EXPLAINED), (query, identifier), deadline)
+
+    def embed(self, texts: list[str], kind: Kind, deadline: float) -> "Future[Any]":
+        """Queue texts to be embedded as queries or documents; gives an Embedded. Raises as `search`."""
+        return self._reader.submit(Group(("embed", kind), _EMBEDDED), texts, deadline)
+
+    def add(self, rows: list[dict[str, Any]], replace: bool) -> "Future[Any]":
+        """Queue documents to be added; gives an Added once they are found. Raises as `search`."""
+        return self._written("add", (rows, replace))
+
+    def delete(self, identifier: str) -> "Future[Any]":
+        """Queue a document to be deleted; gives 1 once it is not found any more. Raises as `search`."""
+        return self._written("delete", identifier)
+
+    def _written(self, what: str, asked: Any) -> "Future[Any]":
+        if self._writer is None:
+            raise ColbertZeroError("the index is served read-only")
+        return self._writer.submit(Group(what, 1), asked, float("inf"))
+
+    # ---- In the thread that searches
+
+    def _compute(self, what: Any, asked: list[Any]) -> list[Any]:
+        index = self.current.take()
+        if what == "explain":
+            return [index.explain(query, identifier) for query, identifier in asked]
+        if what[0] == "embed":
+            return self._embedded(what[1], asked)
+        _, k, where, explain = what
+        return index.search_all(asked, k, dict(where), explain)
+
+    def _embedded(self, kind: Kind, asked: list[list[str]]) -> list[Embedded]:
+        index = self.current.take()
+        encoder, dense = index.encoder, index.manifest.model.representation == "dense"
+        if kind == "document":
+            encoder = with_pooling(encoder, index.manifest.pool)
+        together = [text for texts in asked for text in texts]
+        embedded = embed(encoder, together, kind)
+        parts = iter(embedded.values.float().cpu().split(embedded.lengths.tolist()))
+        found = []
+        for texts in asked:
+            vectors = [next(parts).tolist() for _ in texts]
+            cut = Cutter(index.encoder, None).cut(texts)[1] if kind == "document" else 0
+            found.append(Embedded([rows[0] for rows in vectors] if dense else vectors, cut))
+        return found
+
+    # ---- In the thread that writes
+
+    def _write(self, what: Any, asked: list[Any]) -> list[Any]:
+        [one] = asked
+        done: int | Added
+        try:
+            if what == "delete":
+                done = delete(self.path, [one], self._tell)
+            else:
+                rows, replace = one
+                known = self.current.state.index
+                # A tokenizer holds the length to cut to, and the thread that searches has its own at work.
+                loaded = known.manifest.model, with_own_tokenizer(known.encoder)
+                done = add(self.path, GivenDocuments([], [], rows=rows), replace, self._place, self._tell, None, loaded)
+                self._compact()
+        except (OSError, sqlite3.OperationalError) as error:
+            full = isinstance(error, sqlite3.Error) or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            why = "the disk is full" if full else str(error)
+            raise DiskError(f"{self.path} cannot be written: {why}; it is as it was before") from error
+        finally:
+            self.current.refresh()
+        return [done]
+
+    def _compact(self) -> None:
+        self.current.refresh()
+        if len(self.current.state.index.manifest.segments) >= _COMPACTED:
+            began = time.monotonic()
+            manifest = compact(self.path, tell=self._tell)
+            self._tell(f"{self.path}: {len(manifest.segments)} segments in place of many, "
+                       f"{time.monotonic() - began:.1f} s")  # fmt: skip

@@ -1,0 +1,336 @@
+"""What the HTTP API answers, and what it refuses."""
+
+import json
+import threading
+import time
+
+import pytest
+from fastapi.testclient import TestClient
+
+from colbert_zero.serving.api import make_app
+from colbert_zero.serving.index import Index
+from colbert_zero.serving.service import Limits, Service
+from helpers import DOCUMENTS, QUERIES
+
+HOST = {"base_url": "http://127.0.0.1:8000"}
+LIFT = QUERIES["q1"]
+
+
+def quiet(*_):
+    pass
+
+
+@pytest.fixture(scope="module")
+def client(served_folder):
+    with TestClient(make_app(Service(served_folder, Limits(), tell=quiet)), **HOST) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def direct(served_folder):
+    with Index.open(served_folder, tell=quiet) as index:
+        yield index
+
+
+def same(found, wanted):
+    """Compare an answer with one of the index's own: a batch may round the last bits of a score otherwise."""
+    assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in wanted]
+    assert [hit["score"] for hit in found["hits"]] == pytest.approx([hit.score for hit in wanted], abs=1e-4)
+    assert [(h["rank"], h["text"], h["metadata"]) for h in found["hits"]] == [
+        (h.rank, h.text, h.metadata) for h in wanted
+    ]
+
+
+# ---- Answers
+
+
+@pytest.mark.parametrize("explain", [False, True])
+@pytest.mark.parametrize("query", QUERIES.values())
+def test_an_answer_is_that_of_the_index(client, direct, query, explain):
+    found = client.post("/search", json={"query": query, "k": 4, "explain": explain}).json()
+    wanted = direct.search(query, 4, explain=explain)
+    same(found, wanted)
+    assert found["query"] == query
+    assert found["notes"] == []
+    assert found["seconds"] > 0
+    again = client.get("/search", params={"q": query, "k": 4, "explain": explain}).json()
+    assert again["hits"] == found["hits"]
+    for hit, own in zip(found["hits"], json.loads(json.dumps(wanted.record()))["hits"], strict=True):
+        if explain:
+            parts, words = hit["explanation"]["parts"], hit["explanation"]["words"]
+            assert hit["explanation"].keys() == own["explanation"].keys() == {"parts", "passage", "words"}
+            assert sum(part["score"] for part in parts) == pytest.approx(hit["score"], abs=1e-4)
+            assert words
+            assert all(0 <= word["token"] < len(parts) for word in words)
+        else:
+            assert hit["explanation"] is None
+
+
+def test_a_document_is_explained_by_its_id(client, direct):
+    [hit] = direct.search(LIFT, 1, explain=True)
+    found = client.post("/explain", json={"query": LIFT, "id": hit.id}).json()
+    assert (found["id"], found["text"]) == (hit.id, hit.text)
+    assert [part["word"] for part in found["explanation"]["parts"]] == [part.word for part in hit.explanation.parts]
+
+
+@pytest.mark.parametrize("kind", ["query", "document"])
+def test_queries_and_documents_are_embedded_each_in_their_own_way(client, tiny_multi_vector, kind):
+    texts = ["the lift of a wing.", "drag"]
+    found = client.post("/embed", json={"texts": texts, "kind": kind}).json()
+    encode = getattr(tiny_multi_vector, f"encode_{kind}")
+    assert (found["kind"], found["dim"], found["notes"]) == (kind, 16, [])
+    for own, wanted in zip(found["embeddings"], encode(texts), strict=True):
+        assert own == [pytest.approx(row.tolist(), abs=1e-5) for row in wanted]
+
+
+def test_a_text_that_is_cut_off_is_told(client):
+    found = client.post("/embed", json={"texts": ["wing " * 200, "short"], "kind": "document"}).json()
+    assert found["notes"][0].startswith("1 of the texts are longer than the ")
+
+
+def test_the_index_is_described(client, direct, served_folder):
+    end = time.monotonic() + 5
+    while client.get("/index").json()["metadata"] == {"length": None} and time.monotonic() < end:
+        time.sleep(0.05)
+    found = client.get("/index").json()
+    lengths = [str(len(text) // 100) for text in DOCUMENTS.values()]
+    assert found.pop("metadata") == {
+        "length": sorted(set(lengths), key=lambda n: (-lengths.count(n), lengths.index(n)))
+    }
+    assert found == {
+        "documents": len(DOCUMENTS), "model": str(served_folder.parent / "model"), "representation": "multi-vector",
+        "dim": 16, "storage": "float16", "generation": direct.manifest.generation, "notes": [], "writable": False,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("where", [{"length": "1"}, {"length": 1}])
+def test_metadata_choose_what_may_be_found(client, where):
+    found = client.post("/search", json={"query": LIFT, "k": 100, "where": where}).json()["hits"]
+    assert {hit["id"] for hit in found} == {key for key, text in DOCUMENTS.items() if len(text) // 100 == 1}
+    again = client.get("/search", params={"q": LIFT, "k": 100, "where": "length=1"}).json()["hits"]
+    assert again == found
+
+
+def test_health_readiness_and_metrics(client):
+    assert client.get("/health").json() == {"healthy": True}
+    assert client.get("/ready").json()["documents"] == len(DOCUMENTS)
+    client.get("/nowhere/at/all")
+    told = client.get("/metrics").text
+    assert 'colbert_zero_requests_total{method="GET",path="/health",status="200"}' in told
+    assert 'path="other",status="404"' in told
+    assert "nowhere" not in told
+    assert f"colbert_zero_documents {len(DOCUMENTS)}.0" in told
+
+
+# ---- Mistakes
+
+MISTAKES = [
+    ("/search", {"query": ""}, 422, "query", "is blank"),
+    ("/search", {"query": " \n"}, 422, "query", "is blank"),
+    ("/search", {}, 422, "query", "required"),
+    ("/search", {"query": 3}, 422, "query", "string"),
+    ("/search", {"query": "x" * 10_001}, 422, "query", "10000 characters"),
+    ("/search", {"query": "x", "k": 0}, 422, "k", "greater than or equal to 1"),
+    ("/search", {"query": "x", "k": 1001}, 422, "k", "less than or equal to 1000"),
+    ("/search", {"query": "x", "k": "many"}, 422, "k", "integer"),
+    ("/search", {"query": "x", "limit": 3}, 422, "limit", "not permitted"),
+    ("/search", {"query": "x", "k": 51, "explain": True}, 422, "k", "at most 50"),
+    ("/search", {"query": "x", "where": {"lenght": 1}}, 422, "where.lenght", "did you mean length?"),
+    ("/search", {"query": "x", "where": {"length": [1]}}, 422, "where.length", "string"),
+    ("/search", [1], 422, "body", "object"),
+    ("/explain", {"query": "x", "id": "nowhere"}, 404, "id", "has no document 'nowhere'"),
+    ("/embed", {"texts": ["x"], "kind": "passage"}, 422, "kind", "'query' or 'document'"),
+    ("/embed", {"texts": [], "kind": "query"}, 422, "texts", "at least 1"),
+    ("/embed", {"texts": ["x"] * 65, "kind": "query"}, 422, "texts", "at most 64"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "status", "place", "message"), MISTAKES)
+def test_a_mistake_is_one_message_with_its_place(client, path, body, status, place, message):
+    found = client.post(path, json=body)
+    assert found.status_code == status
+    [error] = found.json().values()
+    assert error.keys() == {"code", "message", "place"}
+    assert error["place"].startswith(place)
+    assert message in error["message"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b'{"query": "a\xff"}', b'{"query": "\\ud800"}', b"[" * 100_000, b'{"query": ' + b"9" * 5000 + b"}",
+     b'{"query": "x", "k": NaN}', b'{"query": "x", "where": {"length": Infinity}}', b'{"query": "\\u0000"}',
+     b'{"query": "x", "where": {"length": "\\u0000"}}', b'{"query": "x", "where": {"length": "\\udfff"}}'],
+)  # fmt: skip
+def test_a_body_that_is_no_request_is_refused_and_nothing_fails(client, body):
+    found = client.post("/search", content=body, headers={"content-type": "application/json"})
+    assert found.status_code in (200, 400, 422)
+    assert ("error" in found.json()) == (found.status_code != 200)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/nowhere", 404), ("PUT", "/search", 405), ("POST", "/documents", 404), ("DELETE", "/documents/a", 404),
+     ("GET", "/page/../api.py", 404), ("GET", "/page/%2e%2e/api.py", 404), ("GET", "/page/..%2fapi.py", 404),
+     ("GET", "/docs", 404)],
+)  # fmt: skip
+def test_what_is_not_there_is_told_in_the_same_shape(client, method, path, status):
+    found = client.request(method, path, json=[])
+    assert (found.status_code, found.json().keys()) == (status, {"error"})
+
+
+def test_every_answer_has_strict_headers(client):
+    for path in ("/health", "/nowhere", "/search", "/", "/openapi.json", "/page/none.js"):
+        headers = client.get(path).headers
+        assert headers["content-security-policy"].startswith("default-src 'none'; script-src 'self';")
+        assert "unsafe" not in headers["content-security-policy"]
+        assert (headers["x-content-type-options"], headers["referrer-policy"]) == ("nosniff", "no-referrer")
+
+
+@pytest.mark.parametrize("size", [1_000_001, 10_000_000, 100_000_000])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_that_is_too_large_is_refused(client, size, chunked):
+    block = b"x" * 1_000_000
+    body = (block for _ in range(-(-size // len(block)) + 1))
+    found = client.post("/search", content=body if chunked else b"x" * size)
+    assert found.status_code == 413
+    assert "larger than 1,000,000 bytes" in found.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example:8000", "evil.example:80", ""])
+def test_a_name_that_only_points_here_is_refused(client, host):
+    assert client.get("/search?q=wing", headers={"host": host}).status_code == 421
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8000", "127.0.0.1:80", "[::1]:8000", "[::1]"])
+def test_this_machines_own_names_are_answered(client, host):
+    assert client.get("/search?q=wing", headers={"host": host}).status_code == 200
+
+
+# ---- The key
+
+
+@pytest.fixture(scope="module")
+def locked(served_folder):
+    with TestClient(make_app(Service(served_folder, Limits(), tell=quiet), key="the-key"), **HOST) as client:
+        yield client
+
+
+@pytest.mark.parametrize("given", [None, "", "Bearer", "Bearer ", "Bearer the-ke", "Bearer the-key2", "Basic the-key"])
+@pytest.mark.parametrize("path", ["/search?q=wing", "/index", "/metrics", "/nowhere"])
+def test_without_the_key_nothing_of_the_index_is_told(locked, path, given):
+    found = locked.get(path, headers={} if given is None else {"authorization": given})
+    assert (found.status_code, found.json()["error"]["code"]) == (401, "no_key")
+    assert found.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("given", ["Bearer the-key", "bearer the-key"])
+def test_with_the_key_it_answers_under_any_name(locked, given):
+    headers = {"authorization": given, "host": "search.example"}
+    assert locked.get("/search?q=wing", headers=headers).status_code == 200
+
+
+def test_whether_it_lives_is_told_without_the_key(locked):
+    for path in ("/health", "/ready", "/openapi.json"):
+        assert locked.get(path).status_code == 200
+
+
+# ---- Many at once
+
+
+def test_requests_that_wait_together_are_computed_together_and_each_gets_its_own(served_folder, direct):
+    service = Service(served_folder, Limits(), tell=quiet)
+    sizes, computing, held = [], service._compute, threading.Event()
+
+    def compute(what, asked):
+        held.wait(5)
+        sizes.append(len(asked))
+        return computing(what, asked)
+
+    service._reader._compute = compute
+    queries = list(QUERIES.values()) * 4
+    with TestClient(make_app(service), **HOST) as client:
+        found = {}
+
+        def ask(number):
+            found[number] = client.post("/search", json={"query": queries[number], "k": 3 + number % 2}).json()
+
+        threads = [threading.Thread(target=ask, args=[number]) for number in range(len(queries))]
+        for thread in threads:
+            thread.start()
+        end = time.monotonic() + 5
+        while service.waiting < len(queries) - 1 and time.monotonic() < end:
+            time.sleep(0.01)
+        held.set()
+        for thread in threads:
+            thread.join()
+    for number, query in enumerate(queries):
+        same(found[number], direct.search(query, 3 + number % 2))
+    assert sum(sizes) == len(queries)
+    assert len(sizes) <= 4
+
+
+def test_a_full_queue_answers_503_with_a_time_to_try_again_and_goes_on(served_folder):
+    service = Service(served_folder, Limits(waiting=2), tell=quiet)
+    computing, held = service._compute, threading.Event()
+    service._reader._compute = lambda *asked: (held.wait(5), computing(*asked))[1]
+    with TestClient(make_app(service), **HOST) as client:
+        found = []
+        threads = [threading.Thread(target=lambda: found.append(client.get("/search?q=wing"))) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        end = time.monotonic() + 5
+        while len(found) < 5 and time.monotonic() < end:
+            time.sleep(0.01)
+        held.set()
+        for thread in threads:
+            thread.join()
+        statuses = sorted(answer.status_code for answer in found)
+        assert statuses == [200] * 3 + [503] * 5
+        refused = next(answer for answer in found if answer.status_code == 503)
+        assert int(refused.headers["retry-after"]) >= 1
+        assert refused.json()["error"]["code"] == "queue_full"
+        assert client.get("/search?q=wing").status_code == 200
+
+
+def test_what_takes_too_long_is_told_and_not_computed(served_folder):
+    service = Service(served_folder, Limits(seconds=0.3), tell=quiet)
+    computing, held, computed = service._compute, threading.Event(), []
+    service._reader._compute = lambda *asked: (held.wait(5), computed.append(asked), computing(*asked))[2]
+    with TestClient(make_app(service), **HOST) as client:
+        first = threading.Thread(target=lambda: client.get("/search?q=wing"))
+        first.start()
+        time.sleep(0.05)
+        found = client.get("/search?q=heat&k=2")
+        assert (found.status_code, found.json()["error"]["code"]) == (504, "too_long")
+        held.set()
+        first.join()
+        assert client.get("/search?q=blood").status_code == 200
+    assert len(computed) == 2
+
+
+def test_one_request_that_fails_is_told_and_fails_no_other(served_folder):
+    service = Service(served_folder, Limits(), tell=quiet)
+    computing, held = service._compute, threading.Event()
+
+    def compute(what, asked):
+        held.wait(5)
+        if "poison" in asked:
+            raise RuntimeError("a fault")
+        return computing(what, asked)
+
+    service._reader._compute = compute
+    with TestClient(make_app(service), raise_server_exceptions=False, **HOST) as client:
+        found = {}
+        queries = ["wing", "poison", "heat", "blood"]
+
+        def ask(query):
+            found[query] = client.get("/search", params={"q": query}).status_code
+
+        threads = [threading.Thread(target=ask, args=[query]) for query in queries]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.2)
+        held.set()
+        for thread in threads:
+            thread.join()
+    assert found == {"wing": 200, "poison": 500, "heat": 200, "blood": 200}

@@ -1,0 +1,218 @@
+"""A served index that is written to, replaced, damaged or deleted."""
+
+import json
+import resource
+import shutil
+import threading
+from contextlib import contextmanager
+
+import pytest
+from fastapi.testclient import TestClient
+
+from colbert_zero.data.documents import documents_of
+from colbert_zero.files import writing
+from colbert_zero.serving import service as service_module
+from colbert_zero.serving.api import make_app
+from colbert_zero.serving.building import add
+from colbert_zero.serving.changing import compact
+from colbert_zero.serving.changing import delete as delete_documents
+from colbert_zero.serving.index import Index
+from colbert_zero.serving.service import Limits, Service
+from helpers import DOCUMENTS, wait_for
+
+KEY = {"authorization": "Bearer the-key"}
+
+
+def quiet(*_):
+    pass
+
+
+@contextmanager
+def serving(folder, writable=False):
+    service = Service(folder, Limits(), writable, tell=quiet)
+    app = make_app(service, "the-key" if writable else None)
+    with TestClient(app, base_url="http://127.0.0.1", headers=KEY) as client:
+        yield client, service
+
+
+@pytest.fixture
+def folder(write_index, tmp_path):
+    return write_index(tmp_path, DOCUMENTS, segment_documents=7)
+
+
+def ids(client, query="wing", k=100):
+    found = client.get("/search", params={"q": query, "k": k})
+    assert found.status_code == 200
+    return [hit["id"] for hit in found.json()["hits"]]
+
+
+# ---- Writing
+
+
+def test_what_is_added_is_found_by_the_next_search_and_what_is_deleted_is_not(folder):
+    with serving(folder, writable=True) as (client, _):
+        rows = [{"id": "new/one", "text": "A glider has a long wing.", "title": "Gliders", "year": 1958}]
+        nothing = {"replaced": 0, "cut": 0, "unfindable": 0, "left_out": {}}
+        assert client.post("/documents", json=rows).json() == {"added": 1, "there": 0, **nothing}
+        assert client.post("/documents", json=rows).json() == {"added": 0, "there": 1, **nothing}
+        [hit] = client.post("/search", json={"query": "glider", "where": {"year": 1958}}).json()["hits"]
+        assert (hit["id"], hit["metadata"]) == ("new/one", {"title": "Gliders", "year": 1958})
+        assert hit["text"] == "Gliders A glider has a long wing."
+        other = [{"id": "new/one", "text": "Another text."}]
+        taken = client.post("/documents", json=other)
+        assert (taken.status_code, taken.json()["error"]["code"]) == (409, "refused")
+        assert client.post("/documents?replace=true", json=other).json()["replaced"] == 1
+        assert len(ids(client)) == len(DOCUMENTS) + 1
+        assert client.delete("/documents/new/one").json() == {"deleted": 1}
+        assert client.delete("/documents/new/one").status_code == 404
+        assert "new/one" not in ids(client)
+        assert client.get("/index").json()["writable"] is True
+    with Index.open(folder, tell=quiet) as index:
+        assert len(index) == len(DOCUMENTS)
+
+
+@pytest.mark.parametrize(
+    ("rows", "status", "message"),
+    [([], 422, "at least 1"), ([{"text": "x"}], 422, "0.id: Field required"), ([{"id": "", "text": "x"}], 422, "0.id"),
+     ([{"id": "a", "text": 3}], 422, "0.text"), ([{"id": "a", "text": "x\u0000"}], 422, "[0]: "),
+     ([{"id": "a", "text": "x"}, {"id": "a", "text": "y"}], 409, "the id 'a' is there twice")],
+)  # fmt: skip
+def test_a_wrong_document_is_told_and_nothing_is_added(folder, rows, status, message):
+    with serving(folder, writable=True) as (client, _):
+        found = client.post("/documents", json=rows)
+        assert message in found.json()["error"]["message"]
+        assert found.status_code in (status, 409)
+        assert len(ids(client)) == len(DOCUMENTS)
+
+
+def test_nothing_is_written_without_the_key(folder):
+    with serving(folder, writable=True) as (client, _):
+        client.headers.pop("authorization")
+        assert client.post("/documents", json=[{"id": "a", "text": "x"}]).status_code == 401
+        assert client.delete("/documents/lift").status_code == 401
+
+
+def test_another_writer_is_told_and_waited_for_by_nobody(folder):
+    with serving(folder, writable=True) as (client, _), writing(folder, quiet):
+        found = client.post("/documents", json=[{"id": "a", "text": "x"}])
+        assert found.status_code == 409
+        assert "is writing there" in found.json()["error"]["message"]
+        assert len(ids(client)) == len(DOCUMENTS)
+
+
+def test_a_disk_that_takes_no_more_is_told_and_the_index_is_as_before(folder):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with serving(folder, writable=True) as (client, _):
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
+            found = client.post("/documents", json=[{"id": "a", "text": "a long wing"}])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert (found.status_code, found.json()["error"]["code"]) == (507, "disk")
+        assert len(ids(client)) == len(DOCUMENTS)
+        assert client.post("/documents", json=[{"id": "a", "text": "a long wing"}]).json()["added"] == 1
+    with Index.open(folder, tell=quiet) as index:
+        assert index.notes == []
+        assert len(index) == len(DOCUMENTS) + 1
+
+
+def test_many_small_additions_become_few_segments(folder, monkeypatch):
+    monkeypatch.setattr(service_module, "_COMPACTED", 6)
+    with serving(folder, writable=True) as (client, service):
+        for number in range(8):
+            assert client.post("/documents", json=[{"id": f"n{number}", "text": "wing"}]).json()["added"] == 1
+            assert len(service.current.state.index.manifest.segments) < 7
+        assert len(ids(client)) == len(DOCUMENTS) + 8
+
+
+# ---- Changed on disk by others
+
+
+def test_searches_go_on_without_a_lost_one_while_the_index_is_changed_and_replaced(folder, write_index, tmp_path):
+    other = write_index(tmp_path, {"only": "Another wing."}, name="other")
+    rows = tmp_path / "more.jsonl"
+    rows.write_text(json.dumps({"_id": "more", "text": "A wing more."}) + "\n")
+    with serving(folder) as (client, service):
+        seen, statuses, stop = set(), set(), threading.Event()
+
+        def ask():
+            while not stop.is_set():
+                found = client.get("/search?q=wing&k=100")
+                statuses.add(found.status_code)
+                seen.add(len(found.json()["hits"]))
+
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+
+        def reached(documents):
+            wait_for(lambda: len(service.current.state.index) == documents)
+            wait_for(lambda: documents in seen)
+
+        reached(len(DOCUMENTS))
+        add(folder, documents_of([str(rows)], "corpus"), tell=quiet)
+        reached(len(DOCUMENTS) + 1)
+        delete_documents(folder, ["lift", "drag"], quiet)
+        compact(folder, tell=quiet)
+        reached(len(DOCUMENTS) - 1)
+        folder.rename(tmp_path / "old")
+        other.rename(folder)
+        shutil.rmtree(tmp_path / "old")
+        reached(1)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert statuses == {200}
+        assert seen <= {len(DOCUMENTS), len(DOCUMENTS) + 1, len(DOCUMENTS) - 1, 1}
+        assert client.get("/ready").json()["documents"] == 1
+
+
+def test_an_index_with_another_model_takes_its_place(folder, write_index, tmp_path, tiny_dense):
+    (tmp_path / "elsewhere").mkdir()
+    other = write_index(tmp_path / "elsewhere", {"only": "Another wing."}, tiny_dense)
+    with serving(folder) as (client, _):
+        assert client.get("/index").json()["representation"] == "multi-vector"
+        folder.rename(tmp_path / "old")
+        other.rename(folder)
+        wait_for(lambda: client.get("/index").json()["representation"] == "dense")
+        assert ids(client) == ["only"]
+        assert client.post("/embed", json={"texts": ["x"], "kind": "query"}).json()["dim"] == 32
+        explained = client.post("/search", json={"query": "wing", "explain": True})
+        assert (explained.status_code, explained.json()["error"]["code"]) == (422, "dense")
+        assert client.post("/explain", json={"query": "wing", "id": "only"}).status_code == 422
+
+
+def test_a_deleted_index_is_told_and_answers_come_from_what_is_open_until_it_is_back(folder, tmp_path):
+    with serving(folder) as (client, _):
+        wanted = ids(client)
+        shutil.copytree(folder, tmp_path / "copy")
+        shutil.rmtree(folder)
+        wait_for(lambda: client.get("/ready").status_code == 503)
+        assert "is no index" in client.get("/ready").json()["error"]["message"]
+        assert client.get("/health").status_code == 200
+        found = client.get("/search?q=wing&k=100&explain=false").json()
+        assert [hit["id"] for hit in found["hits"]] == wanted
+        assert "is no index" in found["notes"][0]
+        (tmp_path / "copy").rename(folder)
+        wait_for(lambda: client.get("/ready").status_code == 200)
+        assert client.get("/search?q=wing").json()["notes"] == []
+
+
+def test_a_manifest_that_is_damaged_later_is_told_and_answers_come_from_what_is_open(folder):
+    with serving(folder) as (client, _):
+        text = (folder / "manifest.json").read_text()
+        (folder / "manifest.json").write_text(text[:-20])
+        wait_for(lambda: client.get("/ready").status_code == 503)
+        found = client.get("/search?q=wing&k=100").json()
+        assert len(found["hits"]) == len(DOCUMENTS)
+        assert "manifest.json: cannot be read" in found["notes"][0]
+        (folder / "manifest.json").write_text(text)
+        wait_for(lambda: client.get("/ready").status_code == 200)
+
+
+def test_a_damaged_segment_is_named_in_every_answer_and_the_rest_serves(folder):
+    (folder / "segments" / "000002" / "tokens").write_bytes(b"")
+    with serving(folder) as (client, _):
+        for found in (client.get("/search?q=wing&k=100").json(), client.get("/index").json()):
+            assert "segment 000002 is damaged" in found["notes"][0]
+        assert len(ids(client)) == len(DOCUMENTS) - 7
