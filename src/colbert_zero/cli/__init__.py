@@ -12,6 +12,7 @@ import typer
 from colbert_zero import launcher
 from colbert_zero.cli import (
     data,
+    demo,
     doctor,
     filter_pairs,
     index,
@@ -47,6 +48,7 @@ for command in (
     model.evaluate,
     search.search,
     serve.serve,
+    demo.demo,
     publish.publish,
     teach.teach,
     data.data,
