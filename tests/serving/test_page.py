@@ -235,7 +235,10 @@ def test_bars_sum_to_the_score_and_are_as_long_as_what_they_stand_for(opened):
     assert page.locator("tbody th .label").all_inner_texts()[:6] == ["lift", "and", "drag", "of", "a", "wing"]
 
 
-@pytest.mark.parametrize("document", ["drag", "emoji", "titled", "<i>hostile</i>"])
+@pytest.mark.parametrize(
+    "document",
+    ["emoji", "titled", *(pytest.param(name, marks=pytest.mark.slow) for name in ("drag", "<i>hostile</i>"))],
+)
 def test_every_shade_is_of_the_query_s_word_that_chose_it_and_says_so(opened, document):
     query = "a wing 🦋 & drag"
     page = opened("?q=a+wing+🦋+%26+drag&k=23")
