@@ -289,6 +289,16 @@ def test_one_word_s_matches_are_shown_alone(opened):
     assert page.locator(".away").count() == 0
 
 
+def test_text_that_the_model_did_not_read_is_grey(opened, tiny_multi_vector, tmp_path):
+    text = " ".join(DOCUMENTS.values())
+    with served(write_index(tmp_path, tiny_multi_vector, [{"_id": "long", "text": text}])) as address:
+        page = opened("?q=wing&why=long", to=address)
+        unread = page.locator(".why .unread").first
+        expect(unread).to_be_visible()
+        assert text.endswith(unread.evaluate("e => e.textContent"))
+        page.close()
+
+
 @pytest.mark.slow
 def test_a_dense_index_says_that_no_word_has_a_part(opened, tiny_dense, tmp_path):
     with served(write_index(tmp_path, tiny_dense, ROWS[:5])) as address:
