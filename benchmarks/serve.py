@@ -1,4 +1,4 @@
-"""32 clients of a served index: python benchmarks/serve.py [--quick] [--seconds 60] [--clients 32] [--workers 1]
+"""32 clients of a served index: python benchmarks/serve.py [--quick] [--seconds 60] [--clients 32]
 
 A real server in a process of its own, on loopback; each client keeps one connection and asks one query after the other,
 without a pause. Every answer is compared with the direct search: the same ids in order (but where scores differ by less
@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("-k", type=int, default=10)
     parser.add_argument("--quick", action="store_true", help="5 seconds")
     asked = parser.parse_args()
@@ -90,7 +91,7 @@ def main() -> None:
         if not asked.index:
             build(asked.model, documents_of([asked.corpus], "--corpus"), path, tell=lambda _: None)
         with Index.open(path, tell=lambda _: None) as index:
-            queries = queries_of(index, 200)
+            queries = queries_of(index, asked.queries)
             print(f"{len(index):,} documents, {index.manifest.tokens:,} vectors of {index.manifest.model.dim} in "
                   f"{index.manifest.storage}; {len(queries)} queries, k {asked.k}", flush=True)  # fmt: skip
             began = time.perf_counter()

@@ -63,6 +63,11 @@ class Current:
         return self._trouble
 
     @property
+    def alive(self) -> bool:
+        """Whether the index is looked at."""
+        return self._thread.is_alive()
+
+    @property
     def notes(self) -> list[str]:
         """What every answer lacks, and why."""
         return [*self._newest.index.notes, *([self._trouble] if self._trouble else [])]

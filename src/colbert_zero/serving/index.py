@@ -193,7 +193,8 @@ class Index:
         self.close()
 
     def __len__(self) -> int:
-        return sum(segment.entry.live for segment in self._segments.values())
+        # A copy, for who asks beside the thread that searches, which leaves out what is damaged.
+        return sum(segment.entry.live for segment in list(self._segments.values()))
 
     @property
     def encoder(self) -> Encoder:

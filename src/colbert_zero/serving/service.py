@@ -116,7 +116,7 @@ class Service:
             return "stopping"
         if not self._reader.alive:
             return "the thread that searches has ended"
-        return self.current.trouble
+        return self.current.trouble if self.current.alive else "the thread that looks at the index has ended"
 
     # ---- Asked for by the requests' threads
 
