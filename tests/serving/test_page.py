@@ -235,7 +235,10 @@ def test_bars_sum_to_the_score_and_are_as_long_as_what_they_stand_for(opened):
     assert page.locator("tbody th .label").all_inner_texts()[:6] == ["lift", "and", "drag", "of", "a", "wing"]
 
 
-@pytest.mark.parametrize("document", ["drag", "emoji", "titled", "<i>hostile</i>"])
+@pytest.mark.parametrize(
+    "document",
+    ["emoji", "titled", *(pytest.param(name, marks=pytest.mark.slow) for name in ("drag", "<i>hostile</i>"))],
+)
 def test_every_shade_is_of_the_query_s_word_that_chose_it_and_says_so(opened, document):
     query = "a wing 🦋 & drag"
     page = opened("?q=a+wing+🦋+%26+drag&k=23")
@@ -284,6 +287,16 @@ def test_one_word_s_matches_are_shown_alone(opened):
     assert page.locator(".why mark:not(.away)").count() == 1
     page.keyboard.press("Escape")
     assert page.locator(".away").count() == 0
+
+
+def test_text_that_the_model_did_not_read_is_grey(opened, tiny_multi_vector, tmp_path):
+    text = " ".join(DOCUMENTS.values())
+    with served(write_index(tmp_path, tiny_multi_vector, [{"_id": "long", "text": text}])) as address:
+        page = opened("?q=wing&why=long", to=address)
+        unread = page.locator(".why .unread").first
+        expect(unread).to_be_visible()
+        assert text.endswith(unread.evaluate("e => e.textContent"))
+        page.close()
 
 
 @pytest.mark.slow

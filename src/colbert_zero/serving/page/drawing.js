@@ -207,7 +207,10 @@ export class Result {
       return;
     }
     const { cut, length } = cutter(text);
-    const [begin, end] = this.explanation.passage;
+    // What lies beyond the last word that has a vector was cut off, unless it is a full stop that the model skips.
+    const [begin, last] = this.explanation.passage;
+    const read = this.shades.at(-1)?.end ?? begin;
+    const end = /[\p{L}\p{N}]/u.test(cut(read, last)) ? read : last;
     const unread = (from, to) => (from < to ? [make("span", { class: "unread" }, cut(from, to))] : []);
     const from = Math.max(begin, this.body);
     whole.append(...unread(this.body, begin), ...this.#marked(from, end), ...unread(end, length));

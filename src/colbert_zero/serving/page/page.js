@@ -33,7 +33,8 @@ function go(change, push) {
   for (const [name, value] of Object.entries(where)) given.set(`where.${name}`, value);
   if (why !== null) given.set("why", why);
   const address = given.size ? `?${given}` : location.pathname;
-  history[push ? "pushState" : "replaceState"](null, "", address);
+  // Some browsers refuse more than a hundred changes in a while; then the address lags behind.
+  try { history[push ? "pushState" : "replaceState"](null, "", address); } catch { /* the next change tells all */ }
   document.title = q ? `${q} · ColBERT-Zero` : "ColBERT-Zero";
 }
 
@@ -200,16 +201,18 @@ function draw(answer) {
   const same = answer.query === drawn && answer.hits.length >= results.length && results.every(({ id }, n) => id === answer.hits[n].id);
   if (!same) {
     view.disconnect();
+    at("hits").replaceChildren();
     results = [];
     words = pinned = null;
     drawLegend(at("legend"), null, pin);
   }
   drawn = answer.query;
   for (const hit of answer.hits.slice(results.length)) {
-    results.push(new Result(hit, answer.hits[0].score, index.representation === "dense", filterBy));
+    const result = new Result(hit, answer.hits[0].score, index.representation === "dense", filterBy);
+    results.push(result);
+    at("hits").append(result.element);
+    view.observe(result.element);
   }
-  at("hits").replaceChildren(...results.map(({ element }) => element));
-  for (const { element } of results) view.observe(element);
   drawOpen();
   drawNotes(answer.notes);
   const asked = answer.query.trim() !== "";
