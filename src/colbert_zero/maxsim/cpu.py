@@ -261,7 +261,8 @@ def _score_in_order(queries: Spans, documents: Spans) -> Tensor:
     scores = torch.zeros(len(queries.lengths), len(real))
     columns, dim = min(max(len(q_values), 1), 1024), max(q_values.shape[1], 1)
     rows_at_once = max(1, min(BLOCK_PRODUCTS // columns, BLOCK_NUMBERS // dim))
-    parts, most_rows = [], max([rows_at_once, *documents.lengths.tolist()])
+    parts: list[tuple[slice, Tensor, Tensor, Tensor]] = []
+    most_rows = max([rows_at_once, *documents.lengths.tolist()])
     for first, last in _chunks(queries.lengths, BLOCK_ELEMENTS // most_rows):
         starts = q_starts[first : last + 1] - q_starts[first]
         tokens = q_values[int(q_starts[first]) : int(q_starts[last])].T
