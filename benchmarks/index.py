@@ -133,7 +133,7 @@ def exact(documents: int, repeats: int) -> tuple[list[list[Any]], list[dict[str,
                 "operations": 2 * numbers * count * Q_TOKENS / can["operations"],
                 "conversions": numbers / can["conversions"],
             }
-            own, wall = seconds(lambda batch=queries: index.search_vectors(batch, K), repeats)
+            own, wall = seconds(lambda batch=queries: index.search_vectors(batch, K), repeats if count == 1 else 1)
             floor = max(floors.values())
             rows.append(["ours", documents, count, 1e3 * own, 1e3 * wall, *(1e3 * f for f in floors.values()),
                          floor / own, str(same)])  # fmt: skip

@@ -16,7 +16,7 @@ a float32 copy. On other devices blocks and what is kept may be 64 times as larg
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -229,48 +229,62 @@ def _in_order(documents: Spans) -> bool:
     return int(starts[-1] + lengths[-1] - starts[0]) <= HOLES * used
 
 
-def _ranges(documents: Spans, rows_at_once: int) -> Iterator[tuple[int, int]]:
+class _Range(NamedTuple):
+    """Documents begin ... end - 1 in order, their rows, the longest one's tokens, and whether all have as many."""
+
+    begin: int
+    end: int
+    rows: slice
+    longest: int
+    even: bool
+
+
+def _ranges(documents: Spans, rows_at_once: int) -> Iterator[_Range]:
     """Ranges of documents in order, at most so many rows together and twice as many padded; at least one each."""
-    begin = longest = 0
     starts, lengths = documents.starts.tolist(), documents.lengths.tolist()
-    for place, (start, length) in enumerate(zip(starts, lengths, strict=True)):
-        grown = max(longest, length)
-        rows, padded = start + length - starts[begin], (place + 1 - begin) * grown
-        if place > begin and (rows > rows_at_once or padded > 2 * rows_at_once):
-            yield begin, place
-            begin, grown = place, length
-        longest = grown
-    yield begin, len(starts)
+    begin = longest = used = 0
+    for place, (start, length) in enumerate(zip([*starts, None], [*lengths, 0], strict=True)):
+        last = start is None or start + length - starts[begin] > rows_at_once
+        if place > begin and (last or (place + 1 - begin) * max(longest, length) > 2 * rows_at_once):
+            rows = slice(starts[begin], starts[place - 1] + lengths[place - 1])
+            even = used == rows.stop - rows.start == longest * (place - begin)
+            yield _Range(begin, place, rows, longest, even)
+            begin, longest, used = place, 0, 0
+        longest, used = max(longest, length), used + length
 
 
 def _score_in_order(queries: Spans, documents: Spans) -> Tensor:
     """Scores of all pairs, where documents stand one behind the other (`_in_order`), on a CPU."""
     q_values, q_starts = queries.values.float(), row_starts(queries.lengths)
-    scores = torch.full((len(queries.lengths), len(documents.lengths)), EMPTY_DOCUMENT_SCORE)
-    real = documents.lengths.nonzero().squeeze(1)
+    count_of_all, real = len(documents.lengths), documents.lengths.nonzero().squeeze(1)
     documents = Spans(documents.values, documents.starts[real], documents.lengths[real])
+    scores = torch.zeros(len(queries.lengths), len(real))
     columns, dim = min(max(len(q_values), 1), 1024), max(q_values.shape[1], 1)
-    rows_at_once = min(BLOCK_PRODUCTS // columns, BLOCK_NUMBERS // dim)
+    rows_at_once = max(1, min(BLOCK_PRODUCTS // columns, BLOCK_NUMBERS // dim))
+    parts: list[tuple[slice, Tensor, Tensor, Tensor]] = []
+    most_rows = max([rows_at_once, *documents.lengths.tolist()])
+    for first, last in _chunks(queries.lengths, BLOCK_ELEMENTS // most_rows):
+        starts = q_starts[first : last + 1] - q_starts[first]
+        tokens = q_values[int(q_starts[first]) : int(q_starts[last])].T
+        if tokens.shape[1]:
+            parts.append((slice(first, last), tokens, torch.arange(tokens.shape[1]), starts))
     # The same memory for every block: fresh pages would take as long to get as to fill.
     products, gathered, converted = q_values.new_empty(0), q_values.new_empty(0), q_values.new_empty(0)
-    for begin, end in _ranges(documents, rows_at_once):
-        starts, lengths = documents.starts[begin:end] - documents.starts[begin], documents.lengths[begin:end]
-        first, longest = int(documents.starts[begin]), int(lengths.max())
-        tokens = documents.values[first : first + int(starts[-1] + lengths[-1])]
+    for block in _ranges(documents, rows_at_once):
+        here, count = slice(block.begin, block.end), block.end - block.begin
+        tokens = documents.values[block.rows]
         tokens = tokens if tokens.dtype == torch.float32 else converted.resize_(tokens.shape).copy_(tokens)
-        even = int(lengths.min()) == longest and len(tokens) == longest * len(lengths)
-        rows = None if even else _padded(starts, lengths).flatten()
-        for first_query, last_query in _chunks(queries.lengths, BLOCK_ELEMENTS // len(tokens)):
-            a, b = int(q_starts[first_query]), int(q_starts[last_query])
-            if a == b:
-                scores[first_query:last_query, real[begin:end]] = 0
-                continue
-            torch.mm(tokens, q_values[a:b].T, out=products.resize_(len(tokens), b - a))
-            padded = products if rows is None else _rows_of(products, rows, gathered)
-            best = padded.view(len(lengths), longest, b - a).amax(1)
-            summed = bag(best.T.contiguous(), torch.arange(b - a), q_starts[first_query : last_query + 1] - a)
-            scores[first_query:last_query, real[begin:end]] = summed
-    return scores
+        rows = None if block.even else _padded(documents.starts[here] - block.rows.start, documents.lengths[here])
+        for some, query, every, starts in parts:
+            torch.mm(tokens, query, out=products.resize_(len(tokens), len(every)))
+            padded = products if rows is None else _rows_of(products, rows.flatten(), gathered)
+            best = padded.view(count, block.longest, len(every)).amax(1)
+            scores[some, here] = best.sum(1) if len(starts) == 2 else bag(best.T.contiguous(), every, starts)
+    if len(real) == count_of_all:
+        return scores
+    with_empty = torch.full((len(scores), count_of_all), EMPTY_DOCUMENT_SCORE)
+    with_empty[:, real] = scores
+    return with_empty
 
 
 def _rows_of(table: Tensor, rows: Tensor, out: Tensor) -> Tensor:
