@@ -1,6 +1,7 @@
 """What the HTTP API answers, and what it refuses."""
 
 import json
+import re
 import threading
 import time
 
@@ -83,8 +84,14 @@ def test_queries_and_documents_are_embedded_each_in_their_own_way(client, tiny_m
         assert own == [pytest.approx(row.tolist(), abs=1e-5) for row in wanted]
 
 
-def test_a_text_that_is_cut_off_is_told(client):
-    found = client.post("/embed", json={"texts": ["wing " * 200, "short"], "kind": "document"}).json()
+def test_a_query_that_is_cut_off_is_told(client):
+    found = client.post("/search", json={"query": "wing " * 200}).json()
+    assert re.fullmatch(r"the query is longer than the \d+ tokens that the model reads: .*", found["notes"][0])
+
+
+@pytest.mark.parametrize("kind", ["query", "document"])
+def test_a_text_that_is_cut_off_is_told(client, kind):
+    found = client.post("/embed", json={"texts": ["wing " * 200, "short"], "kind": kind}).json()
     assert found["notes"][0].startswith("1 of the texts are longer than the ")
 
 

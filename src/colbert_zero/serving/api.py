@@ -17,12 +17,13 @@ from starlette.exceptions import HTTPException
 
 from colbert_zero import __version__
 from colbert_zero.errors import ColbertZeroError, near
+from colbert_zero.models.encoding import Task
 from colbert_zero.serving.batching import QueueFullError
 from colbert_zero.serving.guard import CLIENT_GONE, Guard, Problem
 from colbert_zero.serving.index import Hit
 from colbert_zero.serving.qdrant_collection import UnavailableError
 from colbert_zero.serving.segments import UnknownDocumentError
-from colbert_zero.serving.service import DiskError, Kind, Service
+from colbert_zero.serving.service import DiskError, Service
 
 PAGE = Path(__file__).parent / "page"
 """Files of the web page."""
@@ -68,7 +69,7 @@ class EmbedAnswer(BaseModel):
 
     embeddings: list[list[list[float]]] | list[list[float]]
     """Of each text: token vectors (tokens, dim); of a dense model one vector (dim)."""
-    kind: Kind
+    kind: Task
     dim: int
     notes: list[str]
     """What was cut off."""
@@ -234,7 +235,7 @@ def _add_reading(app: FastAPI, service: Service) -> None:
         texts: Annotated[
             list[Annotated[str, Field(max_length=limits.characters)]], Field(min_length=1, max_length=limits.texts)
         ]
-        kind: Kind
+        kind: Task
 
     async def searched(request: Request, query: str, k: int, where: dict[str, str], explain: bool) -> Response:
         began = request.state.deadline - limits.seconds
@@ -290,11 +291,12 @@ def _add_reading(app: FastAPI, service: Service) -> None:
         future = service.embed(asked.texts, asked.kind, request.state.deadline)
         embedded = await _awaited(request, future, limits.seconds)
         model = service.current.state.index.manifest.model
+        longest = model.query_tokens if asked.kind == "query" else model.document_tokens
         notes = []
         if embedded.cut:
             notes.append(
-                f"{embedded.cut} of the texts are longer than the {model.document_tokens} tokens that the model reads: "
-                "their ends are cut off"
+                f"{embedded.cut} of the texts are longer than the {longest} tokens that the model reads: their ends "
+                "are cut off"
             )
         return _json(
             EmbedAnswer.model_construct(embeddings=embedded.vectors, kind=asked.kind, dim=model.dim, notes=notes)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.models.checkpoints import Encoder
-from colbert_zero.models.encoding import prompt_of
+from colbert_zero.models.encoding import Task, prompt_of
 
 LEAST_TOKENS = 8
 """Of a passage beside what the next one repeats of it."""
@@ -19,21 +19,22 @@ class Passage(NamedTuple):
 
 
 class Cutter:
-    """Where texts of documents end that a model reads, and where their passages are.
+    """Where texts end that a model reads, and where their passages are.
 
     Args:
-        model: Its longest document counts, less the prompt and what the tokenizer adds.
+        model: Its longest text counts, less the prompt and what the tokenizer adds.
         overlap: Tokens that a passage repeats of the one before; None: a text is one passage, whose end is cut off.
+        task: Whether texts are documents or queries.
 
     Raises:
         ColbertZeroError: The overlap leaves passages no room, or the tokenizer cannot say where its tokens stand.
     """
 
-    def __init__(self, model: Encoder, overlap: int | None):
+    def __init__(self, model: Encoder, overlap: int | None, task: Task = "document"):
         self._tokenizer: Any = model.tokenizer
         first: Any = model[0]
-        length: Any = getattr(first, "document_length", None) or getattr(first, "max_seq_length", None)
-        prompt = prompt_of(model, "document") or ""
+        length: Any = getattr(first, f"{task}_length", None) or getattr(first, "max_seq_length", None)
+        prompt = prompt_of(model, task) or ""
         self._overlap, self._cuts = overlap, bool(length and length < 10**9)
         self._room = 0
         if self._cuts and getattr(self._tokenizer, "is_fast", False):

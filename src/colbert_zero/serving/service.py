@@ -7,12 +7,13 @@ import time
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from colbert_zero.data.documents import GivenDocuments
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.evaluation.ranking import embed
 from colbert_zero.models.encoders import with_own_tokenizer
+from colbert_zero.models.encoding import Task
 from colbert_zero.models.pooling import with_pooling
 from colbert_zero.serving.batching import Batcher, Group
 from colbert_zero.serving.building import Added, add
@@ -22,8 +23,6 @@ from colbert_zero.serving.manifest import MOST_SEGMENTS, read_manifest
 from colbert_zero.serving.metrics import Metrics
 from colbert_zero.serving.passages import Cutter
 from colbert_zero.serving.qdrant_collection import Address
-
-Kind = Literal["query", "document"]
 
 _SEARCHED, _EXPLAINED, _EMBEDDED = 64, 4, 4
 """Requests of a batch: the dear ones are few, so that a quick one does not wait for many of them."""
@@ -135,7 +134,7 @@ class Service:
         """Queue an explanation; gives a Hit. Raises as `search`."""
         return self._reader.submit(Group("explain", _EXPLAINED), (query, identifier), deadline)
 
-    def embed(self, texts: list[str], kind: Kind, deadline: float) -> "Future[Any]":
+    def embed(self, texts: list[str], kind: Task, deadline: float) -> "Future[Any]":
         """Queue texts to be embedded as queries or documents; gives an Embedded. Raises as `search`."""
         return self._reader.submit(Group(("embed", kind), _EMBEDDED), texts, deadline)
 
@@ -161,9 +160,16 @@ class Service:
         if what[0] == "embed":
             return self._embedded(what[1], asked)
         _, k, where, explain = what
-        return index.search_all(asked, k, dict(where), explain)
+        answers = index.search_all(asked, k, dict(where), explain)
+        cutter, longest = Cutter(index.encoder, None, "query"), index.manifest.model.query_tokens
+        for query, answer in zip(asked, answers, strict=True):
+            if cutter.cut([query])[1]:
+                answer.notes.append(
+                    f"the query is longer than the {longest} tokens that the model reads: its end is cut off"
+                )
+        return answers
 
-    def _embedded(self, kind: Kind, asked: list[list[str]]) -> list[Embedded]:
+    def _embedded(self, kind: Task, asked: list[list[str]]) -> list[Embedded]:
         index = self.current.take()
         encoder, dense = index.encoder, index.manifest.model.representation == "dense"
         if kind == "document":
@@ -174,7 +180,7 @@ class Service:
         found = []
         for texts in asked:
             vectors = [next(parts).tolist() for _ in texts]
-            cut = len(Cutter(index.encoder, None).cut(texts)[1]) if kind == "document" else 0
+            cut = len(Cutter(index.encoder, None, kind).cut(texts)[1])
             found.append(Embedded([rows[0] for rows in vectors] if dense else vectors, cut))
         return found
 
