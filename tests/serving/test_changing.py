@@ -309,7 +309,8 @@ def many(tiny_multi_vector, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("worlds", "moments"), [([1], 20), ([2, 3, 1, 2], 7)])
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("worlds", "moments"), [([1], 20), ([2, 3, 1], 5)])
 def test_an_index_killed_at_random_moments_goes_on_and_ends_identical(many, tmp_path, worlds, moments):
     texts, arguments = many
     succeed([sys.executable, "script.py", *arguments, "whole"], tmp_path)
@@ -337,6 +338,7 @@ def test_several_processes_make_the_same_index_as_one(many, tmp_path, world):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_an_addition_killed_at_random_moments_goes_on_and_ends_identical(many, tmp_path):
     """Half of its documents are new, the others take the place of those that are there."""
     texts, arguments = many

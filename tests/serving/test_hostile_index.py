@@ -70,7 +70,7 @@ def test_what_is_no_manifest_is_refused(index, content):
         "CREATE INDEX i ON documents (abs(number))",
     ],
 )
-def test_a_database_with_more_than_the_one_table_is_not_queried(index, statement):
+def test_a_database_with_more_than_its_tables_is_not_queried(index, statement):
     path = index / "segments" / "000001" / "texts"
     with closing(sqlite3.connect(path)) as connection:
         connection.execute(statement)
@@ -79,7 +79,7 @@ def test_a_database_with_more_than_the_one_table_is_not_queried(index, statement
     content["segments"][0]["texts_bytes"] = path.stat().st_size
     (index / "manifest.json").write_text(json.dumps(content))
     with Index.open(index) as opened:
-        assert list(opened.damaged.values()) == ["not the table of an index"]
+        assert list(opened.damaged.values()) == ["not the tables of an index"]
         assert len(opened) == 0
 
 

@@ -8,7 +8,7 @@ from typer.core import TyperGroup
 
 from colbert_zero.cli import on_qdrant
 from colbert_zero.cli.on_qdrant import BackendOption, FolderOption, UrlOption
-from colbert_zero.cli.options import start_processes
+from colbert_zero.cli.options import read_queries, start_processes
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.serving.manifest import SEGMENT_DOCUMENTS
 from colbert_zero.terminal import RichShow, console
@@ -225,6 +225,23 @@ def compact(
 @index_app.command()
 def check(
     index: IndexArgument,
+    first: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STAGE",
+            help="Compare a first stage (pooled:1000, bm25:1000) with exact search. May be given several times.",
+        ),
+    ] = None,
+    queries_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--queries",
+            metavar="FILE",
+            help="Of --first: queries as for `search`; by default the first sentences of sampled documents.",
+        ),
+    ] = None,
+    k: Annotated[int, typer.Option("-k", min=1, max=100_000, help="Of --first: best documents to compare.")] = 10,
+    model: ModelOption = None,
     backend: BackendOption = "files",
     url: UrlOption = None,
     path: FolderOption = None,
@@ -234,12 +251,22 @@ def check(
     Examples:
 
       colbert-zero index check notes.index
-    """
+      colbert-zero index check notes.index --first pooled:1000 --first bm25:1000 --queries queries.jsonl
+    """  # fmt: skip
+    if queries_file and not first:
+        raise ColbertZeroError("--queries: is for --first; leave it out, or name a first stage (--first pooled:1000)")
     from colbert_zero.serving.checking import check as check_index
+    from colbert_zero.serving.first_stage import first_stage_of
+    from colbert_zero.serving.manifest import read_manifest
 
     if (there := on_qdrant.address(index, backend, url, path)) is not None:
+        if first:
+            raise ColbertZeroError("--first: is for an index of files; on Qdrant compare runs with and without --exact")
         on_qdrant.check(there)
         return
+    for word in first or ():
+        first_stage_of(word, read_manifest(index))
+    queries = read_queries(queries_file) if queries_file else {}
     state = check_index(index)
     _tell_state(index)
     known = state.manifest.model
@@ -259,6 +286,26 @@ def check(
              "--drop-damaged`) and add their documents again (`index add`)")  # fmt: skip
         raise typer.Exit(1)
     _say(f"{index}: every byte is as it was written")
+    if first:
+        _tell_recalls(index, first, list(queries.values()), k, model)
+
+
+def _tell_recalls(index: Path, first: list[str], queries: list[str], k: int, model: str | None) -> None:
+    from transformers.utils.logging import disable_progress_bar
+
+    from colbert_zero.serving.checking import first_sentences, recalls
+    from colbert_zero.serving.index import Index
+
+    disable_progress_bar()
+    with Index.open(index, model, tell=_say) as opened:
+        asked = queries or first_sentences(opened)
+        whose = "queries" if queries else "first sentences of documents, which are easier than queries"
+        for recall in recalls(opened, asked, first, k):
+            _say(
+                f"{index}: {recall.first} has {recall.mean:.1%} of the {k} best of exact search, "
+                f"{recall.whole:.1%} of the queries have all; {len(asked):,} {whose}; a query takes "
+                f"{1e3 * recall.seconds:,.0f} ms, exact search {1e3 * recall.exact_seconds:,.0f} ms"
+            )
 
 
 def _start() -> None:
@@ -277,23 +324,8 @@ def _say(text: str) -> None:
 
 
 def _tell(added: "Added", index: Path) -> None:
-    """What was added, and what not."""
-    from colbert_zero.serving.manifest import read_manifest
-
-    told = [f"{added.documents:,} documents added"]
-    told += [f"{added.there:,} there already"] if added.there else []
-    told += [f"{added.replaced:,} replaced"] if added.replaced else []
-    _say(f"{index}: {', '.join(told)}")
-    for reason, count in added.left_out.items():
-        _say(f"  left out, {reason}: {count:,}")
-    if added.cut:
-        longest = read_manifest(index).model.document_tokens
-        _say(
-            f"  {added.cut:,} documents are longer than the {longest} tokens that the model reads: their ends are cut "
-            "off and cannot be found; --passages 32 would cut them into passages instead"
-        )
-    if added.unfindable:
-        _say(f"  {added.unfindable:,} documents have no token that is scored, and are never found")
+    for line in added.told(index):
+        _say(line)
     _tell_state(index)
 
 

@@ -10,6 +10,7 @@ import typer
 from colbert_zero.cli import on_qdrant
 from colbert_zero.cli.index import IndexArgument, ModelOption
 from colbert_zero.cli.on_qdrant import BackendOption, FolderOption, UrlOption
+from colbert_zero.cli.options import read_queries
 from colbert_zero.errors import ColbertZeroError, short
 from colbert_zero.terminal import answer_table, console, put, stderr
 
@@ -35,6 +36,14 @@ def search(
     run_file: Annotated[
         Path | None, typer.Option("--run", metavar="FILE", help="Of --queries: write the rankings in TREC format.")
     ] = None,
+    first: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STAGE",
+            help="Score only so many candidates of a first stage: pooled:1000 (nearest mean vectors) or bm25:1000. "
+            "What it misses: `index check --first`. By default every document is scored.",
+        ),
+    ] = None,
     model: ModelOption = None,
     backend: BackendOption = "files",
     url: UrlOption = None,
@@ -49,31 +58,40 @@ def search(
         bool, typer.Option("--exact", help="Of Qdrant: score every document; here all are scored.")
     ] = False,
 ) -> None:
-    """Search an index: exact MaxSim over every document.
+    """Search an index: exact MaxSim over every document, or of a first stage's candidates.
 
     Examples:
 
       colbert-zero search notes.index "how do I resume a run"
       colbert-zero search notes.index "how do I resume a run" -k 3 --explain
       colbert-zero search notes.index "lift of a wing" --where year=1958 --json
+      colbert-zero search large.index "lift of a wing" --first pooled:1000
       colbert-zero search scifact.index --queries data/scifact/queries.jsonl --run scifact.trec -k 100
       colbert-zero search notes "lift of a wing" --backend qdrant --url http://localhost:6333 --candidates 500
     """
     _check_options(query, queries_file, run_file, explain, as_json)
     chosen = _chosen(where or [])
-    queries = _read_queries(queries_file) if queries_file else {}
+    queries = read_queries(queries_file) if queries_file else {}
     place = on_qdrant.address(index, backend, url, path)
     options: dict[str, Any] = {"candidates": candidates, "exact": exact}
     if place is None:
         if candidates:
-            raise ColbertZeroError("--candidates: is for --backend qdrant; an index of files scores every document")
+            raise ColbertZeroError("--candidates: is for --backend qdrant; for an index of files: --first pooled:1000")
+        from colbert_zero.serving.first_stage import first_stage_of
         from colbert_zero.serving.manifest import read_manifest
 
-        read_manifest(index)
+        manifest = read_manifest(index)
+        if first:
+            first_stage_of(first, manifest)
         options = {}
+    elif first:
+        raise ColbertZeroError(
+            "--first: is for an index of files; Qdrant's candidates are the nearest mean vectors: --candidates 1000"
+        )
     from transformers.utils.logging import disable_progress_bar
 
     from colbert_zero.evaluation.runs import write_run
+    from colbert_zero.serving.index import Index
     from colbert_zero.serving.opening import open_index
 
     disable_progress_bar()
@@ -81,16 +99,17 @@ def search(
     def tell(line: str) -> None:
         stderr.print(line, markup=False, soft_wrap=True)
 
+    stage: dict[str, Any] = {"first": first} if first else {}
     with open_index(place or index, model, tell, **options) as opened:
         if run_file:
-            run = opened.run(queries, k, chosen)
+            run = opened.run(queries, k, chosen, **stage)
             write_run(run_file, run, index.name or "index")
-            for note in opened.notes:
+            for note in opened.notes_of(first) if isinstance(opened, Index) else opened.notes:
                 console.print(f"note: {note}", markup=False, soft_wrap=True)
             found = sum(map(len, run.values()))
             console.print(f"{run_file}: {found:,} documents of {len(run):,} queries", markup=False, soft_wrap=True)
             return
-        answer = opened.search(query or "", k, chosen, explain)
+        answer = opened.search(query or "", k, chosen, explain, **stage)
     if as_json:
         put(json.dumps(answer.record(), ensure_ascii=False, indent=1) + "\n")
     else:
@@ -125,34 +144,3 @@ def _chosen(where: list[str]) -> dict[str, str]:
         if chosen.setdefault(key, value) != value:
             raise ColbertZeroError(f"--where {short(key)}: asked for twice, with two values; no document has both")
     return chosen
-
-
-def _read_queries(path: Path) -> dict[str, str]:
-    """{query id: text}."""
-    from colbert_zero.data.collection import as_document
-    from colbert_zero.files import parse_json, text_lines
-
-    queries: dict[str, str] = {}
-    for where, line in text_lines(path):
-        row: Any
-        if path.name.endswith((".jsonl", ".jsonl.gz")):
-            try:
-                row = parse_json(line)
-            except ValueError as error:
-                raise ColbertZeroError(f"{where}: broken JSON ({error}); one object a line is expected") from None
-        else:
-            identifier, tab, text = line.partition("\t")
-            if not tab:
-                raise ColbertZeroError(f"{where}: no tab; write id TAB text, or name a .jsonl file")
-            row = {"_id": identifier, "text": text}
-        _, identifier, text = as_document(row, where)
-        if identifier in queries:
-            raise ColbertZeroError(f"{where}: the query id {short(repr(identifier))} is there twice; make them unique")
-        if not text.strip():
-            raise ColbertZeroError(
-                f"{where}: the query {short(repr(identifier))} has no text; write one, or leave it out"
-            )
-        queries[identifier] = text
-    if not queries:
-        raise ColbertZeroError(f"--queries {path}: has no query")
-    return queries

@@ -6,6 +6,9 @@ and needs no mask. The forward pass keeps, for each query token and document, th
 (one byte up to 256 tokens), so that the gradient only gathers rows, of pairs whose incoming gradient is not
 0. Where these positions exceed `KEPT_BYTES` nothing is kept, and the backward pass scores those pairs again.
 
+Where no gradient is wanted and documents lie one behind the other, as in an index, nothing is sorted: a block of rows
+is converted and multiplied where it lies; what is gathered for the maxima are products, fewer numbers than the vectors.
+
 Products and sums are float32 whatever the input. Of equal maxima the first token gets the gradient. Results
 are bitwise repeatable on a CPU. Peak memory above inputs, scores and gradients: 8 MiB of products, the
 positions (at most 256 MiB) and, in the backward pass, some 20 MiB of indices; there half-precision inputs add
@@ -121,6 +124,9 @@ BLOCK_NUMBERS = 1 << 19
 BLOCK_PRODUCTS = 1 << 19
 """Token products alive at once where no gradient is wanted, so that their maxima are found in a cache."""
 
+HOLES = 2
+"""Times as many rows as documents have may lie between the first and the last, for a block to be multiplied whole."""
+
 KEPT_BYTES = 1 << 28
 """Most memory the forward pass may keep for the backward pass beside its inputs; elsewhere 64 times as much."""
 
@@ -214,6 +220,63 @@ def _score_all(queries: Spans, documents: Spans, keep: bool) -> tuple[Tensor, Te
     return scores, kept if keep else None
 
 
+def _in_order(documents: Spans) -> bool:
+    """Whether documents stand one behind the other, with few rows between them that are nobody's."""
+    starts, lengths = documents.starts, documents.lengths
+    used = int(lengths.sum())
+    if used == 0 or bool((starts[1:] < starts[:-1] + lengths[:-1]).any()):
+        return False
+    return int(starts[-1] + lengths[-1] - starts[0]) <= HOLES * used
+
+
+def _ranges(documents: Spans, rows_at_once: int) -> Iterator[tuple[int, int]]:
+    """Ranges of documents in order, at most so many rows together and twice as many padded; at least one each."""
+    begin = longest = 0
+    starts, lengths = documents.starts.tolist(), documents.lengths.tolist()
+    for place, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+        grown = max(longest, length)
+        rows, padded = start + length - starts[begin], (place + 1 - begin) * grown
+        if place > begin and (rows > rows_at_once or padded > 2 * rows_at_once):
+            yield begin, place
+            begin, grown = place, length
+        longest = grown
+    yield begin, len(starts)
+
+
+def _score_in_order(queries: Spans, documents: Spans) -> Tensor:
+    """Scores of all pairs, where documents stand one behind the other (`_in_order`), on a CPU."""
+    q_values, q_starts = queries.values.float(), row_starts(queries.lengths)
+    scores = torch.full((len(queries.lengths), len(documents.lengths)), EMPTY_DOCUMENT_SCORE)
+    real = documents.lengths.nonzero().squeeze(1)
+    documents = Spans(documents.values, documents.starts[real], documents.lengths[real])
+    columns, dim = min(max(len(q_values), 1), 1024), max(q_values.shape[1], 1)
+    rows_at_once = min(BLOCK_PRODUCTS // columns, BLOCK_NUMBERS // dim)
+    # The same memory for every block: fresh pages would take as long to get as to fill.
+    products, gathered, converted = q_values.new_empty(0), q_values.new_empty(0), q_values.new_empty(0)
+    for begin, end in _ranges(documents, rows_at_once):
+        starts, lengths = documents.starts[begin:end] - documents.starts[begin], documents.lengths[begin:end]
+        first, longest = int(documents.starts[begin]), int(lengths.max())
+        tokens = documents.values[first : first + int(starts[-1] + lengths[-1])]
+        tokens = tokens if tokens.dtype == torch.float32 else converted.resize_(tokens.shape).copy_(tokens)
+        even = int(lengths.min()) == longest and len(tokens) == longest * len(lengths)
+        rows = None if even else _padded(starts, lengths).flatten()
+        for first_query, last_query in _chunks(queries.lengths, BLOCK_ELEMENTS // len(tokens)):
+            a, b = int(q_starts[first_query]), int(q_starts[last_query])
+            if a == b:
+                scores[first_query:last_query, real[begin:end]] = 0
+                continue
+            torch.mm(tokens, q_values[a:b].T, out=products.resize_(len(tokens), b - a))
+            padded = products if rows is None else _rows_of(products, rows, gathered)
+            best = padded.view(len(lengths), longest, b - a).amax(1)
+            summed = bag(best.T.contiguous(), torch.arange(b - a), q_starts[first_query : last_query + 1] - a)
+            scores[first_query:last_query, real[begin:end]] = summed
+    return scores
+
+
+def _rows_of(table: Tensor, rows: Tensor, out: Tensor) -> Tensor:
+    return torch.index_select(table, 0, rows, out=out.resize_(len(rows), table.shape[1]))
+
+
 def _score_listed(queries: Spans, documents: Spans, pair_q: Tensor, pair_d: Tensor) -> tuple[Tensor, Tensor]:
     """Scores of listed pairs, (pairs,), and the row of the best token of their query tokens, (hits,).
 
@@ -270,6 +333,8 @@ class AllPairs(torch.autograd.Function):
     def forward(ctx: Any, q_values: Tensor, d_values: Tensor, q_places: _Places, d_places: _Places) -> Tensor:
         """Score; keep the positions of the best tokens for the backward pass where they fit in `KEPT_BYTES`."""
         queries, documents = Spans(q_values, *q_places), Spans(d_values, *d_places)
+        if not any(ctx.needs_input_grad) and q_values.device.type == "cpu" and _in_order(documents):
+            return _score_in_order(queries, documents)
         kept_bytes = len(q_values) * _row_bytes(documents)
         keep = any(ctx.needs_input_grad) and kept_bytes <= _on(q_values.device, KEPT_BYTES)
         scores, kept = _score_all(queries, documents, keep)

@@ -20,7 +20,14 @@ from colbert_zero.serving.manifest import (
     read_manifest,
     write_manifest,
 )
-from colbert_zero.serving.segments import DamagedError, Passages, Segment, SegmentWriter, UnknownDocumentError
+from colbert_zero.serving.segments import (
+    DamagedError,
+    Passages,
+    Segment,
+    SegmentWriter,
+    UnknownDocumentError,
+    ranges,
+)
 from colbert_zero.watch import stop_if_asked
 
 _BLOCK_DOCUMENTS = 1024
@@ -106,7 +113,7 @@ def _rewritten(index: Path, manifest: Manifest, segments: list[Segment], number:
         name = f"{number:06d}"
         with (
             atomic_folder(index / SEGMENTS / name) as folder,
-            SegmentWriter(folder, name, manifest.model.dim, manifest.storage) as writer,
+            SegmentWriter(folder, name, manifest) as writer,
         ):
             while writer.documents < min(left, manifest.segment_documents):
                 stop_if_asked()
@@ -134,18 +141,12 @@ def _live_blocks(segments: list[Segment], segment_documents: int) -> Iterator[_C
 def _copied(segment: Segment, numbers: np.ndarray) -> _Copied:
     rows = [segment.texts.row(int(number)) for number in numbers]
     counts = np.diff(segment.first_passages)[numbers]
-    places = _ranges(segment.first_passages[numbers], counts)
+    places = ranges(segment.first_passages[numbers], counts)
     lengths, _, begins, ends = (values[places] for values in segment.passages)
-    tokens = _ranges(segment.starts[places], lengths)
+    tokens = ranges(segment.starts[places], lengths)
     passages = Passages(lengths, np.repeat(np.arange(len(numbers)), counts), begins, ends)
     scales = None if segment.scales is None else segment.scales[tokens]
     return [(row.id, row.metadata, row.text) for row in rows], passages, segment.vectors[tokens], scales
-
-
-def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The numbers starts[i] ... starts[i] + lengths[i] - 1 of every i, one after the other."""
-    before = np.cumsum(lengths, dtype=np.int64) - lengths
-    return np.repeat(starts - before, lengths) + np.arange(int(np.sum(lengths)))
 
 
 # ---- What all that write share

@@ -9,14 +9,19 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 import psutil
+import torch
 from torch import Tensor
 
+from colbert_zero.data.documents import documents_of
 from colbert_zero.errors import ColbertZeroError, near, short
 from colbert_zero.evaluation.ranking import embed
 from colbert_zero.evaluation.runs import Run
 from colbert_zero.maxsim.packed import Packed
 from colbert_zero.models.checkpoints import Encoder
+from colbert_zero.serving.building import DEFAULTS, Settings
+from colbert_zero.serving.building import build as build_index
 from colbert_zero.serving.explaining import Explainer, Explanation
+from colbert_zero.serving.first_stage import FirstStage, candidates, first_stage_of
 from colbert_zero.serving.identity import load_known
 from colbert_zero.serving.manifest import Manifest, read_manifest
 from colbert_zero.serving.searching import Chosen, Place, Ranking, best_documents
@@ -133,13 +138,13 @@ class Index:
     Example:
         >>> from pathlib import Path
         >>> from colbert_zero import Index
-        >>> from colbert_zero.data.documents import documents_of
-        >>> from colbert_zero.serving.building import build
         >>> model.save_pretrained("my-model")
         >>> _ = Path("notes.jsonl").write_text('{"_id": "a", "text": "The lift of a wing."}\n')
-        >>> added = build("my-model", documents_of(["notes.jsonl"], "corpus"), Path("notes.index"))
-        >>> [hit.id for hit in Index.open("notes.index").search("wing")]
+        >>> index = Index.build("my-model", "notes.jsonl", "notes.index")
+        >>> [hit.id for hit in index.search("wing")]
         ['a']
+        >>> len(Index.open("notes.index"))
+        1
     """
 
     def __init__(
@@ -187,6 +192,33 @@ class Index:
             manifest = newer
         return index
 
+    @classmethod
+    def build(
+        cls,
+        model: str | Path,
+        corpus: str | Path | list[str],
+        out: str | Path,
+        settings: Settings = DEFAULTS,
+        tell: Callable[[str], None] = print,
+    ) -> Self:
+        """Index a corpus, as `colbert-zero index` does, and open the index; one that was stopped goes on.
+
+        Args:
+            model: Folder or Hub id, multi-vector or dense.
+            corpus: Files, globs or folders, as for `--corpus`.
+            out: The index's folder.
+            settings: How it is kept.
+            tell: Told what is unusual.
+
+        Raises:
+            ColbertZeroError: See `building.build`.
+        """
+        paths = corpus if isinstance(corpus, list) else [str(corpus)]
+        added = build_index(str(model), documents_of(paths, "corpus"), Path(out), settings, tell)
+        for line in added.told(out):
+            tell(line)
+        return cls.open(out, tell=tell)
+
     def reopened(self) -> "Index":
         """This index, or its newest state with the same model, where something was written since, or put in its place.
 
@@ -218,6 +250,11 @@ class Index:
         return sum(segment.entry.live for segment in self._segments.values())
 
     @property
+    def segments(self) -> list[Segment]:
+        """Those that can be used."""
+        return list(self._segments.values())
+
+    @property
     def encoder(self) -> Encoder:
         """The model that the index was made with, loaded when it is first needed.
 
@@ -245,25 +282,45 @@ class Index:
             )
         return found
 
-    def search(self, query: str, k: int = 10, where: dict[str, str] | None = None, explain: bool = False) -> Answer:
-        """The best documents of a query, exactly.
+    def notes_of(self, first: str | None) -> list[str]:
+        """What an answer lacks that a first stage had part in."""
+        more = [f"only candidates of {first} were scored; a better document may be missing"] if first else []
+        return self.notes + more
+
+    def search(
+        self,
+        query: str,
+        k: int = 10,
+        where: dict[str, str] | None = None,
+        explain: bool = False,
+        first: str | None = None,
+    ) -> Answer:
+        """The best documents of a query: exactly, or of a first stage's candidates.
 
         Args:
             query: Text.
             k: How many, > 0.
             where: Only documents whose metadata has these values, as text.
             explain: Say of each which words the query chose.
+            first: A first stage, pooled:1000 or bm25:1000 (`first_stage`); without it every document is scored.
 
         Raises:
-            ColbertZeroError: No document has such metadata, the model cannot be loaded, or has no words to show.
+            ColbertZeroError: No document has such metadata, the model cannot be loaded, or has no words to show; or
+                there is no such first stage.
         """
-        return self.search_all([query], k, where, explain)[0]
+        return self.search_all([query], k, where, explain, first)[0]
 
     def search_all(
-        self, queries: list[str], k: int = 10, where: dict[str, str] | None = None, explain: bool = False
+        self,
+        queries: list[str],
+        k: int = 10,
+        where: dict[str, str] | None = None,
+        explain: bool = False,
+        first: str | None = None,
     ) -> list[Answer]:
-        """As `search`, for many queries in one pass over the index."""
+        """As `search`, for many queries in one pass over the index; with a first stage, one by one."""
         check_asked(queries, k, where, self.manifest.metadata_keys)
+        stage = first_stage_of(first, self.manifest) if first else None
         explainers = [Explainer(self.encoder, query) if explain else None for query in queries]
         embedded = embed(self.encoder, queries, "query")
         parts = embedded.values.split(embedded.lengths.tolist())
@@ -271,13 +328,13 @@ class Index:
         def read() -> list[Answer]:
             answers = []
             for query, ranking, explainer, vectors in zip(
-                queries, self._best(embedded, k, where), explainers, parts, strict=True
+                queries, self._best(queries, embedded, k, where, stage), explainers, parts, strict=True
             ):
                 hits = [self._hit(rank, *found) for rank, found in enumerate(ranking, 1)]
                 if explainer:
                     places = [place for _, place in ranking]
                     hits = [self._explained(*pair, explainer, vectors) for pair in zip(hits, places, strict=True)]
-                answers.append(Answer(query, hits, self.notes))
+                answers.append(Answer(query, hits, self.notes_of(first)))
             return answers
 
         return self._whole(read)
@@ -328,11 +385,19 @@ class Index:
 
         return self._whole(read)
 
-    def run(self, queries: dict[str, str], k: int = 1000, where: dict[str, str] | None = None) -> Run:
+    def run(
+        self,
+        queries: dict[str, str],
+        k: int = 1000,
+        where: dict[str, str] | None = None,
+        first: str | None = None,
+    ) -> Run:
         """The rankings of {query id: text} as a run."""
-        check_asked(list(queries.values()), k, where, self.manifest.metadata_keys)
-        embedded = embed(self.encoder, list(queries.values()), "query")
-        rankings = self._whole(lambda: self._best(embedded, k, where))
+        texts = list(queries.values())
+        check_asked(texts, k, where, self.manifest.metadata_keys)
+        stage = first_stage_of(first, self.manifest) if first else None
+        embedded = embed(self.encoder, texts, "query")
+        rankings = self._whole(lambda: self._best(texts, embedded, k, where, stage))
         return {
             query_id: [(place.id, score) for score, place in ranking]
             for query_id, ranking in zip(queries, rankings, strict=True)
@@ -340,14 +405,22 @@ class Index:
 
     def search_vectors(self, queries: Packed, k: int = 10, where: dict[str, str] | None = None) -> list[Ranking]:
         """The best documents of queries that are embedded already, (score, place)."""
-        return self._whole(lambda: self._best(queries, k, where))
+        return self._whole(lambda: self._best([], queries, k, where, None))
 
-    def _best(self, queries: Packed, k: int, where: dict[str, str] | None) -> list[Ranking]:
-        vector_bytes = sum(segment.vectors.nbytes for segment in self._segments.values())
+    def _best(
+        self, texts: list[str], queries: Packed, k: int, where: dict[str, str] | None, stage: FirstStage | None
+    ) -> list[Ranking]:
+        segments = self.segments
+        release = sum(segment.vectors.nbytes for segment in segments) > self._memory_bytes
         chosen: Chosen | None = None if not where else lambda segment: _with_values(segment, where)
-        return best_documents(
-            list(self._segments.values()), queries, k, chosen, release=vector_bytes > self._memory_bytes
-        )
+        if stage is None:
+            return best_documents(segments, queries, k, chosen, release)
+        found = []
+        for text, vectors in zip(texts, queries.values.split(queries.lengths.tolist()), strict=True):
+            masks = candidates(segments, stage, text, vectors, chosen)
+            one = Packed(vectors, torch.tensor([len(vectors)]))
+            found += best_documents(segments, one, k, _named(masks), release)
+        return found
 
     def _whole(self, read: Callable[[], _Read]) -> _Read:
         """What is read of the segments; one that turns out damaged is left out from now on."""
@@ -382,6 +455,10 @@ def _best_passage(segment: Segment, number: int, query: Tensor) -> tuple[tuple[i
 
 def _only(number: int) -> Chosen:
     return lambda segment: np.arange(segment.entry.documents) == number
+
+
+def _named(masks: dict[str, np.ndarray]) -> Chosen:
+    return lambda segment: masks[segment.name]
 
 
 def _with_values(segment: Segment, where: dict[str, str]) -> np.ndarray:

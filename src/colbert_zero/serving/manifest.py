@@ -59,6 +59,8 @@ class SegmentEntry(Part):
     documents: Annotated[Count, Field(gt=0)]
     passages: Annotated[Count, Field(gt=0)]
     tokens: Count
+    terms: Count
+    """Of all its documents, as BM25 counts them."""
     texts_bytes: Count
     tokens_checksum: Digest
     texts_checksum: Digest
@@ -129,6 +131,11 @@ class Manifest(Part):
     """Documents longer than the model reads, whose ends were cut off."""
     metadata_keys: list[_Short] = []
     segments: list[SegmentEntry] = []
+
+    @property
+    def has_means(self) -> bool:
+        """Whether each document has a mean vector beside its own ones."""
+        return self.model.representation == "multi-vector"
 
     @property
     def documents(self) -> int:

@@ -4,7 +4,7 @@ Memory holds a block's scores, and each query's best so far; the vectors are rea
 than `Memory` allows, the pages of a block are let go once it is scored.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -14,10 +14,13 @@ import torch
 from colbert_zero.evaluation.ranking import keep_best
 from colbert_zero.maxsim.packed import Packed, Spans
 from colbert_zero.maxsim.scores import span_scores
-from colbert_zero.serving.segments import DamagedError, Segment
+from colbert_zero.serving.segments import DamagedError, Segment, ranges
 
 BLOCK_TOKENS = 1 << 17
 """Vectors of a block of documents; one longer document is a block of its own."""
+
+_HOLES = 2
+"""Times as many vectors as are scored may lie in a block's range; of more, those that are scored are copied."""
 
 _QUERIES_AT_ONCE = 2048
 
@@ -66,12 +69,11 @@ def best_documents(
         best: list[list[tuple[float, Place]]] = [[] for _ in lengths]
         for segment in segments:
             mask = segment.found if chosen is None else segment.found & chosen(segment)
-            for begin, end in _blocks(segment, block_tokens):
-                if len(numbers := begin + np.flatnonzero(mask[begin:end])):
-                    keep_best(best, _scores(segment, some, begin, end, mask), _id_of(segment, numbers), depth)
-                    if release:
-                        rows = segment.starts[segment.first_passages[[begin, end]]]
-                        segment.release(int(rows[0]), int(rows[1]))
+            for numbers in _blocks(segment, np.flatnonzero(mask), block_tokens):
+                keep_best(best, _scores(segment, some, numbers), _id_of(segment, numbers), depth)
+                if release:
+                    rows = segment.starts[segment.first_passages[[numbers[0], numbers[-1] + 1]]]
+                    segment.release(int(rows[0]), int(rows[1]))
         rankings += [[(-negative, place) for negative, place in found] for found in best]
     return rankings
 
@@ -87,37 +89,41 @@ def _id_of(segment: Segment, numbers: np.ndarray) -> Callable[[int], Place]:
     return place
 
 
-def _blocks(segment: Segment, block_tokens: int) -> list[tuple[int, int]]:
-    """Ranges of documents of so many vectors, or of one document."""
+def _blocks(segment: Segment, numbers: np.ndarray, block_tokens: int) -> Iterator[np.ndarray]:
+    """These documents of a segment, so many vectors at a time, or one document."""
     rows = segment.starts[segment.first_passages]
-    blocks, begin = [], 0
-    while begin < segment.entry.documents:
-        end = max(begin + 1, int(np.searchsorted(rows, rows[begin] + block_tokens, side="right")) - 1)
-        blocks.append((begin, end))
+    ends = np.cumsum(rows[numbers + 1] - rows[numbers])
+    begin = 0
+    while begin < len(numbers):
+        before = ends[begin - 1] if begin else 0
+        end = max(begin + 1, int(np.searchsorted(ends, before + block_tokens, side="right")))
+        yield numbers[begin:end]
         begin = end
-    return blocks
 
 
-def _scores(segment: Segment, queries: Packed, begin: int, end: int, mask: np.ndarray) -> np.ndarray:
-    """Scores of a block's chosen documents, (queries, documents), each by its best passage."""
-    first, last = segment.first_passages[[begin, end]]
-    owners = segment.passages.documents[first:last]
-    taken = np.flatnonzero(mask[owners] & (segment.passages.lengths[first:last] > 0))
-    row, after = int(segment.starts[first]), int(segment.starts[last])
+def _scores(segment: Segment, queries: Packed, numbers: np.ndarray) -> np.ndarray:
+    """Scores of a block's documents, which all have vectors, (queries, documents), each by its best passage."""
+    first, last = segment.first_passages[numbers], segment.first_passages[numbers + 1]
+    passages = ranges(first, last - first)
+    passages = passages[segment.passages.lengths[passages] > 0]
+    owners = segment.passages.documents[passages]
+    starts, lengths = segment.starts[passages], segment.passages.lengths[passages].astype(np.int64)
+    row, after = int(starts[0]), int(starts[-1] + lengths[-1])
     device = queries.values.device
-    values = segment.tokens(row, after).to(device)
+    if after - row <= _HOLES * lengths.sum():
+        values, starts = segment.tokens(row, after), starts - row
+    else:
+        values, starts = segment.tokens_of(ranges(starts, lengths)), np.cumsum(lengths) - lengths
+    values = values.to(device)
     documents = Spans(
-        values if device.type == "cpu" else values.float(),
-        torch.from_numpy(segment.starts[first:last][taken] - row),
-        torch.from_numpy(segment.passages.lengths[first:last][taken].astype(np.int64)),
+        values if device.type == "cpu" else values.float(), torch.from_numpy(starts), torch.from_numpy(lengths)
     )
     with torch.no_grad():
         scores = span_scores(queries, documents).cpu().numpy()
     if not np.isfinite(scores).all():
         raise DamagedError(segment.name, "it has vectors that are not finite")
-    taken_owners = owners[taken]
-    groups = np.flatnonzero(np.diff(taken_owners, prepend=-1))
-    if len(groups) == len(taken_owners):
+    groups = np.flatnonzero(np.diff(owners, prepend=-1))
+    if len(groups) == len(owners):
         return scores
     best: np.ndarray = np.maximum.reduceat(scores, groups, axis=1)
     return best

@@ -4,12 +4,13 @@
 
     vectors     (tokens, dim)    float16, float32 or int8
     scales      (tokens,)        float32, of int8 alone
+    means       (documents, dim) float16, the mean of each document's vectors at length 1; of multi-vector models alone
     lengths     (passages,)      int32, tokens of each passage
     documents   (passages,)      int32, whose passage it is; they stand in the documents' order
     begins      (passages,)      int32, where in the document's text it begins, in characters
     ends        (passages,)      int32
 
-`texts` has ids, texts and metadata (`texts`). A document without passages asked for is one passage.
+`texts` has ids, texts, metadata (`texts`) and terms (`terms`). A document without passages asked for is one passage.
 """
 
 import mmap
@@ -24,13 +25,17 @@ from torch import Tensor
 
 from colbert_zero.errors import ColbertZeroError, reason
 from colbert_zero.files import file_fingerprint
-from colbert_zero.serving.manifest import DELETED, SEGMENTS, Manifest, SegmentEntry, Storage
-from colbert_zero.serving.storage import TYPES, from_stored
+from colbert_zero.serving.manifest import DELETED, SEGMENTS, Manifest, SegmentEntry
+from colbert_zero.serving.storage import TYPES, from_stored, means
+from colbert_zero.serving.terms import Postings
 from colbert_zero.serving.texts import Row, Texts, metadata_of, write_texts
 
 ALIGNMENT = 64
 
-_NUMBERS, _SCALES = np.dtype("<i4"), np.dtype("<f4")
+_NUMBERS, _SCALES, _MEANS = np.dtype("<i4"), np.dtype("<f4"), np.dtype("<f2")
+
+_POSTING = 3
+"""Numbers of a posting: the document's, how often it has the term, how many terms it has."""
 
 
 _Read = TypeVar("_Read")
@@ -54,11 +59,14 @@ class _Place(NamedTuple):
     dtype: np.dtype
 
 
-def layout(entry: SegmentEntry, dim: int, storage: Storage) -> tuple[dict[str, _Place], int]:
+def layout(entry: SegmentEntry, manifest: Manifest) -> tuple[dict[str, _Place], int]:
     """Where the parts of `tokens` stand, and its size in bytes."""
-    parts = {"vectors": (entry.tokens * dim, TYPES[storage])}
-    if storage == "int8":
+    dim = manifest.model.dim
+    parts = {"vectors": (entry.tokens * dim, TYPES[manifest.storage])}
+    if manifest.storage == "int8":
         parts["scales"] = (entry.tokens, _SCALES)
+    if manifest.has_means:
+        parts["means"] = (entry.documents * dim, _MEANS)
     parts |= dict.fromkeys(("lengths", "documents", "begins", "ends"), (entry.passages, _NUMBERS))
     places, end = {}, 0
     for name, (count, dtype) in parts.items():
@@ -89,15 +97,16 @@ class SegmentWriter:
     Args:
         folder: Empty; the caller gives it its name, once its files are on the disk.
         name: Under which the manifest will have it.
-        dim: Of a vector.
-        storage: How vectors are kept.
+        manifest: Says how vectors are kept.
     """
 
-    def __init__(self, folder: Path, name: str, dim: int, storage: Storage):
-        self._folder, self._name, self._dim, self._storage = folder, name, dim, storage
+    def __init__(self, folder: Path, name: str, manifest: Manifest):
+        self._folder, self._name, self._manifest = folder, name, manifest
         self._file: IO[bytes] = open(folder / "tokens", "wb")  # noqa: SIM115 - closed by `finish`, or on leaving
         self._scales: list[np.ndarray] = []
+        self._means: list[np.ndarray] = []
         self._passages: list[Passages] = []
+        self._postings = Postings()
         self._rows: list[Row] = []
         self._tokens = 0
 
@@ -120,8 +129,12 @@ class SegmentWriter:
         first = self.documents
         self._rows += [Row(first + number, *row) for number, row in enumerate(rows)]
         self._passages.append(passages._replace(documents=passages.documents + first))
+        self._postings.add([text for _, _, text in rows])
         self._file.write(vectors.tobytes())
         self._tokens += len(vectors)
+        if self._manifest.has_means:
+            lengths = np.bincount(passages.documents, passages.lengths, len(rows)).astype(np.int64)
+            self._means.append(means(vectors, scales, lengths))
         if scales is not None:
             self._scales.append(scales)
 
@@ -140,18 +153,22 @@ class SegmentWriter:
             documents=self.documents,
             passages=len(passages.lengths),
             tokens=self._tokens,
+            terms=self._postings.terms,
             texts_bytes=0,
             tokens_checksum=nothing,
             texts_checksum=nothing,
         )
-        arrays = passages._asdict() | ({"scales": np.concatenate(self._scales)} if self._scales else {})
+        arrays = passages._asdict()
+        arrays |= {
+            name: np.concatenate(parts) for name, parts in (("scales", self._scales), ("means", self._means)) if parts
+        }
         with self._file as file:
-            for part, place in layout(entry, self._dim, self._storage)[0].items():
+            for part, place in layout(entry, self._manifest)[0].items():
                 if part != "vectors":
                     file.seek(place.offset)
                     file.write(np.asarray(arrays[part], place.dtype).tobytes())
         tokens, texts = self._folder / "tokens", self._folder / "texts"
-        write_texts(texts, self._rows)
+        write_texts(texts, self._rows, self._postings)
         return entry.model_copy(
             update={
                 "texts_bytes": texts.stat().st_size,
@@ -176,14 +193,14 @@ class Segment:
     def __init__(self, index: Path, entry: SegmentEntry, manifest: Manifest):
         self.entry, self.name = entry, entry.name
         self._dim = manifest.model.dim
-        self._places, size = layout(entry, self._dim, manifest.storage)
+        self._places, size = layout(entry, manifest)
         folder = index / SEGMENTS / entry.name
         try:
             self._map = _mapped(folder / "tokens", size)
             if (folder / "texts").is_symlink() or (folder / "texts").stat().st_size != entry.texts_bytes:
                 raise ValueError("its texts are not of the size they were written with")
             self._deleted = self._read_deleted(index)
-            self.texts = Texts(folder / "texts")
+            self.texts = Texts(folder / "texts", entry.documents * _POSTING * _NUMBERS.itemsize)
         except (OSError, ValueError, sqlite3.Error) as error:
             raise DamagedError(self.name, reason(error)) from None
 
@@ -222,6 +239,11 @@ class Segment:
     def scales(self) -> np.ndarray | None:
         """(tokens,) float32, of int8 alone."""
         return self._array("scales") if "scales" in self._places else None
+
+    @cached_property
+    def means(self) -> np.ndarray:
+        """(documents, dim) float16: the mean of each document's vectors, at length 1; 0 where it has none."""
+        return self._array("means").reshape(-1, self._dim)
 
     @cached_property
     def passages(self) -> Passages:
@@ -266,6 +288,10 @@ class Segment:
         """Vectors of rows to be scored: without a copy, or from int8 in float32, (rows, dim)."""
         return from_stored(self.vectors[begin:end], None if self.scales is None else self.scales[begin:end])
 
+    def tokens_of(self, rows: np.ndarray) -> Tensor:
+        """Vectors of rows anywhere, as `tokens`; a copy."""
+        return from_stored(self.vectors[rows], None if self.scales is None else self.scales[rows])
+
     def release(self, begin: int, end: int) -> None:
         """Let the memory of these rows go; read again, they come from the disk, or from what the system keeps of it."""
         width = self._dim * self.vectors.itemsize
@@ -302,6 +328,18 @@ class Segment:
             if self.live[number]:
                 yield key, value
 
+    def postings(self, term: str) -> np.ndarray:
+        """(documents that have a term, 3) int32: number, how often, and terms of the document; raises as `id_of`."""
+        read = self._read(lambda: self.texts.postings(term))
+        if len(read) % (_POSTING * _NUMBERS.itemsize) == 0:
+            found = np.frombuffer(read, _NUMBERS).reshape(-1, _POSTING)
+            numbers, counts, lengths = found.T
+            if (np.diff(numbers, prepend=-1, append=self.entry.documents) > 0).all() and (
+                (counts > 0) & (counts <= lengths)
+            ).all():
+                return found
+        raise DamagedError(self.name, "its terms do not fit together")
+
     def with_value(self, key: str, value: str) -> np.ndarray:
         """(documents,) bool: those whose metadata has a value, as text, under a key; raises as `id_of`."""
         mask = np.zeros(self.entry.documents, bool)
@@ -325,6 +363,12 @@ class Segment:
             if file_fingerprint(path) != deletions.checksum:
                 found.append(f"{path} is not what was written")
         return found
+
+
+def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The numbers starts[i] ... starts[i] + lengths[i] - 1 of every i, one after the other."""
+    before = np.cumsum(lengths, dtype=np.int64) - lengths
+    return np.repeat(starts - before, lengths) + np.arange(int(np.sum(lengths)))
 
 
 def _mapped(path: Path, size: int) -> mmap.mmap:

@@ -40,6 +40,27 @@ def to_stored(values: Tensor, storage: Storage) -> tuple[np.ndarray, np.ndarray 
     return whole.astype(TYPES[storage]), None
 
 
+def means(vectors: np.ndarray, scales: np.ndarray | None, lengths: np.ndarray) -> np.ndarray:
+    """The mean of each document's vectors at length 1; 0 of a document without vectors.
+
+    Args:
+        vectors: Of all documents, one after the other, as they are kept, (tokens, dim).
+        scales: Of int8.
+        lengths: Tokens of each document.
+
+    Returns:
+        (documents, dim), float16.
+    """
+    ends = np.cumsum(lengths)
+    found = np.zeros((len(lengths), vectors.shape[1]), np.float16)
+    # One by one, so that a document's mean does not depend on those around it.
+    for number, (begin, end) in enumerate(zip(ends - lengths, ends, strict=True)):
+        mean = vectors[begin:end].astype(np.float32)
+        mean = (mean if scales is None else mean * scales[begin:end, None]).sum(0)
+        found[number] = mean / max(float(np.linalg.norm(mean)), 1e-12)
+    return found
+
+
 def from_stored(vectors: np.ndarray, scales: np.ndarray | None) -> Tensor:
     """Vectors to be scored: of int8 in float32, else as they are, without a copy."""
     found = torch.from_numpy(vectors)

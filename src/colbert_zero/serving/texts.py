@@ -1,7 +1,7 @@
-"""Ids, texts and metadata of a segment's documents: one table in an SQLite file that is written once.
+"""Ids, texts and metadata of a segment's documents, and which terms stand where: an SQLite file that is written once.
 
-A file from elsewhere is opened read-only, as one that nobody changes, and refused unless it has this very table and
-nothing beside it: no view, trigger or virtual table that a query could set off.
+A file from elsewhere is opened read-only, as one that nobody changes, and refused unless it has these very tables and
+nothing beside them: no view, trigger or virtual table that a query could set off.
 """
 
 import sqlite3
@@ -16,9 +16,17 @@ _TABLE = (
     "CREATE TABLE documents (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, metadata TEXT NOT NULL, "
     "text TEXT NOT NULL)"
 )
-_SCHEMA = [("table", "documents", _TABLE), ("index", "sqlite_autoindex_documents_1", None)]
+_TERMS = "CREATE TABLE terms (term TEXT NOT NULL UNIQUE, postings BLOB NOT NULL)"
+_SCHEMA = [
+    ("table", "documents", _TABLE),
+    ("table", "terms", _TERMS),
+    ("index", "sqlite_autoindex_documents_1", None),
+    ("index", "sqlite_autoindex_terms_1", None),
+]
 
 _LONGEST_VALUE = 8 * LONGEST_TEXT
+
+_LARGEST_INT = 2**31 - 1
 
 _AT_ONCE = 500
 
@@ -46,8 +54,14 @@ class Row(NamedTuple):
     text: str
 
 
-def write_texts(path: Path, rows: Iterable[Row]) -> None:
-    """Write the file of a segment; equal rows give equal bytes. Whoever calls makes it durable."""
+def write_texts(path: Path, rows: Iterable[Row], postings: Iterable[tuple[str, bytes]]) -> None:
+    """Write the file of a segment; equal contents give equal bytes. Whoever calls makes it durable.
+
+    Args:
+        path: Of no file.
+        rows: Its documents.
+        postings: Of each term (`terms`).
+    """
     # Neither journal nor syncs: until it is named the file is nobody's.
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode = OFF")
@@ -55,6 +69,8 @@ def write_texts(path: Path, rows: Iterable[Row]) -> None:
         connection.execute("BEGIN")
         connection.execute(_TABLE)
         connection.executemany("INSERT INTO documents VALUES (?, ?, ?, ?)", rows)
+        connection.execute(_TERMS)
+        connection.executemany("INSERT INTO terms VALUES (?, ?)", postings)
         connection.execute("COMMIT")
 
 
@@ -63,23 +79,28 @@ class Texts:
 
     Args:
         path: Absolute.
+        longest_postings: Bytes that a term's may have.
 
     Raises:
         sqlite3.Error: It cannot be read.
-        ValueError: It has another table than this, or more.
+        ValueError: It has other tables than these, or more.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, longest_postings: int):
         self._connection = sqlite3.connect(
             f"{path.as_uri()}?mode=ro&immutable=1", uri=True, isolation_level=None, check_same_thread=False
         )
         try:
-            self._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST_VALUE)
+            self._connection.setlimit(
+                sqlite3.SQLITE_LIMIT_LENGTH, min(max(_LONGEST_VALUE, longest_postings), _LARGEST_INT)
+            )
             for pragma in ("trusted_schema = OFF", "query_only = ON", "cell_size_check = ON", "cache_size = -1024"):
                 self._connection.execute(f"PRAGMA {pragma}")
-            found = self._connection.execute("SELECT type, name, sql FROM sqlite_schema ORDER BY type DESC").fetchall()
+            found = self._connection.execute(
+                "SELECT type, name, sql FROM sqlite_schema ORDER BY type DESC, name"
+            ).fetchall()
             if found != _SCHEMA:
-                raise ValueError("not the table of an index")
+                raise ValueError("not the tables of an index")
         except BaseException:
             self._connection.close()
             raise
@@ -125,6 +146,11 @@ class Texts:
             places = ",".join("?" * len(some))
             query = f"SELECT number, id, metadata, text FROM documents WHERE id IN ({places})"  # noqa: S608
             yield from map(Row._make, self._connection.execute(query, some))
+
+    def postings(self, term: str) -> bytes:
+        """Of a term (`terms`); none where it stands nowhere."""
+        found = self._connection.execute("SELECT postings FROM terms WHERE term = ?", (term,)).fetchone()
+        return bytes(found[0]) if found else b""
 
     def with_value(self, key: str, value: str) -> list[int]:
         """Numbers of the documents whose metadata has a value, as text, under a key."""
