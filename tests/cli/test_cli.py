@@ -42,6 +42,7 @@ def test_every_command_is_in_the_help_and_teaches_by_example(command):
         "evaluate",
         "index",
         "search",
+        "serve",
         "mine",
         "teach",
         "leaks",

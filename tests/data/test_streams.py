@@ -589,10 +589,6 @@ REFUSED = [
         changed() | {"collections": {"c": {"kind": "held-out", "source": "s"}}},
         "collections.c.source: 's' is only streamed, and pairs are held out before training; name another source, or",
     ),
-    (
-        changed() | {"sources": {**changed()["sources"], "m": {"kind": "mined", "of": "s"}}},
-        "sources.m.of: 's' is only streamed, and mining needs all its documents; take `streaming` out of sources.s",
-    ),
 ]
 
 

@@ -40,6 +40,8 @@ def test_parts_sum_to_the_score_and_name_words_where_they_stand(tmp_path, backbo
         parts = hit.explanation.parts
         assert sum(part.score for part in parts) == pytest.approx(hit.score, abs=1e-4)
         assert "lift" in [part.token.strip("Ġ") for part in parts]
+        words = [QUERIES["q1"][slice(*part.query)] for part in parts if part.query]
+        assert list(dict.fromkeys(words)) == QUERIES["q1"].split()
         for part in (part for part in parts if part.begin is not None):
             assert hit.text[part.begin : part.end] == part.word.split(" + ")[0]
 

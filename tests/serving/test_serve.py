@@ -3,7 +3,6 @@
 import json
 import re
 import threading
-import time
 
 import pytest
 from fastapi.testclient import TestClient
@@ -11,7 +10,7 @@ from fastapi.testclient import TestClient
 from colbert_zero.serving.api import make_app
 from colbert_zero.serving.index import Index
 from colbert_zero.serving.service import Limits, Service
-from helpers import DOCUMENTS, QUERIES
+from helpers import DOCUMENTS, QUERIES, wait_for
 
 HOST = {"base_url": "http://127.0.0.1:8000"}
 LIFT = QUERIES["q1"]
@@ -96,9 +95,7 @@ def test_a_text_that_is_cut_off_is_told(client, kind):
 
 
 def test_the_index_is_described(client, direct, served_folder):
-    end = time.monotonic() + 5
-    while client.get("/index").json()["metadata"] == {"length": None} and time.monotonic() < end:
-        time.sleep(0.05)
+    wait_for(lambda: client.get("/index").json()["metadata"] != {"length": None})
     found = client.get("/index").json()
     lengths = [str(len(text) // 100) for text in DOCUMENTS.values()]
     assert found.pop("metadata") == {
@@ -244,55 +241,80 @@ def test_whether_it_lives_is_told_without_the_key(locked):
 # ---- Many at once
 
 
+class Held:
+    """A service whose thread stands still, until `go`, in the first batch that it begins."""
+
+    def __init__(self, service):
+        self.batches, self._compute = [], service._compute
+        self._begun, self._go = threading.Event(), threading.Event()
+        service._reader._compute = self._wait
+
+    def _wait(self, what, asked):
+        self._begun.set()
+        assert self._go.wait(60)
+        self.batches.append(asked)
+        if "poison" in asked:
+            raise RuntimeError("a fault")
+        return self._compute(what, asked)
+
+    def begun(self):
+        assert self._begun.wait(60)
+
+    def go(self):
+        self._go.set()
+
+
+class Asked:
+    """Searches in threads of their own; `answers` has what came, by number."""
+
+    def __init__(self, client):
+        self.answers, self._client, self._threads = {}, client, []
+
+    def ask(self, query, k=10):
+        number = len(self._threads)
+
+        def run():
+            self.answers[number] = self._client.post("/search", json={"query": query, "k": k})
+
+        self._threads.append(threading.Thread(target=run))
+        self._threads[-1].start()
+
+    def join(self):
+        for thread in self._threads:
+            thread.join()
+        return [self.answers[number] for number in range(len(self._threads))]
+
+
 def test_requests_that_wait_together_are_computed_together_and_each_gets_its_own(served_folder, direct):
     service = Service(served_folder, Limits(), tell=quiet)
-    sizes, computing, held = [], service._compute, threading.Event()
-
-    def compute(what, asked):
-        held.wait(5)
-        sizes.append(len(asked))
-        return computing(what, asked)
-
-    service._reader._compute = compute
-    queries = list(QUERIES.values()) * 4
+    held, queries = Held(service), list(QUERIES.values()) * 4
     with TestClient(make_app(service), **HOST) as client:
-        found = {}
-
-        def ask(number):
-            found[number] = client.post("/search", json={"query": queries[number], "k": 3 + number % 2}).json()
-
-        threads = [threading.Thread(target=ask, args=[number]) for number in range(len(queries))]
-        for thread in threads:
-            thread.start()
-        end = time.monotonic() + 5
-        while service.waiting < len(queries) - 1 and time.monotonic() < end:
-            time.sleep(0.01)
-        held.set()
-        for thread in threads:
-            thread.join()
+        asked = Asked(client)
+        asked.ask("alone", 3)
+        held.begun()
+        for number, query in enumerate(queries):
+            asked.ask(query, 3 + number % 2)
+        wait_for(lambda: service.waiting == len(queries))
+        held.go()
+        _, *found = asked.join()
     for number, query in enumerate(queries):
-        same(found[number], direct.search(query, 3 + number % 2))
-    assert sum(sizes) == len(queries)
-    assert len(sizes) <= 4
+        same(found[number].json(), direct.search(query, 3 + number % 2))
+    assert [len(batch) for batch in held.batches] == [1, len(queries) / 2, len(queries) / 2]
 
 
 def test_a_full_queue_answers_503_with_a_time_to_try_again_and_goes_on(served_folder):
     service = Service(served_folder, Limits(waiting=2), tell=quiet)
-    computing, held = service._compute, threading.Event()
-    service._reader._compute = lambda *asked: (held.wait(5), computing(*asked))[1]
+    held = Held(service)
     with TestClient(make_app(service), **HOST) as client:
-        found = []
-        threads = [threading.Thread(target=lambda: found.append(client.get("/search?q=wing"))) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        end = time.monotonic() + 5
-        while len(found) < 5 and time.monotonic() < end:
-            time.sleep(0.01)
-        held.set()
-        for thread in threads:
-            thread.join()
-        statuses = sorted(answer.status_code for answer in found)
-        assert statuses == [200] * 3 + [503] * 5
+        asked = Asked(client)
+        asked.ask("wing")
+        held.begun()
+        for _ in range(7):
+            asked.ask("wing")
+        wait_for(lambda: len(asked.answers) == 5)
+        held.go()
+        found = asked.join()
+        assert sorted(answer.status_code for answer in found) == [200] * 3 + [503] * 5
         refused = next(answer for answer in found if answer.status_code == 503)
         assert int(refused.headers["retry-after"]) >= 1
         assert refused.json()["error"]["code"] == "queue_full"
@@ -300,44 +322,30 @@ def test_a_full_queue_answers_503_with_a_time_to_try_again_and_goes_on(served_fo
 
 
 def test_what_takes_too_long_is_told_and_not_computed(served_folder):
-    service = Service(served_folder, Limits(seconds=0.3), tell=quiet)
-    computing, held, computed = service._compute, threading.Event(), []
-    service._reader._compute = lambda *asked: (held.wait(5), computed.append(asked), computing(*asked))[2]
+    service = Service(served_folder, Limits(seconds=1.5), tell=quiet)
+    held = Held(service)
     with TestClient(make_app(service), **HOST) as client:
-        first = threading.Thread(target=lambda: client.get("/search?q=wing"))
-        first.start()
-        time.sleep(0.05)
-        found = client.get("/search?q=heat&k=2")
-        assert (found.status_code, found.json()["error"]["code"]) == (504, "too_long")
-        held.set()
-        first.join()
-        assert client.get("/search?q=blood").status_code == 200
-    assert len(computed) == 2
+        asked = Asked(client)
+        asked.ask("wing")
+        held.begun()
+        asked.ask("heat", 2)
+        for answer in asked.join():
+            assert (answer.status_code, answer.json()["error"]["code"]) == (504, "too_long")
+        held.go()
+        wait_for(lambda: client.get("/search?q=blood").status_code == 200)
+    assert ["heat"] not in held.batches
 
 
 def test_one_request_that_fails_is_told_and_fails_no_other(served_folder):
     service = Service(served_folder, Limits(), tell=quiet)
-    computing, held = service._compute, threading.Event()
-
-    def compute(what, asked):
-        held.wait(5)
-        if "poison" in asked:
-            raise RuntimeError("a fault")
-        return computing(what, asked)
-
-    service._reader._compute = compute
+    held = Held(service)
     with TestClient(make_app(service), raise_server_exceptions=False, **HOST) as client:
-        found = {}
-        queries = ["wing", "poison", "heat", "blood"]
-
-        def ask(query):
-            found[query] = client.get("/search", params={"q": query}).status_code
-
-        threads = [threading.Thread(target=ask, args=[query]) for query in queries]
-        for thread in threads:
-            thread.start()
-        time.sleep(0.2)
-        held.set()
-        for thread in threads:
-            thread.join()
-    assert found == {"wing": 200, "poison": 500, "heat": 200, "blood": 200}
+        asked = Asked(client)
+        asked.ask("wing")
+        held.begun()
+        for query in ("heat", "poison", "blood"):
+            asked.ask(query)
+        wait_for(lambda: service.waiting == 3)
+        held.go()
+        assert [answer.status_code for answer in asked.join()] in ([200, 200, 500, 200],)
+        assert client.get("/search?q=wing").status_code == 200

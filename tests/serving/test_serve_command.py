@@ -136,7 +136,7 @@ def test_a_signal_ends_it_once_what_it_accepted_is_answered(served_folder, sent,
             head, body = answer.split(b"\r\n\r\n", 1)
             assert head.startswith(b"HTTP/1.1 200")
             assert len(json.loads(body)["hits"]) == 3
-        wait_for(lambda: not any(child.is_running() for child in children), 10)
+        wait_for(lambda: not any(child.is_running() for child in children))
 
 
 @pytest.mark.slow

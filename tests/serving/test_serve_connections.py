@@ -50,7 +50,7 @@ def post(body, length=None):
 
 def received(connection):
     """All that comes until the other end closes."""
-    connection.settimeout(10)
+    connection.settimeout(60)
     parts = []
     try:
         while part := connection.recv(1 << 16):
@@ -63,7 +63,7 @@ def received(connection):
 def status_of(address, request=GET):
     with socket.create_connection(address) as connection:
         connection.sendall(request)
-        connection.settimeout(10)
+        connection.settimeout(60)
         return int(connection.recv(100).split()[1])
 
 
@@ -77,7 +77,7 @@ def test_a_head_that_never_ends_is_let_go(listened, monkeypatch):
     for connection in silent:
         with connection:
             assert received(connection) == b""
-    wait_for(lambda: not server.server_state.connections, 5)
+    wait_for(lambda: not server.server_state.connections)
 
 
 def test_a_second_head_that_never_ends_is_let_go_too(listened, monkeypatch):
@@ -86,7 +86,7 @@ def test_a_second_head_that_never_ends_is_let_go_too(listened, monkeypatch):
         connection.sendall(GET)
         assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
         connection.sendall(b"GET /sea")
-        connection.settimeout(5)
+        connection.settimeout(60)
         assert received(connection) == b""
 
 
@@ -97,7 +97,7 @@ def test_a_body_that_comes_too_slowly_is_told(listened):
         answer = received(connection)
         assert answer.startswith(b"HTTP/1.1 408")
         assert b"did not arrive within 2 s" in answer
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 60
         assert status_of(listened[0]) == 200
 
 
@@ -135,18 +135,19 @@ def test_what_is_no_request_is_refused(listened, request_bytes):
 
 
 def test_a_client_that_goes_gives_its_place_in_the_queue_back_and_is_not_computed(served_folder):
-    with listening(served_folder, Limits(waiting=3)) as (address, service, server):
-        held, computing, asked = threading.Event(), service._compute, []
+    with listening(served_folder, Limits(waiting=3)) as (address, service, _):
+        begun, held, computing, asked = threading.Event(), threading.Event(), service._compute, []
 
         def compute(what, queries):
-            held.wait(10)
+            begun.set()
+            held.wait(60)
             asked.extend(queries)
             return computing(what, queries)
 
         service._reader._compute = compute
         first = socket.create_connection(address)
         first.sendall(GET)
-        wait_for(lambda: service._reader._request_seconds and service.waiting == 0 and server.server_state.tasks, 5)
+        assert begun.wait(60)
         for shut in (True, False) * 5:
             with socket.create_connection(address) as connection:
                 connection.sendall(GET.replace(b"wing", b"gone"))
@@ -156,10 +157,11 @@ def test_a_client_that_goes_gives_its_place_in_the_queue_back_and_is_not_compute
             time.sleep(0.02)
         waits = socket.create_connection(address)
         waits.sendall(GET.replace(b"wing", b"heat"))
-        time.sleep(0.1)
+        # The first is being computed, this one alone still waits.
+        wait_for(lambda: [job.asked for job in service._reader._jobs if not job.future.cancelled()] == ["heat"])
         held.set()
         for connection in (first, waits):
-            connection.settimeout(10)
+            connection.settimeout(60)
             assert connection.recv(100).startswith(b"HTTP/1.1 200")
             connection.close()
         assert asked == ["wing", "heat"]
@@ -173,18 +175,18 @@ def test_a_client_that_does_not_read_its_answer_is_let_go(write_index, tmp_path,
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.connect(address)
         slow.sendall(GET.replace(b"k=3", b"k=4"))
-        wait_for(lambda: server.server_state.total_requests == 1, 10)
+        wait_for(lambda: server.server_state.total_requests == 1)
         assert status_of(address, GET.replace(b"search", b"health")) == 200
-        wait_for(lambda: not server.server_state.connections, 10)
+        wait_for(lambda: not server.server_state.connections)
         slow.close()
 
 
 def test_one_connection_too_many_is_told(listened, monkeypatch):
     address, _, server = listened
-    wait_for(lambda: not server.server_state.connections, 20)
+    wait_for(lambda: not server.server_state.connections)
     monkeypatch.setattr(server_module, "CONNECTIONS", 2)
     two = [socket.create_connection(address) for _ in range(2)]
-    wait_for(lambda: len(server.server_state.connections) == 2, 5)
+    wait_for(lambda: len(server.server_state.connections) == 2)
     with socket.create_connection(address) as third:
         answer = received(third)
     head, body = answer.split(b"\r\n\r\n")
@@ -200,11 +202,11 @@ def test_one_connection_too_many_is_told(listened, monkeypatch):
 def test_a_stop_answers_what_was_accepted(served_folder):
     with listening(served_folder) as (address, service, server):
         held, computing = threading.Event(), service._compute
-        service._reader._compute = lambda *asked: (held.wait(10), computing(*asked))[1]
+        service._reader._compute = lambda *asked: (held.wait(60), computing(*asked))[1]
         clients = [socket.create_connection(address) for _ in range(6)]
         for client in clients:
             client.sendall(GET)
-        wait_for(lambda: len(server.server_state.tasks) == 6, 5)
+        wait_for(lambda: len(server.server_state.tasks) == 6)
         time.sleep(0.2)
         server.should_exit = True
         time.sleep(0.3)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -687,6 +688,24 @@ def test_a_mined_sources_id_follows_what_is_asked_of_the_miners(tmp_path, monkey
         for recipe in (data(tmp_path), _with_miners(tmp_path), _with_miners(tmp_path, **asked))
     ]
     assert ids[0] == ids[1] != ids[2]
+
+
+def test_a_streamed_source_is_mined_and_its_negatives_trained_on(tmp_path):
+    write_rows(tmp_path / "pairs.jsonl")
+    rows = list(map(json.loads, (tmp_path / "pairs.jsonl").read_text().splitlines()))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet")
+    documents = Collection("c", lambda: iter(DOCUMENTS.items()), len(DOCUMENTS), QUERIES, QRELS, "f")
+    write_beir(documents, tmp_path / "c")
+    recipe = data(tmp_path, collections={"c": {"kind": "beir", "path": str(tmp_path / "c")}})
+    recipe["sources"]["pairs"] = {"kind": "parquet", "path": str(tmp_path / "pairs.parquet"), "streaming": True}
+    made = study(tmp_path, recipe)
+    chain = ("unsupervised", "supervised", "distillation")
+    made.prepare([chain])
+    assert made.train(chain)["steps"] == 3
+    mined = made.source("hard")
+    assert (mined.record["rows"], mined.record["dropped"]) == (64, {})
+    queries = {query for part in mined.tables.values() for query in part.read(range(len(part)))["query"]}
+    assert queries <= {row["query"] for row in rows}
 
 
 CHAIN = ("unsupervised", "supervised")

@@ -12,6 +12,7 @@ import typer
 from colbert_zero import launcher
 from colbert_zero.cli import (
     data,
+    demo,
     doctor,
     filter_pairs,
     index,
@@ -19,6 +20,7 @@ from colbert_zero.cli import (
     mine,
     model,
     plan,
+    publish,
     recipes,
     search,
     serve,
@@ -46,6 +48,8 @@ for command in (
     model.evaluate,
     search.search,
     serve.serve,
+    demo.demo,
+    publish.publish,
     teach.teach,
     data.data,
     mine.mine,

@@ -126,7 +126,7 @@ def mine(
     commits = {name: find_checkpoint(name, "--judge" if name == judge else "--with", show.say) for name in spec.models}
     with writing(unfinished(out), show.say) if is_main() else nullcontext():
         prepared = partial(_prepared, given, unfinished(out) / "data", show)
-        source = made_by_main(prepared, partial(open_source, given.name))
+        source = made_by_main(prepared, partial(open_source, given.name, spec=given.spec))
         record = mine_file(spec, source, out, commits, show.bar, seed)
     for line in told_of(record, spec):
         show.say(line)
@@ -135,14 +135,8 @@ def mine(
 
 
 def _prepared(given: "Given", folder: Path, show: RichShow) -> Path:
-    """The folder of a source's rows, all of which mining needs."""
-    source = given.load(folder, bar_of(show), "--on-bad-rows skip")
-    if not source.tables:
-        raise ColbertZeroError(
-            f"--pairs {given.word}: is only streamed, and mining needs all its documents; take `streaming` out of "
-            f"sources.{given.name}, perhaps with a `limit`"
-        )
-    return source.folder
+    """The folder of a source's rows, or of what is known of a streamed one."""
+    return given.load(folder, bar_of(show), "--on-bad-rows skip").folder
 
 
 def _checked(asked: dict[str, Any]) -> Mined:

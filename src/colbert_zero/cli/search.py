@@ -76,7 +76,9 @@ def search(
     options: dict[str, Any] = {"candidates": candidates, "exact": exact}
     if place is None:
         if candidates:
-            raise ColbertZeroError("--candidates: is for --backend qdrant; for an index of files: --first pooled:1000")
+            raise ColbertZeroError(
+                "--candidates: is for --backend qdrant; here name a first stage (--first pooled:500)"
+            )
         from colbert_zero.serving.first_stage import first_stage_of
         from colbert_zero.serving.manifest import read_manifest
 
@@ -86,7 +88,7 @@ def search(
         options = {}
     elif first:
         raise ColbertZeroError(
-            "--first: is for an index of files; Qdrant's candidates are the nearest mean vectors: --candidates 1000"
+            "--first: is for an index of files; on Qdrant say how many candidates (--candidates 500)"
         )
     from transformers.utils.logging import disable_progress_bar
 

@@ -102,11 +102,16 @@ def serve(
     console.print("stopped: all that was accepted is answered", markup=False, soft_wrap=True)
 
 
-def _check(key: str | None, writable: bool, workers: int) -> None:
-    """Refuse what is missing or does not go together, before anything is loaded."""
+def check_installed() -> None:
+    """Refuse to begin without the packages of the extra `serve`."""
     for package in ("fastapi", "uvicorn", "prometheus_client"):
         if find_spec(package) is None:
             raise ColbertZeroError(f"serve: {package} is not installed; pip install colbert-zero[serve]")
+
+
+def _check(key: str | None, writable: bool, workers: int) -> None:
+    """Refuse what is missing or does not go together, before anything is loaded."""
+    check_installed()
     if key is not None and not (key.isascii() and key.isprintable() and key.strip() == key and key):
         raise ColbertZeroError("--key: is empty, or has characters that no header can hold; take letters and digits")
     if writable and key is None:

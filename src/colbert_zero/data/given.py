@@ -44,6 +44,11 @@ class Given:
     recipe: Recipe
     of_recipe: bool
 
+    @property
+    def spec(self) -> SourceSpec:
+        """Its entry."""
+        return self.recipe.sources[self.name]
+
     def load(self, folder: Path, shown: Title, skip: str = "") -> Source:
         """The source as training would read it, prepared in a folder.
 
@@ -67,7 +72,7 @@ class Given:
                     f"{told}. (Files with other columns{'' if skip else ', or bad rows to pass over'}: describe them "
                     f"as a source of a recipe, and name it {self.option} RECIPE:{self.name})"
                 ) from None
-        return open_source(self.name, prepared, self.recipe.sources[self.name])
+        return open_source(self.name, prepared, self.spec)
 
 
 def is_of_recipe(word: str) -> bool:

@@ -395,11 +395,6 @@ def _wrong_sources(recipe: "Recipe", names: dict[str, Any]) -> list[str]:
             of = recipe.sources.get(source.of)
             if source.of not in names["sources"]:
                 wrong.append(f"{place}.of: no source {source.of!r}{near(source.of, names['sources'])}")
-            elif source.kind == "mined" and _is_streamed(of):
-                wrong.append(
-                    f"{place}.of: {source.of!r} is only streamed, and mining needs all its documents; take "
-                    f"`streaming` out of sources.{source.of}, perhaps with a `limit`"
-                )
             elif source.kind == "mined" and of and not _has_pairs(of, allow_mined=False):
                 wrong.append(f"{place}.of: {source.of!r} has no plain pairs ({of.kind}); mine a source of pairs")
             elif source.kind == "scored" and of and of.kind != "mined":

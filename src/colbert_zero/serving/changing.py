@@ -20,14 +20,7 @@ from colbert_zero.serving.manifest import (
     read_manifest,
     write_manifest,
 )
-from colbert_zero.serving.segments import (
-    DamagedError,
-    Passages,
-    Segment,
-    SegmentWriter,
-    UnknownDocumentError,
-    ranges,
-)
+from colbert_zero.serving.segments import DamagedError, Passages, Segment, SegmentWriter, UnknownDocumentError, ranges
 from colbert_zero.watch import stop_if_asked
 
 _BLOCK_DOCUMENTS = 1024

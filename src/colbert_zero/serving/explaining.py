@@ -34,6 +34,7 @@ class Part:
         begin: Where the word stands in the document's text, in characters; None of what the model puts before it.
         end: Likewise.
         score: The dot product of their vectors.
+        query: Where the token's word stands in the query, in characters; None of what the model puts around it.
     """
 
     token: str
@@ -41,6 +42,7 @@ class Part:
     begin: int | None
     end: int | None
     score: float
+    query: tuple[int, int] | None
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,11 @@ class _Token(NamedTuple):
     begin: int | None
     end: int | None
 
+    @property
+    def place(self) -> tuple[int, int] | None:
+        """Where the word stands."""
+        return None if self.begin is None or self.end is None else (self.begin, self.end)
+
 
 class Explainer:
     """Explains the documents of one query.
@@ -144,14 +151,15 @@ class Explainer:
             words = [tokens[t] for t in stands_for[place]]
             one = words[0] if words else _Token("", "?", None, None)
             word = " + ".join(list(dict.fromkeys(word.word for word in words))[:_MOST_WORDS]) or one.word
-            here = one.begin is not None and one.end is not None
+            first, last = one.place or (None, None)
             parts.append(
                 Part(
                     token.token,
                     word,
-                    begin + one.begin if here and one.begin is not None else None,
-                    begin + one.end if here and one.end is not None else None,
+                    None if first is None else begin + first,
+                    None if last is None else begin + last,
                     score,
+                    token.place,
                 )
             )
         return Explanation(parts, passage, _nearest(tokens, rows, similarities, begin))

@@ -1,6 +1,7 @@
 """What is mined, on disk: each query and each document once, the corpus's documents before the other positives."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,8 @@ from datasets import Dataset
 
 from colbert_zero.data.corpus import corpus_texts
 from colbert_zero.data.order import evenly_spaced
-from colbert_zero.data.prepared import DOCUMENTS, Source, arrow_file
+from colbert_zero.data.prepared import DOCUMENTS, Part, Source, arrow_file
+from colbert_zero.data.streams import StreamedPart
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.evaluation.ranking import BLOCK_CHARACTERS, BLOCK_DOCUMENTS
 from colbert_zero.files import atomic_folder, read_json, write_json
@@ -20,7 +22,8 @@ from colbert_zero.teaching.derived import share_out
 GROUP_QUERIES = 32_768
 """Queries whose embeddings are in memory at once: half a gigabyte at 32 tokens of 128 dimensions."""
 
-_ROWS_AT_ONCE = 1000
+_ROWS_AT_ONCE = 1024
+"""Divides a stream's block, of which all rows that are read at once must be."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Inputs:
         answers: Every known pair of the source, used or not, once: (pairs, 2), int64, sorted.
         parts: Names of the source's parts.
         told: What was left out: `empty` and `duplicates` of the corpus, rows whose `own_negatives` are replaced.
+        dropped: Rows of a streamed source that were left out, by reason; of another its record has them.
     """
 
     queries: Dataset
@@ -46,6 +50,7 @@ class Inputs:
     answers: np.ndarray
     parts: list[str]
     told: dict[str, int]
+    dropped: dict[str, int]
 
     def query_texts(self, first: int, end: int) -> list[str]:
         """Texts of these queries."""
@@ -86,7 +91,7 @@ def write_inputs(folder: Path, source: Source, corpus: list[Path] | None, used: 
 
     Args:
         folder: Where.
-        source: Of pairs.
+        source: Of pairs; a streamed one is read through once, and what is mined of it is kept.
         corpus: Files of documents; None: the source's own documents are the corpus.
         used: How many of its rows get negatives, spread over its parts in proportion; None: all.
         whose: What names the source, for messages.
@@ -96,9 +101,9 @@ def write_inputs(folder: Path, source: Source, corpus: list[Path] | None, used: 
     """
     if folder.is_dir():
         return folder
-    tables = list(source.tables.values())
-    for part in tables:
-        if "document" not in part.rows.column_names:
+    source_parts = list(source.parts.values())
+    for part in source_parts:
+        if part.scored:
             raise ColbertZeroError(f"{whose}: {source.name} has scored candidates, not pairs to mine")
     told = {"empty": 0, "duplicates": 0, "own_negatives": 0}
     with atomic_folder(folder) as temporary:
@@ -113,8 +118,8 @@ def write_inputs(folder: Path, source: Source, corpus: list[Path] | None, used: 
                 raise ColbertZeroError(f"{corpus[0]}: has no document with a text; name another corpus")
             corpus_size = len(numbered)
             with arrow_file(temporary / "queries.arrow", DOCUMENTS) as write_query:
-                pairs = _pairs(tables, numbered, _Numbered(write_query), told)
-        sizes = {part.name: len(part) for part in tables}
+                pairs = _pairs(source_parts, numbered, _Numbered(write_query), told)
+        sizes = {part.name: len(part) for part in source_parts}
         rows, before = [], 0
         for place, (name, count) in enumerate(share_out(sizes, used).items()):
             found = pairs[before + evenly_spaced(sizes[name], count)]
@@ -126,9 +131,16 @@ def write_inputs(folder: Path, source: Source, corpus: list[Path] | None, used: 
             "blocks": np.array(numbered.blocks),
         }.items():
             np.save(temporary / f"{name}.npy", array.astype(np.int64))
-        parts = [part.name.split("/", 1)[1] for part in tables]
-        size = corpus_size if corpus else len(numbered)
-        write_json(temporary / "inputs.json", {"corpus_size": size, "parts": parts, "told": told})
+        dropped = sum(
+            (Counter(part.dropped) for part in source_parts if isinstance(part, StreamedPart)), Counter[str]()
+        )
+        known = {
+            "corpus_size": corpus_size if corpus else len(numbered),
+            "parts": [part.name.split("/", 1)[1] for part in source_parts],
+            "told": told,
+            "dropped": dict(dropped),
+        }
+        write_json(temporary / "inputs.json", known)
     return folder
 
 
@@ -168,11 +180,11 @@ class _Numbered:
         return number, True
 
 
-def _pairs(tables: list[Any], documents: _Numbered, queries: _Numbered, told: dict[str, int]) -> np.ndarray:
+def _pairs(parts: list[Part], documents: _Numbered, queries: _Numbered, told: dict[str, int]) -> np.ndarray:
     """Query and document of every row of the source, (rows, 2)."""
-    pairs = np.empty((sum(map(len, tables)), 2), np.int64)
+    pairs = np.empty((sum(map(len, parts)), 2), np.int64)
     row = 0
-    for part in tables:
+    for part in parts:
         for first in range(0, len(part), _ROWS_AT_ONCE):
             block = part.read(range(first, min(first + _ROWS_AT_ONCE, len(part))))
             told["own_negatives"] += sum(map(bool, block["negatives"]))

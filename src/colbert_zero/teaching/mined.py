@@ -105,7 +105,11 @@ def mine_file(
         corpus = corpus_files(spec.corpus, "--corpus") if spec.corpus else None
         mining = Mining(spec, source, corpus, seed, work / identity, _loader(commits), bar, _OPTIONS.__getitem__)
         mining.passes()
-        read = {key: source.record[key] for key in ("dropped", "held_out")} | {"read": peculiarities(source.record)}
+        read = {
+            "dropped": source.record["dropped"] | mining.inputs.dropped,
+            "held_out": source.record["held_out"],
+            "read": peculiarities(source.record),
+        }
         more = {"id": identity, **read, "models": commits, "seed": seed}
         made_by_main(partial(_write_file, mining, out, kept, more, started), lambda _: None)
         record = from_main(read_json(kept) if is_main() else None)
@@ -225,7 +229,7 @@ def _write_source(
             parts[mining.inputs.parts[part]] = count
         if not parts:
             raise _none_left(mining, f"sources.{folder.name.rpartition('-')[0]}")
-        more = {"kind": "mined", "of": of, "models": commits, **mining.record()}
+        more = {"kind": "mined", "of": of, "dropped": mining.inputs.dropped, "models": commits, **mining.record()}
         write_source(temporary, identity, parts, started, **more)
     return folder
 
