@@ -72,8 +72,7 @@ def ranked(index, k=20, **options):
 LONG = {"long": " ".join(DOCUMENTS.values()), "longer": " ".join(list(DOCUMENTS.values())[::-1] * 2)}
 
 
-@pytest.mark.parametrize("storage", ["float16", "float32"])
-@pytest.mark.parametrize("passages", [None, 4])
+@pytest.mark.parametrize(("storage", "passages"), [("float16", 4), ("float32", None)])
 def test_exact_search_gives_the_ranking_of_the_exact_index(address, model, tmp_path, storage, passages):
     documents = corpus(tmp_path, DOCUMENTS | LONG)
     build(model, documents, address, QdrantSettings(storage, passages=passages), quiet)
@@ -201,7 +200,7 @@ def cut_at(patch, moment):
     patch.setattr(Collection, "send", failing)
 
 
-@pytest.mark.parametrize("passages", [None, 4])
+@pytest.mark.parametrize("passages", [pytest.param(None, marks=pytest.mark.slow), 4])
 def test_an_upload_that_was_cut_anywhere_goes_on_and_ends_the_same(address, model, tmp_path, passages, monkeypatch):
     for name in ("load_identified", "load_known"):
         monkeypatch.setattr(qdrant_changing, name, once(getattr(qdrant_changing, name)))

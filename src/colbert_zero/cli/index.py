@@ -260,6 +260,8 @@ def check(
     from colbert_zero.serving.manifest import read_manifest
 
     if (there := on_qdrant.address(index, backend, url, path)) is not None:
+        if first:
+            raise ColbertZeroError("--first: is for an index of files; on Qdrant compare runs with and without --exact")
         on_qdrant.check(there)
         return
     for word in first or ():

@@ -11,7 +11,6 @@ from colbert_zero.terminal import RichShow, console
 
 if TYPE_CHECKING:
     from colbert_zero.data.documents import Documents
-    from colbert_zero.serving.building import Added
     from colbert_zero.serving.qdrant_changing import QdrantSettings
     from colbert_zero.serving.qdrant_collection import Address
 
@@ -80,7 +79,8 @@ def build(model: str, documents: "Documents", place: "Address", settings: "Qdran
         added = build_index(
             model, documents, place, settings, show.say, lambda done, total: advance(done, {"total": total})
         )
-    _tell(added, place)
+    for line in added.told(place):
+        _say(line)
 
 
 def add(place: "Address", documents: "Documents", replace: bool, model: str | None) -> None:
@@ -92,7 +92,8 @@ def add(place: "Address", documents: "Documents", replace: bool, model: str | No
         added = add_documents(
             place, documents, replace, model, show.say, lambda done, total: advance(done, {"total": total})
         )
-    _tell(added, place)
+    for line in added.told(place):
+        _say(line)
 
 
 def delete(place: "Address", ids: list[str]) -> None:
@@ -151,20 +152,3 @@ def _show() -> RichShow:
 
 def _say(text: str) -> None:
     console.print(text, markup=False, soft_wrap=True)
-
-
-def _tell(added: "Added", place: "Address") -> None:
-    """What was added, and what not."""
-    told = [f"{added.documents:,} documents added"]
-    told += [f"{added.there:,} there already"] if added.there else []
-    told += [f"{added.replaced:,} replaced"] if added.replaced else []
-    _say(f"{place}: {', '.join(told)}")
-    for reason, count in added.left_out.items():
-        _say(f"  left out, {reason}: {count:,}")
-    if added.cut:
-        _say(
-            f"  {added.cut:,} documents are longer than the model reads: their ends are cut off and cannot be found; "
-            "--passages 32 would cut them into passages instead"
-        )
-    if added.unfindable:
-        _say(f"  {added.unfindable:,} documents have no token that is scored, and are never found")

@@ -98,6 +98,7 @@ class Added:
         replaced: Deleted, since another of their id came.
         cut: Added documents whose ends the model does not read.
         unfindable: Added documents without a token that is scored, which no search finds.
+        longest: Tokens of a document that the model reads.
         left_out: What was passed over, by reason.
     """
 
@@ -106,9 +107,10 @@ class Added:
     replaced: int = 0
     cut: int = 0
     unfindable: int = 0
+    longest: int | None = None
     left_out: Counter[str] = field(default_factory=Counter)
 
-    def told(self, index: Path) -> list[str]:
+    def told(self, index: object) -> list[str]:
         """What was added to an index and what not, in sentences."""
         told = [f"{self.documents:,} documents added"]
         told += [f"{self.there:,} there already"] if self.there else []
@@ -116,10 +118,9 @@ class Added:
         lines = [f"{index}: {', '.join(told)}"]
         lines += [f"  left out, {reason}: {count:,}" for reason, count in self.left_out.items()]
         if self.cut:
-            longest = read_manifest(index).model.document_tokens
             lines.append(
-                f"  {self.cut:,} documents are longer than the {longest} tokens that the model reads: their ends are "
-                "cut off and cannot be found; --passages 32 would cut them into passages instead"
+                f"  {self.cut:,} documents are longer than the {self.longest} tokens that the model reads: their ends "
+                "are cut off and cannot be found; --passages 32 would cut them into passages instead"
             )
         if self.unfindable:
             lines.append(f"  {self.unfindable:,} documents have no token that is scored, and are never found")
@@ -487,7 +488,7 @@ class _Adding:
         self._index, self._encoder, self._manifest, self._seen = index, encoder, manifest, seen
         self._cutter = Cutter(encoder, manifest.passages)
         self._last = manifest.next_segment - 1 + -(-seen.new // manifest.segment_documents)
-        self.added = Added(left_out=seen.left_out)
+        self.added = Added(longest=manifest.model.document_tokens, left_out=seen.left_out)
 
     def make(self, number: int, documents: Iterator[New]) -> None:
         """Encode a segment's documents, give it its name, and write down that it is made."""

@@ -215,7 +215,7 @@ class Index:
         """
         paths = corpus if isinstance(corpus, list) else [str(corpus)]
         added = build_index(str(model), documents_of(paths, "corpus"), Path(out), settings, tell)
-        for line in added.told(Path(out)):
+        for line in added.told(out):
             tell(line)
         return cls.open(out, tell=tell)
 

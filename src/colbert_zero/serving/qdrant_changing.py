@@ -384,7 +384,11 @@ def _add(
     progress: Advance | None,
 ) -> Added:
     """The second pass."""
-    cutter, digest, added = Cutter(encoder, record.passages), Digest(), Added(left_out=seen.left_out)
+    cutter, digest, added = (
+        Cutter(encoder, record.passages),
+        Digest(),
+        Added(longest=record.model.document_tokens, left_out=seen.left_out),
+    )
     if not collection.address.remote and seen.corpus.documents > _LOCAL_DOCUMENTS:
         tell(
             f"{collection.address}: Qdrant's local mode holds all vectors in memory and compares them one by "

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 CANDIDATES = 300
 """That MaxSim ranks, where nothing else is asked for."""
 
+OVERSAMPLING = 4.0
+"""Of quantised vectors: so many times k are scored again by the original ones."""
+
 _QUERIES_AT_ONCE = 16
 
 _PAYLOAD = ["document", "passage", "begin", "end", "digest", "text", "metadata"]
@@ -286,10 +289,9 @@ class QdrantIndex:
         if not exact:
             pooled = vectors.mean(0).tolist()
             prefetch = models.Prefetch(query=pooled, using=POOLED, limit=self._ranks(k), filter=chosen)
-        # What the quantised vectors put first is scored again by the original ones; `exact` asks these alone.
-        quantised = (
-            models.QuantizationSearchParams(ignore=True) if exact else models.QuantizationSearchParams(rescore=True)
-        )
+        # Four times as many as are asked for are scored again by the original vectors; `exact` asks these alone.
+        again = models.QuantizationSearchParams(rescore=True, oversampling=OVERSAMPLING)
+        quantised = models.QuantizationSearchParams(ignore=True) if exact else again
         return models.QueryRequest(
             query=vectors.tolist(),
             using=TOKENS,
