@@ -4,6 +4,7 @@ import importlib.util
 import json
 
 import pytest
+import torch
 from sentence_transformers import MultiVectorEncoder
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
@@ -62,7 +63,11 @@ def test_an_export_that_ranks_otherwise_is_not_kept(command, collection, tiny_mu
     tiny_multi_vector.save_pretrained(str(tmp_path / "model"), create_model_card=False)
     write_beir(collection, tmp_path / "collection")
     true = onnx._Graph.forward
-    monkeypatch.setattr(onnx._Graph, "forward", lambda self, *ids: true(self, *ids).roll(1, 1))
+
+    def wrong(self, input_ids, attention_mask, token_type_ids=None):
+        return true(self, input_ids, attention_mask, token_type_ids) * torch.linspace(-1, 1, 16)
+
+    monkeypatch.setattr(onnx._Graph, "forward", wrong)
     words = ("--collection", tmp_path / "collection", "--out", tmp_path / "out")
     code, _, err = command("export", tmp_path / "model", "--to", "onnx", *words)
     assert (code, "documents otherwise" in err, (tmp_path / "out").exists()) == (2, True, False), err
@@ -84,7 +89,8 @@ def test_without_the_packages_the_extra_is_named(monkeypatch):
     [
         ([("a", 3.0), ("b", 2.0), ("c", 1.0)], False),
         ([("a", 3.0), ("c", 2.0), ("b", 1.0)], True),
-        ([("a", 3.0), ("b", 2.0), ("d", 1.0)], True),
+        ([("a", 3.0), ("b", 2.0), ("d", 1.5)], True),
+        ([("a", 3.0), ("b", 2.0), ("d", 1.0)], False),  # as near as c, which was cut off
         ([("a", 3.0), ("b", 2.0)], True),
     ],
 )

@@ -86,9 +86,8 @@ def differing(one: Run, other: Run) -> list[str]:
     for query, ranked in one.items():
         known = dict(ranked)
         near = TOLERANCE * max([1.0, *(abs(score) for score in known.values())])
-        last = ranked[-1][1] if ranked else 0.0
         places = zip(ranked, other[query], strict=False)
-        moved = any(a != b and abs(s - known.get(b, last)) > near for (a, s), (b, _) in places)
+        moved = any(a != b and abs(s - known.get(b, of_b)) > near for (a, s), (b, of_b) in places)
         if moved or len(ranked) != len(other[query]):
             found.append(query)
     return found

@@ -1,7 +1,7 @@
 """A checkpoint in PyLate's layout, which PyLate 1.6 and vLLM read where they do not read sentence-transformers 6's.
 
-Both find a projection by its class's name in modules.json, and know those of sentence-transformers 5 and of PyLate alone.
-What is written is read again by this program and gives the model's vectors, or it is not kept.
+Both find a projection by its class's name in modules.json, and know those of sentence-transformers 5 and of PyLate
+alone. What is written is read again by this program and gives the model's vectors, or it is not kept.
 """
 
 import shutil
@@ -57,10 +57,10 @@ def export_pylate(model: Path, out: Path) -> float:
         alike = all(one.shape == other.shape for one, other in pairs)
         apart = max(float((one - other).abs().max()) for one, other in pairs) if alike else float("inf")
         if not apart <= TOLERANCE:
+            how = f"up to {apart:.0e} apart" if alike else "another number of them"
             raise ColbertZeroError(
-                f"MODEL: PyLate's layout cannot hold {model}: it would give other vectors "
-                f"({f'up to {apart:.0e} apart' if alike else 'another number of them'}), since PyLate puts a marker before "
-                "a text by its number, and a prompt after it as words of their own"
+                f"MODEL: PyLate's layout cannot hold {model}: it would give other vectors ({how}), since PyLate puts a "
+                "marker before a text by its number, and a prompt after it as words of their own"
             )
     return apart
 

@@ -178,8 +178,8 @@ def bare_card(name: str, kind: str) -> str:
         kind: multi-vector, dense or cross-encoder.
     """
     return _page(
-        name, kind, _hub_data(kind).to_yaml(), facts=[], prompted=False, base=None, phases=[], whole=True, scores=None, seen=False,
-        compared=[], training=None, data=None, told=[],
+        name, kind, _hub_data(kind).to_yaml(), facts=[], prompted=False, base=None, phases=[], whole=True,
+        scores=None, seen=False, compared=[], training=None, data=None, told=[],
     )  # fmt: skip
 
 
