@@ -49,7 +49,7 @@ class _Graph(nn.Module):
         """(texts, tokens, dim) of ids and mask, (texts, tokens)."""
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         states = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **types).last_hidden_state
-        features = {OUTPUT: states, "attention_mask": attention_mask}
+        features: dict[str, Tensor] = {OUTPUT: states, "attention_mask": attention_mask}
         for head in self.heads:
             features = head(features)
         return features[OUTPUT]

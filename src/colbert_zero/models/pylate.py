@@ -15,8 +15,8 @@ from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 
 from colbert_zero.errors import ColbertZeroError, reason
 from colbert_zero.files import atomic_folder, read_json, write_json
+from colbert_zero.models.alignment import META
 from colbert_zero.models.checkpoints import Encoder, load_model
-from colbert_zero.models.encoders import META
 from colbert_zero.models.encoding import Task, encode, prompt_of
 from colbert_zero.models.scored_tokens import scored_in_words
 
@@ -42,8 +42,7 @@ def export_pylate(model: Path, out: Path) -> float:
     Raises:
         ColbertZeroError: The layout cannot hold what the model is; nothing is kept.
     """
-    encoder = load_model(model, device="cpu")
-    _check(encoder)
+    encoder = _checked(load_model(model, device="cpu"))
     with atomic_folder(out) as folder:
         _write(encoder, model, folder)
         try:
@@ -65,8 +64,8 @@ def export_pylate(model: Path, out: Path) -> float:
     return apart
 
 
-def _check(encoder: Encoder) -> None:
-    """Refuse what PyLate's layout has no place for."""
+def _checked(encoder: Encoder) -> MultiVectorEncoder:
+    """The model; what PyLate's layout has no place for is refused."""
     if not isinstance(encoder, MultiVectorEncoder):
         raise ColbertZeroError("export: for multi-vector models; PyLate has no others")
     known = (Dense, Normalize, MultiVectorMask)
@@ -80,6 +79,7 @@ def _check(encoder: Encoder) -> None:
         wrong.append("queries filled up at least")
     if wrong:
         raise ColbertZeroError(f"MODEL: has {', '.join(wrong)}, for which PyLate's layout has no place")
+    return encoder
 
 
 def _write(encoder: MultiVectorEncoder, model: Path, folder: Path) -> None:
