@@ -1,10 +1,12 @@
 """Exports to PyLate's layout: they give the model's vectors, read here and by PyLate itself, or are not kept."""
 
+import json
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 
 from colbert_zero.files import read_json
 from colbert_zero.models.checkpoints import load_model
@@ -18,8 +20,14 @@ LAYOUTS = {
     "prompts after markers": MULTI_VECTOR["colbert-zero, multi-vector"],
     "skip list": multi_vector(projection, skips, normalize, prompts=PROMPTS, query_length=12, document_length=20),
     "queries filled up": multi_vector(
-        projection, normalize, prompts=PROMPTS, query_expansion=FIXED, query_length=14, document_length=20
-    ),
+        projection,
+        MultiVectorMask,
+        normalize,
+        prompts=PROMPTS,
+        query_expansion=FIXED,
+        query_length=14,
+        document_length=20,
+    ),  # fmt: skip
     "no marker": multi_vector(projection, normalize, query_length=12, document_length=20),
 }
 IN_PYLATE = """
@@ -49,8 +57,6 @@ def test_an_export_gives_the_models_vectors(name, backbone, tmp_path):
 @pytest.mark.skipif(not PYTHON, reason="PYLATE_PYTHON names no environment with PyLate")
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_pylate_itself_gives_the_models_vectors(name, backbone, tmp_path):
-    import json
-
     LAYOUTS[name](tmp_path / "model", backbone)
     export_pylate(tmp_path / "model", tmp_path / "out")
     environment = {"PYTHONPATH": "", "HF_HUB_OFFLINE": "1"}
