@@ -157,6 +157,7 @@ def card(name: str, phases: list[Record], scored: Scored | None) -> str:
         own["representation"],
         _yaml(name, phases, scored),
         facts=_facts(own, phases[0], scored),
+        prompted=any(own["prompts"].values()),
         base=phases[0].get("base"),
         phases=[phase["name"] for phase in phases],
         whole=len(phases) == len(own["chain"]),
@@ -177,8 +178,8 @@ def bare_card(name: str, kind: str) -> str:
         kind: multi-vector, dense or cross-encoder.
     """
     return _page(
-        name, kind, _hub_data(kind).to_yaml(), facts=[], base=None, phases=[], whole=True, scores=None, seen=False,
-        compared=[], training=None, data=None, told=[],
+        name, kind, _hub_data(kind).to_yaml(), facts=[], prompted=False, base=None, phases=[], whole=True,
+        scores=None, seen=False, compared=[], training=None, data=None, told=[],
     )  # fmt: skip
 
 
