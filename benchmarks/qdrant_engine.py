@@ -52,7 +52,8 @@ def main() -> None:
     print(f"{len(documents):,} documents, {len(together):,} vectors of {dim}, {len(queries)} queries")
     means = normalize(torch.stack([document.mean(0) for document in documents]), dim=1)
     for n in (50, 100, 300):
-        found = (torch.stack([query.mean(0) for query in queries]) @ means.T).topk(n, 1).indices.tolist()
+        similarities = torch.stack([query.mean(0) for query in queries]) @ means.T
+        found = similarities.topk(min(n, len(means)), 1).indices.tolist()
         print(f"mean vectors without a graph, {n} candidates: {recall(found, best):.1%}")
     for kind in ("none", "scalar", "binary"):
         quantised = {
