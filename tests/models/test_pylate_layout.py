@@ -27,7 +27,7 @@ LAYOUTS = {
         query_expansion=FIXED,
         query_length=14,
         document_length=20,
-    ),  # fmt: skip
+    ),
     "no marker": multi_vector(projection, normalize, query_length=12, document_length=20),
 }
 IN_PYLATE = """
