@@ -30,9 +30,9 @@ import numpy as np
 import torch
 
 from colbert_zero.maxsim.packed import Packed
-from colbert_zero.serving.index import Index
-from colbert_zero.serving.manifest import Corpus, Manifest, ModelIdentity, write_manifest
-from colbert_zero.serving.segments import Passages, SegmentWriter
+from colbert_zero.serving.index.manifest import Corpus, Manifest, ModelIdentity, write_manifest
+from colbert_zero.serving.index.opened import Index
+from colbert_zero.serving.index.segments import Passages, SegmentWriter
 from harness import parser_of, report, status
 
 TOKENS, DIM, Q_TOKENS, K = 100, 128, 32, 10

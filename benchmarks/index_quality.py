@@ -27,12 +27,12 @@ from colbert_zero.evaluation.runs import Run, measure
 from colbert_zero.evaluation.significance import bootstrap_means, percentile_interval
 from colbert_zero.files import atomic_file, atomic_folder
 from colbert_zero.maxsim.packed import Packed
-from colbert_zero.serving.building import Settings
-from colbert_zero.serving.first_stage import first_stage_of
-from colbert_zero.serving.index import Index
-from colbert_zero.serving.manifest import Manifest, Storage, changed, write_manifest
-from colbert_zero.serving.segments import Segment, SegmentWriter
-from colbert_zero.serving.storage import to_stored
+from colbert_zero.serving.index.building import Settings
+from colbert_zero.serving.index.first_stage import first_stage_of
+from colbert_zero.serving.index.manifest import Manifest, Storage, changed, write_manifest
+from colbert_zero.serving.index.opened import Index
+from colbert_zero.serving.index.segments import Segment, SegmentWriter
+from colbert_zero.serving.index.storage import to_stored
 from harness import parser_of, report
 
 TAKEN = {"mdn_archived": 16_230, "arxiv": 26_000}

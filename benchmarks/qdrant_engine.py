@@ -1,7 +1,7 @@
 """What candidates and quantisation cost on Qdrant's own engine: python benchmarks/qdrant_engine.py INDEX QUERIES
 
 Qdrant's server is not needed: qdrant-edge-py is its storage and search in this process (`pip install qdrant-edge-py`).
-The vectors of an index of files go into a shard with the settings of `serving/qdrant_changing`; answers are compared
+The vectors of an index of files go into a shard with the settings of `serving/qdrant/changing`; answers are compared
 with brute force over the same vectors: recall of the ten best, and of how many queries the ranking is the same.
 """
 
@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 
 from colbert_zero.cli.options import read_queries
 from colbert_zero.evaluation.ranking import embed
-from colbert_zero.serving.index import Index
+from colbert_zero.serving.index.opened import Index
 
 K, AT_ONCE = 10, 100
 ROWS: list[tuple[str, int | None, dict[str, Any]]] = [

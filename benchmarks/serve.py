@@ -23,8 +23,8 @@ from pathlib import Path
 import psutil
 
 from colbert_zero.data.documents import documents_of
-from colbert_zero.serving.building import build
-from colbert_zero.serving.index import Answer, Index
+from colbert_zero.serving.index.building import build
+from colbert_zero.serving.index.opened import Answer, Index
 
 TOLERANCE = 1e-4
 

@@ -9,7 +9,7 @@ import pytest
 
 from colbert_zero.data.documents import documents_of
 from colbert_zero.recipe.reading import load_recipe
-from colbert_zero.serving.building import build
+from colbert_zero.serving.index.building import build
 from helpers import DOCUMENTS, ROOT, environment
 
 EXAMPLES = ROOT / "examples"

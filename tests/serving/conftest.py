@@ -5,7 +5,7 @@ import json
 import pytest
 
 from colbert_zero.data.documents import documents_of
-from colbert_zero.serving.building import Settings, build
+from colbert_zero.serving.index.building import Settings, build
 from helpers import DOCUMENTS
 
 

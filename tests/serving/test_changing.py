@@ -17,12 +17,12 @@ import pytest
 from colbert_zero import processes
 from colbert_zero.data.documents import documents_of
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.serving import building
-from colbert_zero.serving.building import Settings, add, build
-from colbert_zero.serving.changing import compact, delete
-from colbert_zero.serving.checking import check
-from colbert_zero.serving.index import Index
-from colbert_zero.serving.manifest import canonical, read_manifest
+from colbert_zero.serving.index import building
+from colbert_zero.serving.index.building import Settings, add, build
+from colbert_zero.serving.index.changing import compact, delete
+from colbert_zero.serving.index.checking import check
+from colbert_zero.serving.index.manifest import canonical, read_manifest
+from colbert_zero.serving.index.opened import Index
 from helpers import DOCUMENTS, environment, launch, succeed
 
 
@@ -365,9 +365,9 @@ import json, sys
 from pathlib import Path
 from colbert_zero import processes
 from colbert_zero.data.documents import documents_of
-from colbert_zero.serving import building
-from colbert_zero.serving.building import add
-from colbert_zero.serving.changing import compact, delete
+from colbert_zero.serving.index import building
+from colbert_zero.serving.index.building import add
+from colbert_zero.serving.index.changing import compact, delete
 path, more = Path(sys.argv[1]), Path("more.jsonl")
 names = lambda n: [f"{n}-{m}" for m in range(5)]
 for n in range(12):
@@ -410,7 +410,7 @@ def test_a_change_that_is_killed_is_made_whole_or_not_at_all(index, tmp_path, ch
     script = f"""
 import os, sys, shutil
 from pathlib import Path
-from colbert_zero.serving.changing import compact, delete
+from colbert_zero.serving.index.changing import compact, delete
 left = int(sys.argv[2])
 def dying(function):
     def call(*args, **kwargs):

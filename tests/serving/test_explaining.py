@@ -9,10 +9,10 @@ from colbert_zero.data.documents import documents_of
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.models.checkpoints import load_model
 from colbert_zero.models.pooling import with_pooling
-from colbert_zero.serving.building import DEFAULTS, Settings, build
 from colbert_zero.serving.explaining import Explainer
 from colbert_zero.serving.explaining import _scored as scored
-from colbert_zero.serving.index import Index
+from colbert_zero.serving.index.building import DEFAULTS, Settings, build
+from colbert_zero.serving.index.opened import Index
 from colbert_zero.serving.passages import Cutter
 from example_bases import DENSE, MULTI_VECTOR
 from helpers import DOCUMENTS, QUERIES

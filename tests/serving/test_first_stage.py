@@ -12,11 +12,11 @@ from colbert_zero.data.documents import documents_of
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.evaluation.ranking import embed
 from colbert_zero.models.bm25 import Bm25
-from colbert_zero.serving.building import Settings, add
-from colbert_zero.serving.changing import compact, delete
-from colbert_zero.serving.checking import first_sentences, recalls
-from colbert_zero.serving.first_stage import bm25_scores, candidates, first_stage_of, mean_scores
-from colbert_zero.serving.index import Index
+from colbert_zero.serving.index.building import Settings, add
+from colbert_zero.serving.index.changing import compact, delete
+from colbert_zero.serving.index.checking import first_sentences, recalls
+from colbert_zero.serving.index.first_stage import bm25_scores, candidates, first_stage_of, mean_scores
+from colbert_zero.serving.index.opened import Index
 from helpers import DOCUMENTS, QUERIES
 
 SIX = Settings(segment_documents=6)

@@ -8,10 +8,10 @@ import pytest
 
 from colbert_zero.data.documents import documents_of
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.serving.building import build
-from colbert_zero.serving.changing import delete
-from colbert_zero.serving.index import Index
-from colbert_zero.serving.manifest import read_manifest
+from colbert_zero.serving.index.building import build
+from colbert_zero.serving.index.changing import delete
+from colbert_zero.serving.index.manifest import read_manifest
+from colbert_zero.serving.index.opened import Index
 from helpers import DOCUMENTS
 
 

@@ -14,9 +14,9 @@ from colbert_zero.data.documents import documents_of
 from colbert_zero.data.layouts import write_beir
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.evaluation.ranking import embed, rank
-from colbert_zero.serving.building import DEFAULTS, Settings, build
-from colbert_zero.serving.index import Index
-from colbert_zero.serving.searching import best_documents
+from colbert_zero.serving.index.building import DEFAULTS, Settings, build
+from colbert_zero.serving.index.opened import Index
+from colbert_zero.serving.index.searching import best_documents
 from helpers import DOCUMENTS, QRELS, QUERIES
 
 
@@ -205,7 +205,7 @@ def test_rows_without_ids_are_numbered_and_values_json_cannot_hold_become_text(t
     ],
 )  # fmt: skip
 def test_a_mistake_in_the_corpus_is_told_before_anything_is_encoded(rows, message, tmp_path, monkeypatch):
-    monkeypatch.setattr("colbert_zero.serving.building.load_identified", lambda *_: pytest.fail("was loaded"))
+    monkeypatch.setattr("colbert_zero.serving.index.building.load_identified", lambda *_: pytest.fail("was loaded"))
     with pytest.raises(ColbertZeroError, match=message):
         build("nowhere", corpus(tmp_path, rows), tmp_path / "index", tell=quiet)
     assert not (tmp_path / "index" / "manifest.json").exists()

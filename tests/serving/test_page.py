@@ -11,7 +11,7 @@ import time
 import pytest
 
 from colbert_zero.data.documents import documents_of
-from colbert_zero.serving.building import Settings, build
+from colbert_zero.serving.index.building import Settings, build
 from helpers import DOCUMENTS
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra browser: pip install playwright")
@@ -50,9 +50,9 @@ def served(folder, key=None, **limits):
     """The address of a server of an index."""
     import uvicorn
 
-    from colbert_zero.serving.api import make_app
-    from colbert_zero.serving.server import bind
-    from colbert_zero.serving.service import Limits, Service
+    from colbert_zero.serving.http.api import make_app
+    from colbert_zero.serving.http.server import bind
+    from colbert_zero.serving.http.service import Limits, Service
 
     app = make_app(Service(folder, Limits(**limits), tell=quiet), key)
     with bind("127.0.0.1", 0) as bound:

@@ -17,14 +17,15 @@ from fastapi.testclient import TestClient
 
 from colbert_zero.data.documents import documents_of
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.serving import building, qdrant_changing
-from colbert_zero.serving.api import make_app
-from colbert_zero.serving.index import Index
+from colbert_zero.serving.http.api import make_app
+from colbert_zero.serving.http.service import Limits, Service
+from colbert_zero.serving.index import building
+from colbert_zero.serving.index.opened import Index
+from colbert_zero.serving.index.texts import values_as_text
 from colbert_zero.serving.opening import open_index
-from colbert_zero.serving.qdrant_changing import QdrantSettings, add, build, check, delete
-from colbert_zero.serving.qdrant_collection import Collection, address_of, point_id
-from colbert_zero.serving.service import Limits, Service
-from colbert_zero.serving.texts import values_as_text
+from colbert_zero.serving.qdrant import changing as qdrant_changing
+from colbert_zero.serving.qdrant.changing import QdrantSettings, add, build, check, delete
+from colbert_zero.serving.qdrant.collection import Collection, address_of, point_id
 from helpers import DOCUMENTS, QUERIES, environment, succeed, wait_for
 
 
@@ -430,7 +431,8 @@ def test_it_is_served_as_an_index_of_files_is(address, model, tmp_path):
 
 SCRIPT = """
 from colbert_zero import cli
-from colbert_zero.serving import building, qdrant_changing
+from colbert_zero.serving.index import building
+from colbert_zero.serving.qdrant import changing as qdrant_changing
 building.BLOCK_DOCUMENTS, qdrant_changing._BATCH_POINTS = 20, 7
 cli.main()
 """

@@ -7,8 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.serving import qdrant_collection
-from colbert_zero.serving.qdrant_collection import Collection, address_of
+from colbert_zero.serving.qdrant import collection as qdrant_collection
+from colbert_zero.serving.qdrant.collection import Collection, address_of
 from helpers import free_port
 
 

@@ -7,9 +7,9 @@ import threading
 import pytest
 from fastapi.testclient import TestClient
 
-from colbert_zero.serving.api import make_app
-from colbert_zero.serving.index import Index
-from colbert_zero.serving.service import Limits, Service
+from colbert_zero.serving.http.api import make_app
+from colbert_zero.serving.http.service import Limits, Service
+from colbert_zero.serving.index.opened import Index
 from helpers import DOCUMENTS, QUERIES, wait_for
 
 HOST = {"base_url": "http://127.0.0.1:8000"}

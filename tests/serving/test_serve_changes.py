@@ -11,13 +11,13 @@ from fastapi.testclient import TestClient
 
 from colbert_zero.data.documents import documents_of
 from colbert_zero.files import writing
-from colbert_zero.serving import service as service_module
-from colbert_zero.serving.api import make_app
-from colbert_zero.serving.building import add
-from colbert_zero.serving.changing import compact
-from colbert_zero.serving.changing import delete as delete_documents
-from colbert_zero.serving.index import Index
-from colbert_zero.serving.service import Limits, Service
+from colbert_zero.serving.http import service as service_module
+from colbert_zero.serving.http.api import make_app
+from colbert_zero.serving.http.service import Limits, Service
+from colbert_zero.serving.index.building import add
+from colbert_zero.serving.index.changing import compact
+from colbert_zero.serving.index.changing import delete as delete_documents
+from colbert_zero.serving.index.opened import Index
 from helpers import DOCUMENTS, wait_for
 
 KEY = {"authorization": "Bearer the-key"}

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from colbert_zero.serving import server as server_module
-from colbert_zero.serving.api import make_app
-from colbert_zero.serving.server import Settings, bind, bounded
-from colbert_zero.serving.service import Limits, Service
+from colbert_zero.serving.http import server as server_module
+from colbert_zero.serving.http.api import make_app
+from colbert_zero.serving.http.server import Settings, bind, bounded
+from colbert_zero.serving.http.service import Limits, Service
 from helpers import DOCUMENTS, wait_for
 
 

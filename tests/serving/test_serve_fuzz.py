@@ -7,9 +7,9 @@ from importlib.util import find_spec
 
 import pytest
 
-from colbert_zero.serving.api import make_app
-from colbert_zero.serving.server import Settings, bind, bounded
-from colbert_zero.serving.service import Limits, Service
+from colbert_zero.serving.http.api import make_app
+from colbert_zero.serving.http.server import Settings, bind, bounded
+from colbert_zero.serving.http.service import Limits, Service
 from helpers import DOCUMENTS, environment, wait_for
 
 CHECKS = (

@@ -58,7 +58,7 @@ def demo(
         raise ColbertZeroError("demo: one process does it; start it without torchrun")
     began = time.monotonic()
     packages = sorted(set(package)) if package else _packages()
-    from colbert_zero.serving.server import bind
+    from colbert_zero.serving.http.server import bind
 
     with bind("127.0.0.1", port) as bound:
         found = find_model(model) if model else _trained()
@@ -66,8 +66,8 @@ def demo(
         start_processes()
         index = _index(found, packages, out)
         began = _took("index", str(index), began)
-        from colbert_zero.serving.server import Settings, serve
-        from colbert_zero.serving.service import Limits
+        from colbert_zero.serving.http.server import Settings, serve
+        from colbert_zero.serving.http.service import Limits
 
         def begun() -> None:
             url = f"http://127.0.0.1:{bound.getsockname()[1]}/"
@@ -101,8 +101,8 @@ def _index(found: Found, packages: list[str], out: Path) -> Path:
     from colbert_zero.data.documents import documents_of
     from colbert_zero.data.sources import folder_fingerprints
     from colbert_zero.models.kinds import is_cross_encoder
-    from colbert_zero.serving.building import Settings, build
-    from colbert_zero.serving.manifest import read_manifest
+    from colbert_zero.serving.index.building import Settings, build
+    from colbert_zero.serving.index.manifest import read_manifest
 
     if is_cross_encoder(str(found.folder), None):
         raise ColbertZeroError(f"MODEL: {found.folder} is a cross-encoder, which has no embeddings to index")

@@ -10,11 +10,11 @@ from colbert_zero.cli import on_qdrant
 from colbert_zero.cli.on_qdrant import BackendOption, FolderOption, UrlOption
 from colbert_zero.cli.options import read_queries, start_processes
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.serving.manifest import SEGMENT_DOCUMENTS
+from colbert_zero.serving.index.manifest import SEGMENT_DOCUMENTS
 from colbert_zero.terminal import RichShow, console
 
 if TYPE_CHECKING:
-    from colbert_zero.serving.building import Added
+    from colbert_zero.serving.index.building import Added
 
 _BUILD = "build"
 
@@ -107,8 +107,8 @@ def build(
       colbert-zero index my/model --corpus 'docs/*.parquet' --out docs --backend qdrant --url http://localhost:6333
     """  # fmt: skip
     from colbert_zero.data.documents import documents_of
-    from colbert_zero.serving.building import Settings
-    from colbert_zero.serving.building import build as build_index
+    from colbert_zero.serving.index.building import Settings
+    from colbert_zero.serving.index.building import build as build_index
 
     place = on_qdrant.address(out, backend, url, path)
     if place is None and quantization != "none":
@@ -117,7 +117,7 @@ def build(
         raise ColbertZeroError("--segment-documents: Qdrant makes its own segments; leave it out")
     documents = documents_of(corpus, "--corpus", on_bad_rows)
     if place is not None:
-        from colbert_zero.serving.qdrant_changing import QdrantSettings
+        from colbert_zero.serving.qdrant.changing import QdrantSettings
 
         on_qdrant.build(model, documents, place, QdrantSettings(store, quantization, pool, passages))
         return
@@ -152,7 +152,7 @@ def add(
       colbert-zero index add notes.index --corpus notes/ --replace
     """
     from colbert_zero.data.documents import documents_of
-    from colbert_zero.serving.building import add as add_documents
+    from colbert_zero.serving.index.building import add as add_documents
 
     place, documents = on_qdrant.address(index, backend, url, path), documents_of(corpus, "--corpus", on_bad_rows)
     if place is not None:
@@ -184,7 +184,7 @@ def delete(
       colbert-zero index delete notes.index old.md drafts/new.md
     """
     from colbert_zero.files import text_lines
-    from colbert_zero.serving.changing import delete as delete_documents
+    from colbert_zero.serving.index.changing import delete as delete_documents
 
     wanted = [*(ids or ()), *(line.strip() for _, line in text_lines(ids_file))] if ids_file else list(ids or ())
     if not wanted:
@@ -213,7 +213,7 @@ def compact(
 
       colbert-zero index compact notes.index
     """
-    from colbert_zero.serving.changing import compact as compact_index
+    from colbert_zero.serving.index.changing import compact as compact_index
 
     if (place := on_qdrant.address(index, backend, url, path)) is not None:
         on_qdrant.compact(place)
@@ -255,9 +255,9 @@ def check(
     """  # fmt: skip
     if queries_file and not first:
         raise ColbertZeroError("--queries: is for --first; leave it out, or name a first stage (--first pooled:1000)")
-    from colbert_zero.serving.checking import check as check_index
-    from colbert_zero.serving.first_stage import first_stage_of
-    from colbert_zero.serving.manifest import read_manifest
+    from colbert_zero.serving.index.checking import check as check_index
+    from colbert_zero.serving.index.first_stage import first_stage_of
+    from colbert_zero.serving.index.manifest import read_manifest
 
     if (there := on_qdrant.address(index, backend, url, path)) is not None:
         if first:
@@ -293,8 +293,8 @@ def check(
 def _tell_recalls(index: Path, first: list[str], queries: list[str], k: int, model: str | None) -> None:
     from transformers.utils.logging import disable_progress_bar
 
-    from colbert_zero.serving.checking import first_sentences, recalls
-    from colbert_zero.serving.index import Index
+    from colbert_zero.serving.index.checking import first_sentences, recalls
+    from colbert_zero.serving.index.opened import Index
 
     disable_progress_bar()
     with Index.open(index, model, tell=_say) as opened:
@@ -330,7 +330,7 @@ def _tell(added: "Added", index: Path) -> None:
 
 
 def _tell_state(index: Path) -> None:
-    from colbert_zero.serving.manifest import read_manifest
+    from colbert_zero.serving.index.manifest import read_manifest
 
     manifest = read_manifest(index)
     deleted = sum(segment.documents - segment.live for segment in manifest.segments)

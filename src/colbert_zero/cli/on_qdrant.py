@@ -11,8 +11,8 @@ from colbert_zero.terminal import RichShow, console
 
 if TYPE_CHECKING:
     from colbert_zero.data.documents import Documents
-    from colbert_zero.serving.qdrant_changing import QdrantSettings
-    from colbert_zero.serving.qdrant_collection import Address
+    from colbert_zero.serving.qdrant.changing import QdrantSettings
+    from colbert_zero.serving.qdrant.collection import Address
 
 BackendOption = Annotated[
     Literal["files", "qdrant"],
@@ -52,7 +52,7 @@ def address(index: Path, backend: str, url: str | None, folder: Path | None) -> 
             if given is not None:
                 raise ColbertZeroError(f"{option}: is for --backend qdrant; add that, or leave it out")
         return None
-    from colbert_zero.serving.qdrant_collection import address_of, checked_address
+    from colbert_zero.serving.qdrant.collection import address_of, checked_address
 
     if str(index).startswith("qdrant+"):
         if url or folder:
@@ -72,7 +72,7 @@ def address(index: Path, backend: str, url: str | None, folder: Path | None) -> 
 
 def build(model: str, documents: "Documents", place: "Address", settings: "QdrantSettings") -> None:
     """`index build`."""
-    from colbert_zero.serving.qdrant_changing import build as build_index
+    from colbert_zero.serving.qdrant.changing import build as build_index
 
     show = _show()
     with show.bar("documents", 0) as advance:
@@ -85,7 +85,7 @@ def build(model: str, documents: "Documents", place: "Address", settings: "Qdran
 
 def add(place: "Address", documents: "Documents", replace: bool, model: str | None) -> None:
     """`index add`."""
-    from colbert_zero.serving.qdrant_changing import add as add_documents
+    from colbert_zero.serving.qdrant.changing import add as add_documents
 
     show = _show()
     with show.bar("documents", 0) as advance:
@@ -98,7 +98,7 @@ def add(place: "Address", documents: "Documents", replace: bool, model: str | No
 
 def delete(place: "Address", ids: list[str]) -> None:
     """`index delete`."""
-    from colbert_zero.serving.qdrant_changing import delete as delete_documents
+    from colbert_zero.serving.qdrant.changing import delete as delete_documents
 
     _say(f"{place}: {delete_documents(place, ids, _say):,} deleted")
 
@@ -110,7 +110,7 @@ def compact(place: "Address") -> None:
 
 def check(place: "Address") -> None:
     """`index check`."""
-    from colbert_zero.serving.qdrant_changing import check as check_index
+    from colbert_zero.serving.qdrant.changing import check as check_index
 
     state = check_index(place, _say)
     record, known = state.record, state.record.model

@@ -79,8 +79,8 @@ def search(
             raise ColbertZeroError(
                 "--candidates: is for --backend qdrant; here name a first stage (--first pooled:500)"
             )
-        from colbert_zero.serving.first_stage import first_stage_of
-        from colbert_zero.serving.manifest import read_manifest
+        from colbert_zero.serving.index.first_stage import first_stage_of
+        from colbert_zero.serving.index.manifest import read_manifest
 
         manifest = read_manifest(index)
         if first:
@@ -93,7 +93,7 @@ def search(
     from transformers.utils.logging import disable_progress_bar
 
     from colbert_zero.evaluation.runs import write_run
-    from colbert_zero.serving.index import Index
+    from colbert_zero.serving.index.opened import Index
     from colbert_zero.serving.opening import open_index
 
     disable_progress_bar()

@@ -60,7 +60,7 @@ def serve(
     _check(key, writable, workers)
     place = on_qdrant.address(index, "files", None, None)
     if place is None:
-        from colbert_zero.serving.manifest import read_manifest
+        from colbert_zero.serving.index.manifest import read_manifest
 
         read_manifest(index)
     elif writable:
@@ -72,10 +72,10 @@ def serve(
     import psutil
     from transformers.utils.logging import disable_progress_bar
 
+    from colbert_zero.serving.http.server import Settings, bind
+    from colbert_zero.serving.http.server import serve as serve_until_stopped
+    from colbert_zero.serving.http.service import Limits
     from colbert_zero.serving.opening import open_index
-    from colbert_zero.serving.server import Settings, bind
-    from colbert_zero.serving.server import serve as serve_until_stopped
-    from colbert_zero.serving.service import Limits
 
     disable_progress_bar()
     memory = int(memory_gb * 1e9) if memory_gb is not None else psutil.virtual_memory().total // 4

@@ -15,7 +15,7 @@ from colbert_zero.models.checkpoints import Encoder, load_model
 from colbert_zero.models.encoding import prompt_of
 from colbert_zero.models.kinds import kind_of
 from colbert_zero.models.scored_tokens import scored_in_words
-from colbert_zero.serving.manifest import ModelIdentity
+from colbert_zero.serving.index.manifest import ModelIdentity
 
 _READ = (".json", ".safetensors", ".txt", ".model", ".metadata")
 

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from colbert_zero.serving.index import Index
-from colbert_zero.serving.qdrant_collection import PREFIX, Address
-from colbert_zero.serving.qdrant_index import QdrantIndex
+from colbert_zero.serving.index.opened import Index
+from colbert_zero.serving.qdrant.collection import PREFIX, Address
+from colbert_zero.serving.qdrant.opened import QdrantIndex
 
 AnyIndex = Index | QdrantIndex
 
@@ -28,8 +28,8 @@ def open_index(
     Example:
         >>> from pathlib import Path
         >>> from colbert_zero.data.documents import documents_of
-        >>> from colbert_zero.serving.qdrant_changing import QdrantSettings, build
-        >>> from colbert_zero.serving.qdrant_collection import address_of
+        >>> from colbert_zero.serving.qdrant.changing import QdrantSettings, build
+        >>> from colbert_zero.serving.qdrant.collection import address_of
         >>> model.save_pretrained("my-model")
         >>> _ = Path("notes.jsonl").write_text('{"_id": "a", "text": "The lift of a wing."}\n')
         >>> place = "qdrant+file:kept/notes"

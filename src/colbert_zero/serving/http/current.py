@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.serving.manifest import NAME
+from colbert_zero.serving.index.manifest import NAME
 from colbert_zero.serving.opening import AnyIndex, open_index
-from colbert_zero.serving.qdrant_collection import Address, Record
-from colbert_zero.serving.qdrant_index import QdrantIndex
+from colbert_zero.serving.qdrant.collection import Address, Record
+from colbert_zero.serving.qdrant.opened import QdrantIndex
 
 POLL_SECONDS = 0.5
 

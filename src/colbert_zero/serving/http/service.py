@@ -15,14 +15,14 @@ from colbert_zero.evaluation.ranking import embed
 from colbert_zero.models.encoders import with_own_tokenizer
 from colbert_zero.models.encoding import Task
 from colbert_zero.models.pooling import with_pooling
-from colbert_zero.serving.batching import Batcher, Group
-from colbert_zero.serving.building import Added, add
-from colbert_zero.serving.changing import compact, delete
-from colbert_zero.serving.current import Current, Tell
-from colbert_zero.serving.manifest import MOST_SEGMENTS, read_manifest
-from colbert_zero.serving.metrics import Metrics
+from colbert_zero.serving.http.batching import Batcher, Group
+from colbert_zero.serving.http.current import Current, Tell
+from colbert_zero.serving.http.metrics import Metrics
+from colbert_zero.serving.index.building import Added, add
+from colbert_zero.serving.index.changing import compact, delete
+from colbert_zero.serving.index.manifest import MOST_SEGMENTS, read_manifest
 from colbert_zero.serving.passages import Cutter
-from colbert_zero.serving.qdrant_collection import Address
+from colbert_zero.serving.qdrant.collection import Address
 
 _SEARCHED, _EXPLAINED, _EMBEDDED = 64, 4, 4
 """Requests of a batch: the dear ones are few, so that a quick one does not wait for many of them."""

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from colbert_zero.errors import ColbertZeroError, short
 from colbert_zero.models.bm25 import K1, B, terms_of
-from colbert_zero.serving.manifest import Manifest
-from colbert_zero.serving.searching import Chosen
-from colbert_zero.serving.segments import Segment
+from colbert_zero.serving.index.manifest import Manifest
+from colbert_zero.serving.index.searching import Chosen
+from colbert_zero.serving.index.segments import Segment
 
 _MEANS_AT_ONCE = 1 << 14
 

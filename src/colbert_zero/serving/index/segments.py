@@ -25,10 +25,10 @@ from torch import Tensor
 
 from colbert_zero.errors import ColbertZeroError, reason
 from colbert_zero.files import file_fingerprint
-from colbert_zero.serving.manifest import DELETED, SEGMENTS, Manifest, SegmentEntry
-from colbert_zero.serving.storage import TYPES, from_stored, means
-from colbert_zero.serving.terms import Postings
-from colbert_zero.serving.texts import Row, Texts, metadata_of, write_texts
+from colbert_zero.serving.index.manifest import DELETED, SEGMENTS, Manifest, SegmentEntry
+from colbert_zero.serving.index.storage import TYPES, from_stored, means
+from colbert_zero.serving.index.terms import Postings
+from colbert_zero.serving.index.texts import Row, Texts, metadata_of, write_texts
 
 ALIGNMENT = 64
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from colbert_zero.errors import short
-from colbert_zero.serving.index import Index
-from colbert_zero.serving.manifest import Manifest, read_manifest
-from colbert_zero.serving.segments import DamagedError, Segment
+from colbert_zero.serving.index.manifest import Manifest, read_manifest
+from colbert_zero.serving.index.opened import Index
+from colbert_zero.serving.index.segments import DamagedError, Segment
 from colbert_zero.watch import stop_if_asked
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from colbert_zero.errors import ColbertZeroError, short
 from colbert_zero.files import atomic_file, atomic_folder, file_fingerprint, writing
-from colbert_zero.serving.coming import keep_made
-from colbert_zero.serving.manifest import (
+from colbert_zero.serving.index.coming import keep_made
+from colbert_zero.serving.index.manifest import (
     DELETED,
     SEGMENTS,
     Deletions,
@@ -20,7 +20,14 @@ from colbert_zero.serving.manifest import (
     read_manifest,
     write_manifest,
 )
-from colbert_zero.serving.segments import DamagedError, Passages, Segment, SegmentWriter, UnknownDocumentError, ranges
+from colbert_zero.serving.index.segments import (
+    DamagedError,
+    Passages,
+    Segment,
+    SegmentWriter,
+    UnknownDocumentError,
+    ranges,
+)
 from colbert_zero.watch import stop_if_asked
 
 _BLOCK_DOCUMENTS = 1024

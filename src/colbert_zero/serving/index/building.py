@@ -29,10 +29,10 @@ from colbert_zero.maxsim.packed import Packed
 from colbert_zero.models.checkpoints import Encoder
 from colbert_zero.models.pooling import pooling_of, with_pooling
 from colbert_zero.processes import appears, from_main, is_main, process_rank, wait, world_size
-from colbert_zero.serving.changing import DeletedNow, checked_segments, close, sweep, with_deleted
-from colbert_zero.serving.coming import Made, made_of, numbers_made, record_of, write_made
 from colbert_zero.serving.identity import load_identified, load_known
-from colbert_zero.serving.manifest import (
+from colbert_zero.serving.index.changing import DeletedNow, checked_segments, close, sweep, with_deleted
+from colbert_zero.serving.index.coming import Made, made_of, numbers_made, record_of, write_made
+from colbert_zero.serving.index.manifest import (
     COMING,
     MOST_SEGMENTS,
     NAME,
@@ -47,9 +47,9 @@ from colbert_zero.serving.manifest import (
     read_manifest,
     write_manifest,
 )
+from colbert_zero.serving.index.segments import Passages, Segment, SegmentWriter
+from colbert_zero.serving.index.storage import to_stored
 from colbert_zero.serving.passages import Cutter
-from colbert_zero.serving.segments import Passages, Segment, SegmentWriter
-from colbert_zero.serving.storage import to_stored
 from colbert_zero.watch import stop_if_asked
 
 BLOCK_DOCUMENTS, BLOCK_CHARACTERS = 2048, 1_000_000

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from colbert_zero.errors import ColbertZeroError, reason
 from colbert_zero.files import parse_json, write_json
-from colbert_zero.serving.manifest import COMING, SEGMENTS, Count, Digest, Part, SegmentEntry, SegmentName
+from colbert_zero.serving.index.manifest import COMING, SEGMENTS, Count, Digest, Part, SegmentEntry, SegmentName
 
 
 class Made(Part):

@@ -14,7 +14,7 @@ import torch
 from colbert_zero.evaluation.ranking import keep_best
 from colbert_zero.maxsim.packed import Packed, Spans
 from colbert_zero.maxsim.scores import span_scores
-from colbert_zero.serving.segments import DamagedError, Segment, ranges
+from colbert_zero.serving.index.segments import DamagedError, Segment, ranges
 
 BLOCK_TOKENS = 1 << 17
 """Vectors of a block of documents; one longer document is a block of its own."""

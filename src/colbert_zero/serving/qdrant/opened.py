@@ -19,8 +19,9 @@ from colbert_zero.evaluation.runs import Run
 from colbert_zero.models.checkpoints import Encoder
 from colbert_zero.serving.explaining import Explainer
 from colbert_zero.serving.identity import load_known
-from colbert_zero.serving.index import Answer, Hit, check_asked
-from colbert_zero.serving.qdrant_collection import (
+from colbert_zero.serving.index.opened import Answer, Hit, check_asked
+from colbert_zero.serving.index.segments import UnknownDocumentError
+from colbert_zero.serving.qdrant.collection import (
     POOLED,
     TOKENS,
     Address,
@@ -29,7 +30,6 @@ from colbert_zero.serving.qdrant_collection import (
     address_of,
     point_id,
 )
-from colbert_zero.serving.segments import UnknownDocumentError
 
 if TYPE_CHECKING:
     from qdrant_client import models

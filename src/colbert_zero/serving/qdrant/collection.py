@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from colbert_zero.data.documents import Document, metadata_json
 from colbert_zero.errors import ColbertZeroError, reason, short
 from colbert_zero.files import to_json
-from colbert_zero.serving.manifest import Corpus, Count, ModelIdentity, Unfinished
+from colbert_zero.serving.index.manifest import Corpus, Count, ModelIdentity, Unfinished
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.serving.manifest import Storage
+from colbert_zero.serving.index.manifest import Storage
 
 TYPES: dict[Storage, np.dtype] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4"), "int8": np.dtype("i1")}
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from colbert_zero.serving.metrics import Metrics
-from colbert_zero.serving.service import Limits
+from colbert_zero.serving.http.metrics import Metrics
+from colbert_zero.serving.http.service import Limits
 
 _HEADERS = [
     (

@@ -18,14 +18,14 @@ from starlette.exceptions import HTTPException
 from colbert_zero import __version__
 from colbert_zero.errors import ColbertZeroError, near
 from colbert_zero.models.encoding import Task
-from colbert_zero.serving.batching import QueueFullError
-from colbert_zero.serving.guard import CLIENT_GONE, Guard, Problem
-from colbert_zero.serving.index import Hit
-from colbert_zero.serving.qdrant_collection import UnavailableError
-from colbert_zero.serving.segments import UnknownDocumentError
-from colbert_zero.serving.service import DiskError, Service
+from colbert_zero.serving.http.batching import QueueFullError
+from colbert_zero.serving.http.guard import CLIENT_GONE, Guard, Problem
+from colbert_zero.serving.http.service import DiskError, Service
+from colbert_zero.serving.index.opened import Hit
+from colbert_zero.serving.index.segments import UnknownDocumentError
+from colbert_zero.serving.qdrant.collection import UnavailableError
 
-PAGE = Path(__file__).parent / "page"
+PAGE = Path(__file__).parents[1] / "page"
 """Files of the web page."""
 
 _DESCRIPTION = """Exact late-interaction search in an index of ColBERT-Zero, and why each document was found.

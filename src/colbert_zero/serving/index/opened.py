@@ -18,14 +18,14 @@ from colbert_zero.evaluation.ranking import embed
 from colbert_zero.evaluation.runs import Run
 from colbert_zero.maxsim.packed import Packed
 from colbert_zero.models.checkpoints import Encoder
-from colbert_zero.serving.building import DEFAULTS, Settings
-from colbert_zero.serving.building import build as build_index
 from colbert_zero.serving.explaining import Explainer, Explanation
-from colbert_zero.serving.first_stage import FirstStage, candidates, first_stage_of
 from colbert_zero.serving.identity import load_known
-from colbert_zero.serving.manifest import Manifest, read_manifest
-from colbert_zero.serving.searching import Chosen, Place, Ranking, best_documents
-from colbert_zero.serving.segments import DamagedError, Segment, UnknownDocumentError
+from colbert_zero.serving.index.building import DEFAULTS, Settings
+from colbert_zero.serving.index.building import build as build_index
+from colbert_zero.serving.index.first_stage import FirstStage, candidates, first_stage_of
+from colbert_zero.serving.index.manifest import Manifest, read_manifest
+from colbert_zero.serving.index.searching import Chosen, Place, Ranking, best_documents
+from colbert_zero.serving.index.segments import DamagedError, Segment, UnknownDocumentError
 
 _ATTEMPTS = 20
 """Of opening while a writer compacts again and again."""

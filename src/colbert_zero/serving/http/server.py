@@ -22,14 +22,14 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.supervisors import Multiprocess
 
 from colbert_zero.errors import ColbertZeroError, Stopped
-from colbert_zero.serving.qdrant_collection import Address
+from colbert_zero.serving.qdrant.collection import Address
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fastapi import FastAPI
 
-    from colbert_zero.serving.service import Limits
+    from colbert_zero.serving.http.service import Limits
 
 HEAD_SECONDS = 10.0
 """In which a request's head must come."""
@@ -83,8 +83,8 @@ def app_of(settings: Settings, tell: Callable[[str], None] = print) -> "FastAPI"
     Raises:
         ColbertZeroError: It is no index, or its model cannot be loaded.
     """
-    from colbert_zero.serving.api import make_app
-    from colbert_zero.serving.service import Service
+    from colbert_zero.serving.http.api import make_app
+    from colbert_zero.serving.http.service import Service
 
     service = Service(
         settings.index, settings.limits, settings.writable, settings.model, settings.memory_bytes, tell

@@ -16,7 +16,8 @@ from colbert_zero.errors import ColbertZeroError, short
 from colbert_zero.files import fingerprint
 from colbert_zero.models.checkpoints import Encoder
 from colbert_zero.models.pooling import pooling_of, with_pooling
-from colbert_zero.serving.building import (
+from colbert_zero.serving.identity import load_identified, load_known
+from colbert_zero.serving.index.building import (
     Added,
     Advance,
     Digest,
@@ -28,10 +29,12 @@ from colbert_zero.serving.building import (
     encoded,
     new_documents,
 )
-from colbert_zero.serving.identity import load_identified, load_known
-from colbert_zero.serving.manifest import Unfinished
+from colbert_zero.serving.index.manifest import Unfinished
+from colbert_zero.serving.index.segments import UnknownDocumentError
+from colbert_zero.serving.index.storage import to_stored
+from colbert_zero.serving.index.texts import values_as_text
 from colbert_zero.serving.passages import Cutter
-from colbert_zero.serving.qdrant_collection import (
+from colbert_zero.serving.qdrant.collection import (
     KEY,
     MOST_NUMBERS,
     POOLED,
@@ -44,9 +47,6 @@ from colbert_zero.serving.qdrant_collection import (
     digest_of,
     point_id,
 )
-from colbert_zero.serving.segments import UnknownDocumentError
-from colbert_zero.serving.storage import to_stored
-from colbert_zero.serving.texts import values_as_text
 from colbert_zero.watch import stop_if_asked
 
 if TYPE_CHECKING:
