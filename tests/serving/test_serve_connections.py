@@ -87,7 +87,8 @@ def test_a_second_head_that_never_ends_is_let_go_too(listened, monkeypatch):
         assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
         connection.sendall(b"GET /sea")
         connection.settimeout(60)
-        assert received(connection) == b""
+        # The rest of the first answer at most.
+        assert b"HTTP/1.1" not in received(connection)
 
 
 def test_a_body_that_comes_too_slowly_is_told(served_folder):

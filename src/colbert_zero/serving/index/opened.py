@@ -141,6 +141,7 @@ class Index:
         >>> model.save_pretrained("my-model")
         >>> _ = Path("notes.jsonl").write_text('{"_id": "a", "text": "The lift of a wing."}\n')
         >>> index = Index.build("my-model", "notes.jsonl", "notes.index")
+        notes.index: 1 documents added
         >>> [hit.id for hit in index.search("wing")]
         ['a']
         >>> len(Index.open("notes.index"))
