@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 from starlette.exceptions import HTTPException
 
 from colbert_zero import __version__
+from colbert_zero.data.documents import value_as_text
 from colbert_zero.errors import ColbertZeroError, near
 from colbert_zero.models.encoding import Task
 from colbert_zero.serving.http.batching import QueueFullError
@@ -259,7 +260,7 @@ def _add_reading(app: FastAPI, service: Service) -> None:
 
     @app.post("/search", response_model=SearchAnswer, summary="Search")
     async def search(request: Request, asked: SearchRequest) -> Response:
-        where = {name: _as_text(value) for name, value in (asked.where or {}).items()}
+        where = {name: value_as_text(value) for name, value in (asked.where or {}).items()}
         return await searched(request, asked.query, asked.k, where, asked.explain)
 
     @app.get("/search", response_model=SearchAnswer, summary="Search, for a browser's address line or curl")
@@ -348,7 +349,8 @@ def _add_writing(app: FastAPI, service: Service) -> None:
         documents: New,
         replace: Annotated[bool, Query(description="Put a document in the place of another of its id.")] = False,
     ) -> Response:
-        rows = [document.model_dump() for document in documents]
+        # Not `model_dump`: that fails on metadata nested deeply.
+        rows = [dict(document) for document in documents]
         done = await _written(service.add(rows, replace))
         return _json(
             Added(
@@ -487,11 +489,6 @@ def _refuse_dense(representation: str) -> None:
         raise Problem(
             422, "dense", "the index's model is dense, with one vector a text, so there are no words to show", "explain"
         )
-
-
-def _as_text(value: str | bool | float) -> str:
-    """A value as metadata are compared."""
-    return value if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _json(answer: BaseModel) -> Response:
