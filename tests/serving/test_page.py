@@ -25,10 +25,12 @@ SECONDS = 20
 HOSTILE = '<script>document.title = "taken"</script><img src=x onerror="document.title=`taken`"> wing &amp; "drag" <b>'
 EMOJI = "🦋🦋 A butterfly's wing 🦋 in a wind tunnel."
 LONG = "supercalifragilistic" * 12
+NUMBERS = [1958.0, 1e20, 1e-7, 2**53 + 1, 2**53 + 3]
 ROWS = [
     *({"_id": key, "text": text, "length": len(text) // 40} for key, text in DOCUMENTS.items()),
     {"_id": "<i>hostile</i>", "text": HOSTILE, "length": 9, "kind": "<u>odd</u>"},
     {"_id": "emoji", "text": EMOJI, "kind": "odd"},
+    *({"_id": f"number {n}", "text": "A wing.", "number": n} for n in NUMBERS),
     {"_id": "titled", "title": "Wings", "text": f"of birds. {LONG}", "kind": "plain"},
 ]
 
@@ -206,6 +208,21 @@ def test_metadata_choose_documents(opened):
     expect(page.get_by_role("status")).to_contain_text("No document has")
     page.get_by_role("button", name="Search without filters").click()
     expect(page.locator(".hit")).to_have_count(10)
+
+
+def test_numbers_choose_documents_from_the_list_and_from_a_result(opened):
+    page = opened("?q=A+wing.&k=100")
+    for number in NUMBERS:
+        hit = page.locator(".hit", has_text=f"number {number}")
+        hit.get_by_role("button", name=re.compile("^number ")).last.click()
+        expect(page.locator(".hit")).to_have_count(1)
+        assert ids(page) == [f"number {number}"]
+        page.go_back()
+        expect(page.locator(".hit").nth(1)).to_be_visible()
+    select = page.get_by_role("combobox", name="number")
+    for value in select.locator("option").evaluate_all("all => all.map(e => e.value).filter(Boolean)"):
+        select.select_option(value)
+        expect(page.locator(".hit")).to_have_count(1)
 
 
 @pytest.mark.slow
@@ -482,6 +499,18 @@ def test_a_server_that_is_gone_is_told_and_asked_again(opened):
     page.clock.run_for(4000)
     shows(page, "oxygen")
     expect(page.get_by_role("alert")).to_be_empty()
+    page.clock.run_for(1000)
+    explained(page)
+    page.route("**/search", lambda route: route.abort("connectionrefused"))
+    page.get_by_role("searchbox").press("Enter")
+    page.clock.run_for(1000)
+    expect(page.get_by_role("alert")).to_contain_text("The server does not answer")
+    assert page.locator("#legend button").count() == 0
+    page.unroute("**/search")
+    page.clock.run_for(4000)
+    shows(page, "oxygen")
+    page.clock.run_for(1000)
+    explained(page)
 
 
 @pytest.mark.slow

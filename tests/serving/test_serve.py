@@ -94,7 +94,7 @@ def test_a_text_that_is_cut_off_is_told(client, kind):
     assert found["notes"][0].startswith("1 of the texts are longer than the ")
 
 
-def test_the_index_is_described(client, direct, served_folder):
+def test_the_index_is_described(client, direct):
     wait_for(lambda: client.get("/index").json()["metadata"] != {"length": None})
     found = client.get("/index").json()
     lengths = [str(len(text) // 100) for text in DOCUMENTS.values()]
@@ -102,7 +102,7 @@ def test_the_index_is_described(client, direct, served_folder):
         "length": sorted(set(lengths), key=lambda n: (-lengths.count(n), lengths.index(n)))
     }
     assert found == {
-        "documents": len(DOCUMENTS), "model": str(served_folder.parent / "model"), "representation": "multi-vector",
+        "documents": len(DOCUMENTS), "model": "model", "representation": "multi-vector",
         "dim": 16, "storage": "float16", "generation": direct.manifest.generation, "notes": [], "writable": False,
     }  # fmt: skip
 
@@ -113,6 +113,41 @@ def test_metadata_choose_what_may_be_found(client, where):
     assert {hit["id"] for hit in found} == {key for key, text in DOCUMENTS.items() if len(text) // 100 == 1}
     again = client.get("/search", params={"q": LIFT, "k": 100, "where": "length=1"}).json()["hits"]
     assert again == found
+
+
+def test_texts_of_an_answer_are_bounded_together_and_the_longest_are_cut(served_folder, direct):
+    query, wanted = {"query": LIFT, "k": 100}, {hit.id: hit.text for hit in direct.search(LIFT, 100).hits}
+    whole = sum(map(len, wanted.values()))
+    for most in (whole, whole - 1, whole // 3, 10, 0):
+        with TestClient(make_app(Service(served_folder, Limits(answer_characters=most), tell=quiet)), **HOST) as client:
+            found = client.post("/search", json=query).json()
+        assert [hit["id"] for hit in found["hits"]] == list(wanted)
+        assert sum(len(hit["text"]) for hit in found["hits"]) <= most
+        assert all(wanted[hit["id"]].startswith(hit["text"]) for hit in found["hits"])
+        cut = [hit for hit in found["hits"] if hit["text"] != wanted[hit["id"]]]
+        told = (
+            [f"{len(cut)} of the texts are cut to {max(len(hit['text']) for hit in cut):,} characters"] if cut else []
+        )
+        assert [note.split(", as")[0] for note in found["notes"]] == told
+        assert bool(cut) == (most < whole)
+
+
+def test_what_is_counted_is_true_before_anybody_asks_for_it(served_folder):
+    service = Service(served_folder, Limits(), tell=quiet)
+    held = Held(service)
+    with TestClient(make_app(service), **HOST) as client:
+        told = service.metrics.text().decode()
+        assert f"colbert_zero_documents {len(DOCUMENTS)}.0" in told
+        assert re.search(r"colbert_zero_index_generation [1-9]", told)
+        asked = Asked(client)
+        asked.ask("wing")
+        held.begun()
+        asked.ask("heat", 2)
+        asked.ask("blood", 3)
+        wait_for(lambda: "colbert_zero_waiting_requests 2.0" in service.metrics.text().decode())
+        held.go()
+        asked.join()
+        wait_for(lambda: "colbert_zero_waiting_requests 0.0" in service.metrics.text().decode())
 
 
 def test_health_readiness_and_metrics(client):
@@ -142,6 +177,7 @@ MISTAKES = [
     ("/search", {"query": "x", "where": {"lenght": 1}}, 422, "where.lenght", "did you mean length?"),
     ("/search", {"query": "x", "where": {"length": [1]}}, 422, "where.length", "string"),
     ("/search", [1], 422, "body", "object"),
+    ("/search", b"{", 400, "body", "not JSON"),
     ("/explain", {"query": "x", "id": "nowhere"}, 404, "id", "has no document 'nowhere'"),
     ("/embed", {"texts": ["x"], "kind": "passage"}, 422, "kind", "'query' or 'document'"),
     ("/embed", {"texts": [], "kind": "query"}, 422, "texts", "at least 1"),
@@ -151,7 +187,8 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("path", "body", "status", "place", "message"), MISTAKES)
 def test_a_mistake_is_one_message_with_its_place(client, path, body, status, place, message):
-    found = client.post(path, json=body)
+    content = body if isinstance(body, bytes) else json.dumps(body)
+    found = client.post(path, content=content, headers={"content-type": "application/json"})
     assert found.status_code == status
     [error] = found.json().values()
     assert error.keys() == {"code", "message", "place"}
@@ -205,7 +242,7 @@ def test_a_name_that_only_points_here_is_refused(client, host):
     assert client.get("/search?q=wing", headers={"host": host}).status_code == 421
 
 
-@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8000", "127.0.0.1:80", "[::1]:8000", "[::1]"])
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8000", "127.0.0.1:80", "[::1]:8000", "[::1]", "127.0.0.2:80"])
 def test_this_machines_own_names_are_answered(client, host):
     assert client.get("/search?q=wing", headers={"host": host}).status_code == 200
 
@@ -336,7 +373,7 @@ def test_what_takes_too_long_is_told_and_not_computed(served_folder):
     assert ["heat"] not in held.batches
 
 
-def test_one_request_that_fails_is_told_and_fails_no_other(served_folder):
+def test_one_request_that_fails_is_told_and_fails_no_other(served_folder, caplog):
     service = Service(served_folder, Limits(), tell=quiet)
     held = Held(service)
     with TestClient(make_app(service), raise_server_exceptions=False, **HOST) as client:
@@ -347,5 +384,13 @@ def test_one_request_that_fails_is_told_and_fails_no_other(served_folder):
             asked.ask(query)
         wait_for(lambda: service.waiting == 3)
         held.go()
-        assert [answer.status_code for answer in asked.join()] in ([200, 200, 500, 200],)
+        found = asked.join()
+        assert [answer.status_code for answer in found] == [200, 200, 500, 200]
         assert client.get("/search?q=wing").status_code == 200
+        assert found[2].json()["error"]["code"] == "fault"
+        for header in ("content-security-policy", "x-content-type-options", "cache-control"):
+            assert found[2].headers[header] == found[0].headers[header]
+        assert "RuntimeError: a fault" in caplog.text
+        told = client.get("/metrics").text
+        assert 'requests_total{method="POST",path="/search",status="500"} 1.0' in told
+        assert 'status="499"' not in told

@@ -3,13 +3,15 @@
 import json
 import resource
 import shutil
+import sqlite3
 import threading
 from contextlib import contextmanager
 
 import pytest
 from fastapi.testclient import TestClient
 
-from colbert_zero.data.documents import documents_of
+from colbert_zero.data.documents import documents_of, value_as_text
+from colbert_zero.errors import ColbertZeroError
 from colbert_zero.files import writing
 from colbert_zero.serving.http import service as service_module
 from colbert_zero.serving.http.api import make_app
@@ -20,7 +22,7 @@ from colbert_zero.serving.index.changing import delete as delete_documents
 from colbert_zero.serving.index.opened import Index
 from helpers import DOCUMENTS, wait_for
 
-KEY = {"authorization": "Bearer the-key"}
+KEY = {"authorization": "Bearer the-key", "content-type": "application/json"}
 
 
 def quiet(*_):
@@ -28,8 +30,8 @@ def quiet(*_):
 
 
 @contextmanager
-def serving(folder, writable=False):
-    service = Service(folder, Limits(), writable, tell=quiet)
+def serving(folder, writable=False, tell=quiet):
+    service = Service(folder, Limits(), writable, tell=tell)
     app = make_app(service, "the-key" if writable else None)
     with TestClient(app, base_url="http://127.0.0.1", headers=KEY) as client:
         yield client, service
@@ -123,6 +125,87 @@ def test_many_small_additions_become_few_segments(folder, monkeypatch):
             assert client.post("/documents", json=[{"id": f"n{number}", "text": "wing"}]).json()["added"] == 1
             assert len(service.current.state.index.manifest.segments) < 7
         assert len(ids(client)) == len(DOCUMENTS) + 8
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left"), ColbertZeroError("damaged"), sqlite3.OperationalError("x")]
+)
+def test_a_write_that_is_done_is_answered_so_whatever_becomes_of_its_segments(folder, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(service_module, "_COMPACTED", 1)
+    monkeypatch.setattr(service_module, "compact", fail)
+    said = []
+    with serving(folder, writable=True, tell=said.append) as (client, _):
+        for name in ("one", "two"):
+            assert client.post("/documents", json=[{"id": name, "text": "wing"}]).json()["added"] == 1
+        assert {"one", "two"} <= set(ids(client))
+    assert sum("its many segments stay as they are" in line for line in said) == 2
+
+
+@pytest.mark.parametrize(("name", "full"), [("SQLITE_FULL", True), ("SQLITE_CANTOPEN", False), ("SQLITE_IOERR", False)])
+def test_only_a_full_disk_is_called_full(folder, monkeypatch, name, full):
+    error = sqlite3.OperationalError("what sqlite says")
+    error.sqlite_errorcode, error.sqlite_errorname = getattr(sqlite3, name), name
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(service_module, "delete", fail)
+    with serving(folder, writable=True) as (client, _):
+        found = client.delete("/documents/lift")
+    assert found.status_code == 507
+    assert ("the disk is full" in found.text, "what sqlite says" in found.text) == (full, not full)
+
+
+@pytest.mark.parametrize("metadata", [{"k": "\ud800"}, {"\ud800": 1}, {"k": [{"in": "\ud800"}]}])
+def test_metadata_that_are_no_text_are_refused_and_searches_go_on(folder, metadata):
+    with serving(folder, writable=True) as (client, _):
+        found = client.post("/documents", content=json.dumps([{"id": "a", "text": "wing", **metadata}]))
+        assert (found.status_code, found.json()["error"]["code"]) == (409, "refused")
+        assert len(ids(client)) == len(DOCUMENTS)
+
+
+def test_metadata_that_are_too_deep_or_too_many_are_left_out_and_told(folder):
+    deep = "[" * 900 + "]" * 900
+    with serving(folder, writable=True) as (client, _):
+        body = f'[{{"id": "a", "_id": "x", "text": "wing", "deep": {deep}, "year": 1958}}]'
+        assert client.post("/documents", content=body).json()["left_out"] == {
+            "metadata nested deeper than 20, of deep": 1
+        }
+        many = {f"key{number}": "é" * 600 for number in range(1000)}
+        assert sum(client.post("/documents", json=[{"id": "b", "text": "wing", **many}]).json()["left_out"].values())
+        hits = {hit["id"]: hit for hit in client.get("/search?q=wing&k=100").json()["hits"]}
+        assert hits["a"]["metadata"] == {"_id": "x", "year": 1958}
+        assert len(hits["b"]["metadata"]) < 100
+
+
+NUMBERS = [1958.0, 1958, -0.5, 1e20, 1e22, 1e-7, 0.1 + 0.2, 2**53 + 1, 2**63 + 5, True]
+
+
+def test_metadata_numbers_are_found_however_they_are_written(folder):
+    rows = [{"id": f"n{n}", "text": "wing", "value": value} for n, value in enumerate(NUMBERS)]
+    rows += [{"id": "version", "text": "wing", "value": "1958.0"}, {"id": "zeros", "text": "wing", "value": "01958"}]
+    with serving(folder, writable=True) as (client, service):
+        assert client.post("/documents", json=rows).json()["added"] == len(rows)
+
+        def found(value):
+            asked = {"query": "wing", "k": 100, "where": {"value": value}}
+            return {hit["id"] for hit in client.post("/search", json=asked).json()["hits"]}
+
+        assert found(1958) == found("1958") == found("1.958e3") == {"n0", "n1"}
+        assert found("1958.0") == {"n0", "n1", "version"}
+        assert found("01958") == {"zeros"}
+        assert found("true") == found(True) == {"n9"}
+        for number, value in enumerate(NUMBERS[2:9], 2):
+            for form in {value, str(value), repr(value), value_as_text(value), json.dumps(value)}:
+                assert found(form) == {f"n{number}"}, (value, form)
+        wait_for(lambda: service.current.state.counted)
+        told = client.get("/index").json()["metadata"]["value"]
+        assert set(told) == {*map(value_as_text, NUMBERS), "1958.0", "01958"}
+        for text in told:
+            assert found(text)
 
 
 # ---- Changed on disk by others

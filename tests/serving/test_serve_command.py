@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 import pytest
@@ -53,6 +54,17 @@ def test_a_missing_package_is_told_with_its_extra(command, served_folder, monkey
     assert "uvicorn is not installed; pip install colbert-zero[serve]" in told
 
 
+@pytest.mark.parametrize(
+    ("host", "local"), [("127.0.0.1", True), ("127.0.0.2", True), ("localhost", True), ("0.0.0.0", False)]
+)
+def test_whatever_is_reached_from_here_alone_counts_as_local(command, served_folder, monkeypatch, host, local):
+    served = []
+    monkeypatch.setattr("colbert_zero.serving.http.server.serve", lambda settings, *_: served.append(settings.local))
+    code, _, told = command("serve", served_folder, "--host", host, "--port", "0")
+    assert (code, served) == (0, [local]), told
+    assert ("can search and read this index" in told) == (not local)
+
+
 # ---- Real processes
 
 
@@ -86,6 +98,11 @@ def answered(address, body=None, key=None):
             return error.code, json.loads(error.read())
     except OSError:
         return 0, None
+
+
+def metrics(address):
+    with urllib.request.urlopen(address + "/metrics") as told:
+        return told.read().decode()
 
 
 def ask_in_threads(address, clients=8):
@@ -145,11 +162,9 @@ def test_a_process_that_is_killed_is_replaced_and_several_count_together(served_
         wait_for(lambda: len(psutil.Process(process.pid).children()) >= 2)
         for _ in range(20):
             assert answered(address + "/search", {"query": "wing"})[0] == 200
-        with urllib.request.urlopen(address + "/metrics") as told:
-            counted = re.search(
-                r'requests_total\{method="POST",path="/search",status="200"\} (\d+)', told.read().decode()
-            )
+        counted = re.search(r'requests_total\{method="POST",path="/search",status="200"\} (\d+)', metrics(address))
         assert int(counted[1]) == 20
+        assert re.search(r"^colbert_zero_index_generation 1\.0$", metrics(address), re.MULTILINE)
         serving = [
             child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())
         ]
@@ -157,6 +172,11 @@ def test_a_process_that_is_killed_is_replaced_and_several_count_together(served_
         wait_for(lambda: not serving[0].is_running() or serving[0].status() == psutil.STATUS_ZOMBIE)
         wait_for(lambda: all(answered(address + "/ready")[0] == 200 for _ in range(10)))
         assert process.poll() is None
+        assert re.search(r"^colbert_zero_index_generation 1\.0$", metrics(address), re.MULTILINE)
+        folders = {
+            Path(child.environ()["PROMETHEUS_MULTIPROC_DIR"]) for child in psutil.Process(process.pid).children()
+        }
+        wait_for(lambda: not any([*folder.glob(f"gauge_live*_{serving[0].pid}.db")] for folder in folders))
 
 
 @pytest.mark.slow
@@ -197,7 +217,7 @@ def test_a_full_disk_is_told_and_room_lets_it_go_on(write_index, tmp_path):
     script = f"""
         mkdir small && mount -t tmpfs -o size=2m tmpfs small && cp -r {folder} small/index
         {sys.executable} -m colbert_zero serve small/index --port 0 --writable > said.txt 2>&1 &
-        until grep -q answers said.txt; do sleep 0.2; done
+        for _ in $(seq 600); do grep -q answers said.txt && break; kill -0 %1 || exit 1; sleep 0.2; done
         address=$(grep -o 'http://[^/]*' said.txt)
         post() {{ curl -s -m 60 -X POST -H 'authorization: Bearer the-key' -H 'content-type: application/json' \\
                   -d '[{{"id": "new", "text": "a wing"}}]' $address/documents; echo; }}
@@ -210,8 +230,9 @@ def test_a_full_disk_is_told_and_room_lets_it_go_on(write_index, tmp_path):
     """
     done = subprocess.run(
         ["unshare", "-rm", "bash", "-c", script], cwd=tmp_path, env=environment(COLBERT_ZERO_KEY="the-key"),
-        capture_output=True, text=True,
+        capture_output=True, text=True, timeout=300,
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     read = {name: (tmp_path / f"{name}.txt").read_text() for name in ("full", "room", "said")}
     assert json.loads(read["full"])["error"]["code"] == "disk", (read, done.stderr)
     assert json.loads(read["room"])["added"] == 1, read

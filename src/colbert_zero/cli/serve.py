@@ -10,8 +10,6 @@ from colbert_zero.cli.index import IndexArgument, ModelOption
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.terminal import console, stderr
 
-_LOCAL = ("127.0.0.1", "localhost", "::1")
-
 
 def serve(
     index: IndexArgument,
@@ -67,11 +65,10 @@ def serve(
         raise ColbertZeroError(
             "--writable: an index on Qdrant is served read-only; change it by `colbert-zero index add --backend qdrant`"
         )
-    if host not in _LOCAL and key is None:
-        _tell(f"warning: whoever reaches {host} can search and read this index; set a key (COLBERT_ZERO_KEY)")
     import psutil
     from transformers.utils.logging import disable_progress_bar
 
+    from colbert_zero.serving.http.guard import is_local
     from colbert_zero.serving.http.server import Settings, bind
     from colbert_zero.serving.http.server import serve as serve_until_stopped
     from colbert_zero.serving.http.service import Limits
@@ -83,8 +80,11 @@ def serve(
         body_bytes=max_body, characters=max_text, k=max_k, explained=min(50, max_k), seconds=seconds, waiting=queue
     )
     whole = place or index.absolute()
-    settings = Settings(whole, limits, key, writable, host in _LOCAL, model, memory // workers, workers)
     with bind(host, port) as bound:
+        local = is_local(bound.getsockname()[0])
+        if not local and key is None:
+            _tell(f"warning: whoever reaches {host} can search and read this index; set a key (COLBERT_ZERO_KEY)")
+        settings = Settings(whole, limits, key, writable, local, model, memory // workers, workers)
         address = f"[{host}]" if ":" in host else host
         with open_index(whole, model, _tell) as opened:
             console.print(f"{place or index}: {len(opened):,} documents", markup=False, soft_wrap=True)

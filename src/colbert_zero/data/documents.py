@@ -7,6 +7,7 @@ other columns are its metadata, the title among them. A file's id is its path in
 import json
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,6 +24,16 @@ TEXT_FILES = (".txt", ".text", ".md", ".markdown", ".rst", ".py")
 LONGEST_ID = 1024
 LONGEST_VALUE = 4096
 """Characters of a metadata value as JSON; a longer one, an embedding say, is left out and counted."""
+LONGEST_METADATA = 65_536
+"""Characters of all metadata of a document as JSON; values beyond these are left out and counted."""
+DEEPEST_VALUE = 20
+"""Lists and objects in each other in a metadata value; a deeper one is left out and counted."""
+
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,400})(\.[0-9]{1,400})?([eE][+-]?[0-9]{1,4})?")
+"""As in JSON, and no longer than anyone writes one."""
+
+_WHOLE = 1e21
+"""From which on JavaScript too writes a whole number with an exponent."""
 
 _TABLES = (".jsonl", ".jsonl.gz", ".parquet")
 
@@ -117,8 +128,8 @@ class GivenDocuments(Documents):
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def read(self, left_out: Counter[str]) -> Iterator[tuple[str, Document]]:
-        """As of a corpus; a row's place is its number in brackets, from 0."""
-        id_key = _Unknown()
+        """As of a corpus, but the key of ids is `id`; a row's place is its number in brackets, from 0."""
+        id_key = _Unknown("id")
         for number, row in enumerate(self.rows):
             try:
                 document = _document(row, number, id_key, left_out)
@@ -161,6 +172,37 @@ def metadata_json(metadata: dict[str, Any]) -> str:
     return json.dumps(metadata, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+def value_as_text(value: Any) -> str:
+    """A metadata value in the one text form that it is shown in, counted by and asked for.
+
+    A whole number has no fraction, however it was written; lists and objects are canonical JSON.
+
+    Example:
+        >>> [value_as_text(value) for value in (1958.0, 1e20, 1.5, True, "1.0", ["a"], None)]
+        ['1958', '100000000000000000000', '1.5', 'true', '1.0', '["a"]', '']
+    """
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return ""
+    if isinstance(value, float) and value.is_integer() and abs(value) < _WHOLE:
+        return str(int(value))
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def number_of_text(text: str) -> str | None:
+    """Text that is a number, in the form of `value_as_text`; None of any other.
+
+    Example:
+        >>> [number_of_text(text) for text in ("1958.0", "1e+20", "-0", "007", "1958 ", "nan")]
+        ['1958', '100000000000000000000', '0', None, None, None]
+    """
+    if not _NUMBER.fullmatch(text):
+        return None
+    value = json.loads(text)
+    return value_as_text(value) if math.isfinite(value) else None
+
+
 def _is_text_file(file: Path, folder: Path) -> bool:
     parts = file.relative_to(folder).parts
     hidden = any(part.startswith(".") or part == "__pycache__" for part in parts)
@@ -168,10 +210,10 @@ def _is_text_file(file: Path, folder: Path) -> bool:
 
 
 class _Unknown:
-    """Which key has the ids: that of the first row counts for all."""
+    """Which key has the ids: that of the first row counts for all, unless it is known before."""
 
-    key: str | None = None
-    known = False
+    def __init__(self, key: str | None = None):
+        self.key, self.known = key, key is not None
 
 
 def _document(row: dict[str, Any], number: int, ids: _Unknown, left_out: Counter[str]) -> Document | None:
@@ -189,24 +231,59 @@ def _document(row: dict[str, Any], number: int, ids: _Unknown, left_out: Counter
         left_out["without a text"] += 1
         return None
     spent = {ids.key, "text" if "text" in row else "document"}
-    metadata = {}
-    for key, value in row.items():
-        if key in spent or value is None or value == "":
+    given = {str(key): value for key, value in row.items() if key not in spent and value is not None and value != ""}
+    return Document(identifier, text, _metadata(given, left_out))
+
+
+def _metadata(given: dict[str, Any], left_out: Counter[str]) -> dict[str, Any]:
+    """What of metadata is kept, as JSON can hold it.
+
+    Raises:
+        BadRow: A name or value has what is no text.
+    """
+    kept: dict[str, Any] = {}
+    size = 2
+    for key, value in given.items():
+        _check_text(key, key)
+        try:
+            plain = _plain(value, key)
+        except _DeepError:
+            left_out[f"metadata nested deeper than {DEEPEST_VALUE}, of {short(key)}"] += 1
             continue
-        plain = _plain(value)
-        if len(json.dumps(plain)) > LONGEST_VALUE:
+        length = len(json.dumps(plain))
+        added = length + len(json.dumps(key)) + 2
+        if length > LONGEST_VALUE:
             left_out[f"metadata longer than {LONGEST_VALUE:,} characters, of {short(key)}"] += 1
+        elif size + added > LONGEST_METADATA:
+            left_out[f"metadata beyond {LONGEST_METADATA:,} characters of a document"] += 1
         else:
-            metadata[str(key)] = plain
-    return Document(identifier, text, metadata)
+            kept[key], size = plain, size + added
+    return kept
 
 
-def _plain(value: Any) -> Any:
+class _DeepError(Exception):
+    """A value has too many lists and objects in each other."""
+
+
+def _plain(value: Any, key: str, depth: int = 0) -> Any:
     """A value as JSON can hold it; what it cannot, a date say, as text."""
+    if depth > DEEPEST_VALUE:
+        raise _DeepError
     if isinstance(value, dict):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        for inner in value:
+            _check_text(str(inner), key)
+        return {str(name): _plain(inner, key, depth + 1) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [_plain(inner, key, depth + 1) for inner in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    text = str(value)
+    _check_text(text, key)
+    return text
+
+
+def _check_text(text: str, key: str) -> None:
+    if fault := text_fault(text):
+        raise BadRow(f"metadata that {fault.split(':')[0]}: of {short(repr(key))}")

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 from starlette.exceptions import HTTPException
 
 from colbert_zero import __version__
+from colbert_zero.data.documents import value_as_text
 from colbert_zero.errors import ColbertZeroError, near
 from colbert_zero.models.encoding import Task
 from colbert_zero.serving.http.batching import QueueFullError
@@ -82,7 +83,7 @@ class IndexAnswer(BaseModel):
 
     documents: int
     model: str
-    """Its place, with the commit of a Hub id."""
+    """Its id on the Hub with the commit, or its folder's name."""
     representation: str
     """multi-vector or dense."""
     dim: int
@@ -251,15 +252,15 @@ def _add_reading(app: FastAPI, service: Service) -> None:
         deadline = request.state.deadline
         answer = await _awaited(request, service.search(query, k, where, explain, deadline), limits.seconds)
         notes = list(dict.fromkeys([*answer.notes, *service.current.notes]))
-        return _json(
-            SearchAnswer.model_construct(
-                query=query, hits=answer.hits, notes=notes, seconds=time.monotonic() - began
-            )
-        )  # fmt: skip
+        found = SearchAnswer.model_construct(
+            query=query, hits=answer.hits, notes=notes, seconds=time.monotonic() - began
+        )
+        # Many long texts take a while, in which others are to be heard.
+        return await asyncio.to_thread(_json, found)
 
     @app.post("/search", response_model=SearchAnswer, summary="Search")
     async def search(request: Request, asked: SearchRequest) -> Response:
-        where = {name: _as_text(value) for name, value in (asked.where or {}).items()}
+        where = {name: value_as_text(value) for name, value in (asked.where or {}).items()}
         return await searched(request, asked.query, asked.k, where, asked.explain)
 
     @app.get("/search", response_model=SearchAnswer, summary="Search, for a browser's address line or curl")
@@ -298,8 +299,8 @@ def _add_reading(app: FastAPI, service: Service) -> None:
                 f"{embedded.cut} of the texts are longer than the {longest} tokens that the model reads: their ends "
                 "are cut off"
             )
-        return _json(
-            EmbedAnswer.model_construct(embeddings=embedded.vectors, kind=asked.kind, dim=model.dim, notes=notes)
+        return await asyncio.to_thread(
+            _json, EmbedAnswer.model_construct(embeddings=embedded.vectors, kind=asked.kind, dim=model.dim, notes=notes)
         )
 
 
@@ -308,7 +309,10 @@ def _add_state(app: FastAPI, service: Service) -> None:
     async def index() -> Response:
         state = service.current.state
         manifest = state.index.manifest
-        model = f"{manifest.model.place} at {manifest.model.commit}" if manifest.model.commit else manifest.model.place
+        known = manifest.model
+        # A folder's place on this machine is nobody's business.
+        name = Path(known.place).name if Path(known.place).is_absolute() else known.place
+        model = f"{name} at {known.commit}" if known.commit else name
         values = state.values if state.values is not None else dict.fromkeys(manifest.metadata_keys)
         return _json(
             IndexAnswer(
@@ -332,13 +336,14 @@ def _add_state(app: FastAPI, service: Service) -> None:
     @app.get("/metrics", summary="For Prometheus", response_class=Response,
              responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}})  # fmt: skip
     async def metrics() -> Response:
-        index = service.current.state.index
-        text = service.metrics.text(service.waiting, len(index), index.manifest.generation)
-        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _add_writing(app: FastAPI, service: Service) -> None:
-    full = {"model": MistakeAnswer, "description": "The disk is full; the index is as it was before"}
+    full = {
+        "model": MistakeAnswer,
+        "description": "The index cannot be written, its disk is full say; it is as it was before",
+    }
     taken = {"model": MistakeAnswer, "description": "An id is taken by another document, or another run is writing"}
     unknown = {"model": MistakeAnswer, "description": "No document has that id"}
     New = Annotated[list[NewDocument], Field(min_length=1, max_length=10_000)]
@@ -348,7 +353,8 @@ def _add_writing(app: FastAPI, service: Service) -> None:
         documents: New,
         replace: Annotated[bool, Query(description="Put a document in the place of another of its id.")] = False,
     ) -> Response:
-        rows = [document.model_dump() for document in documents]
+        # Not `model_dump`: that fails on metadata nested deeply.
+        rows = [dict(document) for document in documents]
         done = await _written(service.add(rows, replace))
         return _json(
             Added(
@@ -467,13 +473,9 @@ def _tell_mistakes(app: FastAPI) -> None:
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         found = [(_place(mistake["loc"]), mistake["msg"]) for mistake in error.errors()]
         if any(mistake["type"] == "json_invalid" for mistake in error.errors()):
-            return answer(Problem(422, "not_json", f"the body is not JSON: {found[0][1]}", "body"))
+            return answer(Problem(400, "not_json", f"the body is not JSON: {found[0][1]}", "body"))
         told = "; ".join(f"{place}: {message}" for place, message in found[:5])
         return answer(Problem(422, "invalid", told, found[0][0]))
-
-    @app.exception_handler(Exception)
-    async def fault(_: Request, error: Exception) -> Response:
-        return answer(Problem(500, "fault", f"a fault of the server ({type(error).__name__}); its log has more"))
 
 
 def _place(loc: tuple[Any, ...]) -> str:
@@ -487,11 +489,6 @@ def _refuse_dense(representation: str) -> None:
         raise Problem(
             422, "dense", "the index's model is dense, with one vector a text, so there are no words to show", "explain"
         )
-
-
-def _as_text(value: str | bool | float) -> str:
-    """A value as metadata are compared."""
-    return value if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _json(answer: BaseModel) -> Response:

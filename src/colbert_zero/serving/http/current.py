@@ -1,6 +1,7 @@
 """The index as it is on disk now: a change is picked up beside the searches, none of which waits for it."""
 
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from colbert_zero.serving.qdrant.opened import QdrantIndex
 
 POLL_SECONDS = 0.5
 
+_COUNTED_SHARE = 20
+"""Times as long as counting the values of metadata took, it is not done again, however much is written."""
+
 Tell = Callable[[str], None]
 
 
@@ -23,11 +27,14 @@ class State:
 
     Attributes:
         index: Searched by one thread alone.
-        values: The values of its metadata, as `Index.metadata_values`; None until they are counted.
+        values: The values of its metadata, as `Index.metadata_values`, or of the state before it; None until they are
+            counted.
+        counted: Whether the values are its own.
     """
 
     index: AnyIndex
     values: dict[str, list[str] | None] | None = None
+    counted: bool = False
 
 
 class Current:
@@ -38,12 +45,21 @@ class Current:
         model: Where its model is now; where it was when the index was made, without.
         memory_bytes: As of `Index.open`; Qdrant's memory is its own.
         tell: Told of changes.
+        changed: Told of each newer state.
 
     Raises:
         ColbertZeroError: It is no index, or its model cannot be loaded.
     """
 
-    def __init__(self, path: Path | Address, model: str | None, memory_bytes: int | None, tell: Tell):
+    def __init__(
+        self,
+        path: Path | Address,
+        model: str | None,
+        memory_bytes: int | None,
+        tell: Tell,
+        changed: Callable[[AnyIndex], None] = lambda _: None,
+    ):
+        self._changed = changed
         self._path, self._tell = path.absolute() if isinstance(path, Path) else path, tell
         self._seen = self._look(None)
         index = open_index(path, model, tell, **({"memory_bytes": memory_bytes} if isinstance(path, Path) else {}))
@@ -91,8 +107,11 @@ class Current:
                 if (seen := self._look(self._newest.index)) != self._seen:
                     index = self._newest.index.anew()
                     index.encoder  # noqa: B018 - another index may have another model
-                    self._replace(State(index))
+                    keys, before = index.manifest.metadata_keys, self._newest.values
+                    values = None if before is None else {key: before.get(key) for key in keys}
+                    self._replace(State(index, values))
                     self._seen = seen
+                    self._changed(index)
                     self._tell(f"{self._path}: generation {index.manifest.generation}, {len(index):,} documents")
                 trouble = None
             except (ColbertZeroError, OSError) as error:
@@ -126,18 +145,20 @@ class Current:
             self._newest = state
 
     def _watch(self) -> None:
-        self._count_values()
+        again = self._count_values()
         while not self._ended.wait(POLL_SECONDS):
             self.refresh()
-            if self._newest.values is None:
-                self._count_values()
+            if not self._newest.counted and time.monotonic() >= again:
+                again = self._count_values()
 
-    def _count_values(self) -> None:
-        """Count them in an index of this thread's own."""
-        state = self._newest
+    def _count_values(self) -> float:
+        """Count them in an index of this thread's own; returns when it may be done again."""
+        state, began = self._newest, time.monotonic()
         with suppress(ColbertZeroError, OSError), state.index.anew() as own:
             if own.manifest == state.index.manifest:
                 values = own.metadata_values()
                 with self._lock:
-                    if self._newest is state:
-                        self._newest = State(state.index, values)
+                    if self._newest.index is state.index:
+                        self._newest = State(state.index, values, True)
+        now = time.monotonic()
+        return now + _COUNTED_SHARE * (now - began)

@@ -2,7 +2,9 @@
 
 import asyncio
 import hmac
+import ipaddress
 import json
+import logging
 import time
 from typing import Any
 
@@ -27,13 +29,26 @@ _HEADERS = [
 _OPEN = ("/", "/health", "/ready", "/openapi.json")
 """Answered without the key, and files of the page: nothing of the index is in them."""
 
-_LOCAL = ("localhost", "127.0.0.1", "::1")
+_LOG = logging.getLogger("uvicorn.error")
 
 _DRAINED = 32
 """A body too large is still read, up to so many times what is allowed, so that its sender hears why it is refused."""
 
 CLIENT_GONE = 499
 """Status that is counted of a request whose client did not wait."""
+
+
+def is_local(name: str) -> bool:
+    """Whether a name or address is of this machine alone.
+
+    Example:
+        >>> [is_local(name) for name in ("localhost", "127.0.0.2", "::1", "0.0.0.0", "127.0.0.1.evil.example")]
+        [True, True, True, False, False]
+    """
+    try:
+        return name.lower() == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 class Problem(Exception):
@@ -101,6 +116,13 @@ class Guard:
                 await self._app(scope, _replayed(body, receive), send_on)
         except Problem as error:
             await _answer(error, send_on)
+        except Exception as error:
+            if status != CLIENT_GONE:
+                # An answer has begun; the connection ends before it does.
+                raise
+            _LOG.exception("%s %s", _method(scope), getattr(scope.get("route"), "path", "other"))
+            name = type(error).__name__
+            await _answer(Problem(500, "fault", f"a fault of the server ({name}); its log has more"), send_on)
         finally:
             path = getattr(scope.get("route"), "path", "other")
             self._metrics.request(_method(scope), path, status, time.monotonic() - began)
@@ -116,7 +138,7 @@ class Guard:
         if self._local and self._key is None:
             name = headers.get(b"host", b"").decode("latin-1").rsplit(":", 1)
             host = name[0] if len(name) == 2 and name[1].isdecimal() else ":".join(name)
-            if host.strip("[]").lower() not in _LOCAL:
+            if not is_local(host.strip("[]")):
                 raise Problem(
                     421, "wrong_host",
                     "this server answers to localhost and 127.0.0.1 alone; to serve other names start it with --key",

@@ -44,18 +44,29 @@ class Metrics:
         self._requests.labels(method, path, str(status)).inc()
         self._seconds.labels(path).observe(seconds)
 
+    def waiting(self, requests: int) -> None:
+        """So many are in the queue."""
+        self._waiting.set(requests)
+
+    def index(self, documents: int, generation: int) -> None:
+        """Searches are in this index now."""
+        self._documents.set(documents)
+        self._generation.set(generation)
+
     def batch(self, requests: int, seconds: float) -> None:
         """A batch was computed."""
         self._batch_size.observe(requests)
         self._batch_seconds.observe(seconds)
 
-    def text(self, waiting: int, documents: int, generation: int) -> bytes:
+    def text(self) -> bytes:
         """All of it, in Prometheus' text format."""
-        self._waiting.set(waiting)
-        self._documents.set(documents)
-        self._generation.set(generation)
         if SHARED in os.environ:
             shared = CollectorRegistry()
             multiprocess.MultiProcessCollector(shared)  # type: ignore[no-untyped-call]
             return generate_latest(shared)
         return generate_latest(self._own)
+
+
+def forget(process: int) -> None:
+    """A process of several has ended: what it was doing counts no more, what it did does."""
+    multiprocess.mark_process_dead(process)  # type: ignore[no-untyped-call]

@@ -148,7 +148,7 @@ def serve(
         )  # fmt: skip
         bound.listen(config.backlog)
         begun()
-        Multiprocess(config, [bound]).run()
+        _Supervisor(config, [bound]).run()
 
 
 def bounded(app: "FastAPI", settings: Settings, begun: Callable[[], None]) -> uvicorn.Server:
@@ -172,6 +172,23 @@ class _Server(uvicorn.Server):
         """Begin."""
         await super().startup(sockets)
         self._begun()
+
+
+class _Supervisor(Multiprocess):
+    """Forgets what a process that has ended was doing."""
+
+    _known: frozenset[int | None] = frozenset()
+
+    def keep_subprocess_alive(self) -> None:
+        """Start another in the place of each that has ended."""
+        from colbert_zero.serving.http.metrics import forget
+
+        before = self._known | {process.pid for process in self.processes}
+        super().keep_subprocess_alive()
+        self._known = frozenset(process.pid for process in self.processes)
+        for gone in before - self._known:
+            if gone is not None:
+                forget(gone)
 
 
 @contextmanager

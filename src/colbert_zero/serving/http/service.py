@@ -6,6 +6,7 @@ import threading
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass
+from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,11 +22,16 @@ from colbert_zero.serving.http.metrics import Metrics
 from colbert_zero.serving.index.building import Added, add
 from colbert_zero.serving.index.changing import compact, delete
 from colbert_zero.serving.index.manifest import MOST_SEGMENTS, read_manifest
+from colbert_zero.serving.index.opened import Hit
+from colbert_zero.serving.opening import AnyIndex
 from colbert_zero.serving.passages import Cutter
 from colbert_zero.serving.qdrant.collection import Address
 
 _SEARCHED, _EXPLAINED, _EMBEDDED = 64, 4, 4
 """Requests of a batch: the dear ones are few, so that a quick one does not wait for many of them."""
+
+_FOUND = 4000
+"""Documents that the searches of a batch find together: their texts are in memory."""
 
 _WRITES_WAITING = 16
 
@@ -44,6 +50,7 @@ class Limits:
         explained: Documents of an answer with explanations.
         texts: To embed at once.
         seconds: From a request's first byte to its answer.
+        answer_characters: Of the texts of an answer to a search; longer ones are cut.
         waiting: Requests in the queue.
     """
 
@@ -53,6 +60,7 @@ class Limits:
     explained: int = 50
     texts: int = 64
     seconds: float = 30.0
+    answer_characters: int = 16_000_000
     waiting: int = 256
 
 
@@ -91,11 +99,14 @@ class Service:
         memory_bytes: int | None = None,
         tell: Tell = print,
     ):
-        self.path, self.limits, self.writable, self.metrics = path, limits, writable, Metrics()
+        self.path, self.limits, self.writable = path, limits, writable
         self._tell, self._place = tell, model
-        self.current = Current(path, model, memory_bytes, tell)
-        self._reader = Batcher(self._compute, limits.waiting, "search", self.metrics.batch)
-        self._writer = Batcher(self._write, _WRITES_WAITING, "write") if writable else None
+        self.current = Current(path, model, memory_bytes, tell, self._changed)
+        # Counted in from here on: what is only starting has no generation.
+        self.metrics = Metrics()
+        self._changed(self.current.state.index)
+        self._reader = Batcher(self._compute, limits.waiting, "search", self._computed)
+        self._writer = Batcher(self._write, _WRITES_WAITING, "write", self._compact) if writable else None
         self._stopping = threading.Event()
 
     def close(self) -> None:
@@ -105,6 +116,14 @@ class Service:
         if self._writer:
             self._writer.close()
         self.current.close()
+
+    def _changed(self, index: AnyIndex) -> None:
+        if hasattr(self, "metrics"):
+            self.metrics.index(len(index), index.manifest.generation)
+
+    def _computed(self, requests: int, seconds: float) -> None:
+        self.metrics.batch(requests, seconds)
+        self.metrics.waiting(self.waiting)
 
     @property
     def waiting(self) -> int:
@@ -128,15 +147,16 @@ class Service:
             QueueFullError: As many wait as may.
         """
         what = "search", k, tuple(sorted(where.items())), explain
-        return self._reader.submit(Group(what, _EXPLAINED if explain else _SEARCHED), query, deadline)
+        most = _EXPLAINED if explain else max(1, min(_SEARCHED, _FOUND // k))
+        return self._read(Group(what, most), query, deadline)
 
     def explain(self, query: str, identifier: str, deadline: float) -> "Future[Any]":
         """Queue an explanation; gives a Hit. Raises as `search`."""
-        return self._reader.submit(Group("explain", _EXPLAINED), (query, identifier), deadline)
+        return self._read(Group("explain", _EXPLAINED), (query, identifier), deadline)
 
     def embed(self, texts: list[str], kind: Task, deadline: float) -> "Future[Any]":
         """Queue texts to be embedded as queries or documents; gives an Embedded. Raises as `search`."""
-        return self._reader.submit(Group(("embed", kind), _EMBEDDED), texts, deadline)
+        return self._read(Group(("embed", kind), _EMBEDDED), texts, deadline)
 
     def add(self, rows: list[dict[str, Any]], replace: bool) -> "Future[Any]":
         """Queue documents to be added; gives an Added once they are found. Raises as `search`."""
@@ -145,6 +165,12 @@ class Service:
     def delete(self, identifier: str) -> "Future[Any]":
         """Queue a document to be deleted; gives 1 once it is not found any more. Raises as `search`."""
         return self._written("delete", identifier)
+
+    def _read(self, group: Group, asked: Any, deadline: float) -> "Future[Any]":
+        try:
+            return self._reader.submit(group, asked, deadline)
+        finally:
+            self.metrics.waiting(self.waiting)
 
     def _written(self, what: str, asked: Any) -> "Future[Any]":
         if self._writer is None:
@@ -167,6 +193,8 @@ class Service:
                 answer.notes.append(
                     f"the query is longer than the {longest} tokens that the model reads: its end is cut off"
                 )
+            if sum(len(hit.text) for hit in answer.hits) > self.limits.answer_characters:
+                answer.notes.append(_shortened(answer.hits, self.limits.answer_characters))
         return answers
 
     def _embedded(self, kind: Task, asked: list[list[str]]) -> list[Embedded]:
@@ -200,19 +228,49 @@ class Service:
                 # A tokenizer holds the length to cut to, and the thread that searches has its own at work.
                 loaded = known.manifest.model, with_own_tokenizer(known.encoder)
                 done = add(path, GivenDocuments([], [], rows=rows), replace, self._place, self._tell, None, loaded)
-                self._compact(path)
         except (OSError, sqlite3.OperationalError) as error:
-            full = isinstance(error, sqlite3.Error) or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            why = "the disk is full" if full else str(error)
+            why = "the disk is full" if _is_full(error) else str(error)
             raise DiskError(f"{path} cannot be written: {why}; it is as it was before") from error
         finally:
             self.current.refresh()
         return [done]
 
-    def _compact(self, path: Path) -> None:
-        self.current.refresh()
-        if len(read_manifest(path).segments) >= _COMPACTED:
-            began = time.monotonic()
-            manifest = compact(path, tell=self._tell)
-            self._tell(f"{path}: {len(manifest.segments)} segments in place of many, "
-                       f"{time.monotonic() - began:.1f} s")  # fmt: skip
+    def _compact(self, *_: object) -> None:
+        """Once a write is answered; what fails here undoes nothing, and is tried again after the next."""
+        if not isinstance(path := self.path, Path):
+            return
+        try:
+            if len(read_manifest(path).segments) >= _COMPACTED:
+                began = time.monotonic()
+                manifest = compact(path, tell=self._tell)
+                self.current.refresh()
+                self._tell(f"{path}: {len(manifest.segments)} segments in place of many, "
+                           f"{time.monotonic() - began:.1f} s")  # fmt: skip
+        except (ColbertZeroError, OSError, sqlite3.Error, MemoryError) as error:
+            why = "the disk is full" if _is_full(error) else str(error)
+            self._tell(f"{path}: its many segments stay as they are, and searches are slower: {why}")
+
+
+def _is_full(error: BaseException) -> bool:
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _shortened(hits: list[Hit], most: int) -> str:
+    """Cut the texts of hits to so many characters together, the longest alone; says so."""
+    share, left = 0, most
+    lengths = sorted(len(hit.text) for hit in hits)
+    for number, length in enumerate(lengths):
+        share = left // (len(lengths) - number)
+        if length > share:
+            break
+        left -= length
+    cut = 0
+    for place, hit in enumerate(hits):
+        if len(hit.text) > share:
+            hits[place], cut = replace_fields(hit, text=hit.text[:share]), cut + 1
+    return (
+        f"{cut} of the texts are cut to {share:,} characters, as an answer has at most {most:,}; ask for fewer "
+        "documents to see them whole"
+    )

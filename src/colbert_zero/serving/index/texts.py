@@ -10,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from colbert_zero.data.documents import number_of_text, value_as_text
 from colbert_zero.files import LONGEST_TEXT, parse_json
 
 _TABLE = (
@@ -30,12 +31,11 @@ _LARGEST_INT = 2**31 - 1
 
 _AT_ONCE = 500
 
-_AS_TEXT = "CASE type WHEN 'true' THEN 'true' WHEN 'false' THEN 'false' ELSE CAST(value AS TEXT) END"
-
-_HAS = f"""SELECT number FROM documents WHERE EXISTS (SELECT 1 FROM json_each(documents.metadata) WHERE key = ? AND
-{_AS_TEXT} = ?) ORDER BY number"""  # noqa: S608
-
-_VALUES = f"SELECT number, key, {_AS_TEXT} FROM documents, json_each(documents.metadata)"  # noqa: S608
+_HAS = """SELECT number FROM documents WHERE EXISTS (SELECT 1 FROM json_each(documents.metadata) WHERE key = :key AND
+CASE type WHEN 'true' THEN 'true' = :text WHEN 'false' THEN 'false' = :text
+WHEN 'integer' THEN value = json_extract(:number, '$') WHEN 'real' THEN value = json_extract(:number, '$')
+ELSE CAST(value AS TEXT) = :text END) ORDER BY number"""
+"""Numbers are compared as numbers: 1958.0 is 1958."""
 
 
 class Row(NamedTuple):
@@ -153,13 +153,15 @@ class Texts:
         return bytes(found[0]) if found else b""
 
     def with_value(self, key: str, value: str) -> list[int]:
-        """Numbers of the documents whose metadata has a value, as text, under a key."""
-        return [number for (number,) in self._connection.execute(_HAS, (key, value))]
+        """Numbers of the documents whose metadata has a value (`value_as_text`) under a key."""
+        asked = {"key": key, "text": value, "number": number_of_text(value)}
+        return [number for (number,) in self._connection.execute(_HAS, asked)]
 
     def values(self) -> Iterator[tuple[int, str, str]]:
-        """(number, key, value as text) of all metadata; a null's value is the empty text."""
-        for number, key, value in self._connection.execute(_VALUES):
-            yield number, key, value or ""
+        """(number, key, `value_as_text`) of all metadata."""
+        for number, metadata in self._connection.execute("SELECT number, metadata FROM documents"):
+            for key, value in _object(metadata).items():
+                yield number, key, value_as_text(value)
 
 
 def metadata_of(row: Row) -> dict[str, Any]:
@@ -168,19 +170,21 @@ def metadata_of(row: Row) -> dict[str, Any]:
     Raises:
         ValueError: It is no JSON object.
     """
-    found = parse_json(row.metadata)
+    return _object(row.metadata)
+
+
+def _object(metadata: str) -> dict[str, Any]:
+    found = parse_json(metadata)
     if not isinstance(found, dict):
         raise ValueError("metadata that are no object")
     return found
 
 
 def values_as_text(metadata: str) -> list[tuple[str, str]]:
-    """(key, value as text) of a document's metadata, as `Texts.with_value` compares them; nulls have none.
+    """(key, `value_as_text`) of a document's metadata; nulls have none.
 
     Example:
-        >>> values_as_text('{"day":1.5,"even":true,"part":7,"tags":["a"]}')
+        >>> values_as_text('{"day":1.5,"even":true,"part":7.0,"tags":["a"]}')
         [('day', '1.5'), ('even', 'true'), ('part', '7'), ('tags', '["a"]')]
     """
-    with closing(sqlite3.connect(":memory:")) as connection:
-        rows = connection.execute(f"SELECT key, {_AS_TEXT} FROM json_each(?)", (metadata,))  # noqa: S608
-        return [(key, text) for key, text in rows if text is not None]
+    return [(key, value_as_text(value)) for key, value in parse_json(metadata).items() if value is not None]

@@ -176,7 +176,7 @@ export class Result {
   }
 
   #chips() {
-    const short = (value) => /string|boolean/.test(typeof value) || Number.isInteger(value);
+    const short = (value) => /string|boolean|number/.test(typeof value);
     return Object.entries(this.hit.metadata)
       .filter(([name, value]) => name !== "title" && short(value) && String(value).length <= LONGEST_VALUE && value !== "")
       .map(([name, value]) => {

@@ -59,6 +59,12 @@ const storedKey = {
   set: (value) => { storedKey.value = value; try { sessionStorage.setItem("key", value); } catch { /* kept above */ } },
 };
 
+// A whole number that JavaScript cannot hold stays the text it came as: a filter by it finds it. null: no JSON.
+function parsed(text) {
+  const exact = (_, value, context) => (Number.isInteger(value) && !Number.isSafeInteger(value) && context?.source) || value;
+  try { return JSON.parse(text, exact); } catch { return null; }
+}
+
 async function request(path, body, signal) {
   const headers = body ? { "Content-Type": "application/json" } : {};
   const key = storedKey.get();
@@ -66,7 +72,7 @@ async function request(path, body, signal) {
   let response, answer;
   try {
     response = await fetch(path, { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), signal });
-    answer = await response.json().catch(() => null);
+    answer = parsed(await response.text());
   } catch {
     signal?.throwIfAborted();
     throw new Trouble(0, "The server does not answer. It may have been stopped, or the network is gone.", 3);
@@ -250,8 +256,11 @@ function drawTrouble(error) {
   trouble.replaceChildren();
   if (!error) return;
   results = [];
+  drawn = "";
+  words = pinned = null;
+  drawLegend(at("legend"), null, pin);
   at("hits").replaceChildren();
-  for (const id of ["legend", "more", "start"]) at(id).hidden = true;
+  for (const id of [ "more", "start"]) at(id).hidden = true;
   at("status").textContent = "";
   if (error.message) trouble.append(make("p", {}, error.message));
   if (asksKey) {

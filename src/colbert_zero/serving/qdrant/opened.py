@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from colbert_zero.data.documents import number_of_text
 from colbert_zero.errors import ColbertZeroError, short
 from colbert_zero.evaluation.ranking import embed
 from colbert_zero.evaluation.runs import Run
@@ -275,7 +276,12 @@ class QdrantIndex:
     def _filter(self, where: dict[str, str] | None, *more: "models.FieldCondition") -> "models.Filter | None":
         from qdrant_client import models
 
-        must: list[Any] = [*more, *(_matches("where", f"{key}={value}") for key, value in (where or {}).items())]
+        must: list[Any] = list(more)
+        for key, value in (where or {}).items():
+            # As text, or as a number: "1.0" is both, and a number is kept as 1.
+            forms = dict.fromkeys([value, number_of_text(value) or value])
+            match = models.MatchAny(any=[f"{key}={form}" for form in forms])
+            must.append(models.FieldCondition(key="where", match=match))
         return models.Filter(must=must) if must else None
 
     def _request(
