@@ -6,6 +6,7 @@
 A search answers from the collection as it is at that moment. Of a document of several passages the best one counts.
 """
 
+import json
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -29,6 +30,7 @@ from colbert_zero.serving.qdrant.collection import (
     Record,
     address_of,
     point_id,
+    where_of,
 )
 
 if TYPE_CHECKING:
@@ -252,11 +254,9 @@ class QdrantIndex:
             )
         )
         for hit in found.hits:
-            # A name may have = in it; the longest that is known counts.
-            for key in sorted(values, key=len, reverse=True):
-                if str(hit.value).startswith(f"{key}="):
-                    values[key].append(str(hit.value)[len(key) + 1 :])
-                    break
+            key, value = json.loads(str(hit.value))
+            if key in values:
+                values[key].append(value)
         return {key: some if len(some) <= most else None for key, some in values.items()}
 
     # ---- Asking
@@ -275,7 +275,7 @@ class QdrantIndex:
     def _filter(self, where: dict[str, str] | None, *more: "models.FieldCondition") -> "models.Filter | None":
         from qdrant_client import models
 
-        must: list[Any] = [*more, *(_matches("where", f"{key}={value}") for key, value in (where or {}).items())]
+        must: list[Any] = [*more, *(_matches("where", where_of(key, value)) for key, value in (where or {}).items())]
         return models.Filter(must=must) if must else None
 
     def _request(
