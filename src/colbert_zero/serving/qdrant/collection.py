@@ -364,9 +364,9 @@ def _check_pickles(folder: Path) -> None:
     """
     meta = file = folder / "meta.json"
     try:
-        for file in _links(folder):
+        if links := _links(folder):
+            file = links[0]
             raise ValueError("a link")
-        file = meta
         names = json.loads(meta.read_text(encoding="utf-8"))["collections"] if meta.exists() else {}
         for name in names:
             if _is_no_name(name):
@@ -386,12 +386,10 @@ def _check_pickles(folder: Path) -> None:
         ) from None
 
 
-def _links(folder: Path) -> Iterator[Path]:
+def _links(folder: Path) -> list[Path]:
     """Links among what the client reads and writes: they lead out of the folder."""
     own = [folder / name for name in ("meta.json", "meta.json.tmp", ".lock", "collection")]
-    for file in [*own, *(folder / "collection").rglob("*")]:
-        if file.is_symlink():
-            yield file
+    return [file for file in [*own, *(folder / "collection").rglob("*")] if file.is_symlink()]
 
 
 class UnavailableError(ColbertZeroError):
