@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer
 
 from colbert_zero.files import read_json, write_json
-from colbert_zero.models.publishing import TOLERANCE, publish
+from colbert_zero.models.publishing import RECORD, TOLERANCE, publish
 from colbert_zero.report.card import CARD, MARK
 from colbert_zero.report.trained import Found, find_model
 from helpers import data, study, write_rows
@@ -42,6 +42,7 @@ def test_a_model_of_any_kind_is_written_with_a_card_and_loads_from_there(saved, 
     ours = {f.relative_to(saved).as_posix(): f.read_bytes() for f in saved.rglob("*") if f.is_file()}
     theirs = {f.relative_to(published).as_posix(): f.read_bytes() for f in published.rglob("*") if f.is_file()}
     theirs.pop(CARD)
+    theirs.pop(RECORD)
     assert ours == theirs, "an index made with the one is searched with the other"
 
 
@@ -62,6 +63,14 @@ def break_by(saved, way):
         (saved / "model.safetensors").write_bytes(b"\0" * 100)
     elif way == "link":
         (saved / "more.json").symlink_to("/etc/hostname")
+    elif way == "no JSON":
+        (saved / "more.json").write_text("{")
+    elif way == "a key twice":
+        (saved / "more.json").write_text('{"a": 1, "a": 2}')
+    elif way == "another encoding":
+        (saved / "more.json").write_bytes(b'{"a": "\xe9"}')
+    elif way == "a card in another encoding":
+        (saved / CARD).write_bytes(b"# Caf\xe9\n")
     elif way == "card":
         (saved / CARD).write_text("---\ntags: [\n---\n# Mine\n")
 
@@ -76,6 +85,10 @@ def break_by(saved, way):
         ("place in the card", "a place on this machine; take it out"),
         ("damaged", "model.safetensors cannot be read"),
         ("link", "more.json: a link to /etc/hostname, outside the folder"),
+        ("no JSON", "more.json: is no JSON that others can read"),
+        ("a key twice", "more.json: is no JSON that others can read"),
+        ("another encoding", "more.json: is no JSON that others can read"),
+        ("a card in another encoding", "README.md: not UTF-8; save it so"),
         ("card", "README.md: the lines between --- and --- are no YAML"),
     ],
 )  # fmt: skip
@@ -112,8 +125,41 @@ def test_publishing_again_replaces_what_publish_wrote_and_a_card_of_ones_own_is_
     assert command("publish", saved, "--to", "./there")[0] == 0
     (saved / CARD).write_text("---\nlicense: mit\n---\n# Mine\n\nFrom path/to/this/folder.\n")
     assert command("publish", saved, "--to", "./there")[0] == 0
+    assert command("publish", saved, "--to", "./there")[0] == 0, "the same command again"
     assert (saved.parent / "there" / CARD).read_text() == (saved / CARD).read_text()
     assert MARK not in (saved.parent / "there" / CARD).read_text()
+
+
+@pytest.mark.parametrize("which", [".git/HEAD", "notes.txt", CARD, "config.json", "empty", "link", "deep/README.md"])
+def test_what_is_not_as_publish_wrote_it_is_never_replaced(saved, command, which):
+    assert command("publish", saved, "--to", "./there")[0] == 0
+    file = saved.parent / "there" / which
+    file.parent.mkdir(exist_ok=True)
+    if which == "empty":
+        file.mkdir()
+    elif which == "link":
+        file.symlink_to(saved)
+    else:
+        file.write_text("mine")
+    code, _, err = command("publish", saved, "--to", "./there")
+    assert (code, f"--to there has {which}, which `publish` did not write" in err) == (2, True), err
+    assert file.exists()
+
+
+def test_the_folder_that_one_works_in_is_not_replaced(saved, command, monkeypatch):
+    (saved.parent / "empty").mkdir()
+    monkeypatch.chdir(saved.parent / "empty")
+    code, _, err = command("publish", saved, "--to", ".")
+    assert (code, "--to .: you work in there" in err, "Traceback" in err) == (2, True, False), err
+
+
+def test_through_a_link_the_folder_behind_it_is_written(saved, command):
+    (saved.parent / "real").mkdir()
+    (saved.parent / "linked").symlink_to("real")
+    for _ in range(2):
+        assert command("publish", saved, "--to", "./linked")[0] == 0
+    assert (saved.parent / "real" / CARD).is_file()
+    assert (saved.parent / "linked").is_symlink()
 
 
 def test_hidden_files_are_left_out_and_told(saved, command):
@@ -146,7 +192,8 @@ def test_with_a_token_the_folder_is_pushed_whole_and_its_card_names_the_reposito
     assert (hub.created[0]["organization"], hub.created[0]["name"]) == ("me", "mine")
     assert hub.created[0].get("visibility") == "private" or hub.created[0].get("private")
     published = saved.parent / "published" / "mine"
-    for file in (file for file in published.rglob("*") if file.is_file()):
+    assert not (hub.taken / commit / RECORD).exists()
+    for file in (file for file in published.rglob("*") if file.is_file() and file.name != RECORD):
         assert (hub.taken / commit / file.relative_to(published)).read_bytes() == file.read_bytes()
     assert 'MultiVectorEncoder("me/mine")' in (published / CARD).read_text()
 

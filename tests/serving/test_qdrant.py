@@ -135,6 +135,26 @@ def test_metadata_choose_the_same_documents_as_in_the_exact_index(address, model
         assert found.metadata_values(2)["third"] is None
 
 
+def test_a_name_with_an_equals_sign_is_not_taken_for_another(address, model, tmp_path):
+    rows = [{"_id": "1", "text": "wing", "a": "b=c"}, {"_id": "2", "text": "wing", "a=b": "c"}]
+    build(model, corpus(tmp_path, rows), address, QdrantSettings(), quiet)
+    with opened(address) as index:
+        assert [hit.id for hit in index.search("wing", where={"a": "b=c"})] == ["1"]
+        assert [hit.id for hit in index.search("wing", where={"a=b": "c"})] == ["2"]
+        assert index.metadata_values() == {"a": ["b=c"], "a=b": ["c"]}
+
+
+@pytest.mark.parametrize(("version", "message"), [(1, "made by an earlier version"), (3, "of format 3, which this")])
+def test_a_record_of_another_format_is_told(address, model, tmp_path, version, message):
+    build(model, corpus(tmp_path, {"a": "A wing."}), address, QdrantSettings(), quiet)
+    collection = Collection(address, quiet)
+    record = collection.record().model_dump(mode="json") | {"format": version}
+    collection.client.update_collection(address.collection, metadata={"colbert_zero": record})
+    collection.close()
+    with pytest.raises(ColbertZeroError, match=message):
+        opened(address)
+
+
 def all_values(row):
     return values_as_text(
         json.dumps({key: value for key, value in row.items() if key not in ("_id", "text") and value})
@@ -238,6 +258,33 @@ def test_an_upload_that_was_cut_anywhere_goes_on_and_ends_the_same(address, mode
     delete_all = list({**texts, **longer})
     assert again(lambda: delete(address, delete_all, quiet)) > 2
     assert check(address, quiet).points == 0
+
+
+@pytest.mark.parametrize("then", ["another deletion", "the same documents", "the corpus"])
+def test_a_deletion_that_was_stopped_is_finished_before_another_change(address, model, tmp_path, then):
+    documents = corpus(tmp_path, DOCUMENTS | LONG)
+    build(model, documents, address, QdrantSettings(passages=4), quiet)
+    with pytest.MonkeyPatch.context() as patch:
+        cut_at(patch, 2)
+        with pytest.raises(Cut):
+            delete(address, ["long", "longer"], quiet)
+    assert set(check(address, quiet).broken) == {"long", "longer"}
+    told = []
+    if then == "another deletion":
+        with pytest.raises(ColbertZeroError, match=r"has no document 'nobody' \(1 of 2 ids"):
+            delete(address, ["heat", "nobody"], told.append)
+        assert delete(address, ["heat", "long"], told.append) == 3
+    elif then == "the same documents":
+        add(address, corpus(tmp_path, LONG, "more.jsonl"), tell=told.append)
+    else:
+        build(model, documents, address, QdrantSettings(passages=4), told.append)
+    assert f"{address}: a deletion of 2 documents was stopped; it is finished now" in told
+    state = check(address, quiet)
+    assert (state.documents, state.broken, state.record.deleting) == (
+        19 if then == "another deletion" else 22,
+        {},
+        None,
+    )
 
 
 @pytest.mark.parametrize("passages", [None, 4])
@@ -397,6 +444,69 @@ def test_a_folder_from_elsewhere_runs_nothing(address, model, tmp_path):
     for call in (lambda: opened(address), lambda: check(address, quiet), lambda: delete(address, ["a"], quiet)):
         with pytest.raises(ColbertZeroError, match=r"storage.sqlite: is not what qdrant-client writes .*mkdir"):
             call()
+    assert not (tmp_path / "ran").exists()
+
+
+def tampered(kept, way, evil):
+    """Put a pickle that runs something where a reading may not see it."""
+    [file] = kept.rglob("storage.sqlite")
+    meta = json.loads((kept / "meta.json").read_text())
+    with closing(sqlite3.connect(file)) as connection, connection:
+        if way == "a view":
+            connection.execute("ALTER TABLE points RENAME TO good")
+            connection.execute("CREATE TABLE evil (point BLOB)")
+            connection.execute("INSERT INTO evil VALUES (?)", (evil,))
+            connection.execute(
+                "CREATE VIEW points AS SELECT 1 AS rowid, id, "
+                "CASE WHEN random() > 0 THEN point ELSE (SELECT point FROM evil) END AS point FROM good"
+            )
+        elif way == "a trigger":
+            connection.execute(
+                f"CREATE TRIGGER t AFTER INSERT ON points BEGIN UPDATE points SET point = x'{evil.hex()}'; END"
+            )
+        elif way == "a computed column":
+            connection.execute("ALTER TABLE points RENAME TO good")
+            connection.execute(f"CREATE TABLE points (id TEXT PRIMARY KEY, point BLOB AS (x'{evil.hex()}'))")
+        elif way == "another table":
+            connection.execute("CREATE TABLE more (id TEXT)")
+    if way == "a collection elsewhere":
+        os.replace(kept / "collection" / "tiny", kept.parent / "tiny")
+        meta["collections"] = {"../../tiny": meta["collections"]["tiny"]}
+        (kept / "meta.json").write_text(json.dumps(meta))
+    elif way == "a linked folder":
+        os.replace(kept / "collection" / "tiny", kept.parent / "tiny")
+        (kept / "collection" / "tiny").symlink_to(kept.parent / "tiny")
+    elif way == "a linked file":
+        (kept / "meta.json.tmp").symlink_to(kept.parent / "corpus.jsonl")
+    elif way == "no JSON":
+        (kept / "meta.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("way", "message"),
+    [
+        ("a view", r"storage.sqlite: is not what qdrant-client writes \(it has another schema"),
+        ("a trigger", "another schema"),
+        ("a computed column", "another schema"),
+        ("another table", "another schema"),
+        ("a collection elsewhere", r"meta.json: .*'../../tiny' is no name of a collection"),
+        ("a linked folder", r"collection/tiny: .*\(a link\)"),
+        ("a linked file", r"meta.json.tmp: .*\(a link\)"),
+        ("no JSON", r"meta.json: is not what qdrant-client writes"),
+    ],
+)
+def test_a_folder_whose_two_readings_could_differ_is_not_read(model, tmp_path, way, message):
+    address = address_of(f"qdrant+file:{tmp_path}/kept/tiny")
+    build(model, corpus(tmp_path, {"a": "A wing."}), address, QdrantSettings(), quiet)
+
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    tampered(tmp_path / "kept", way, pickle.dumps(Evil()))
+    for _ in range(4):
+        with pytest.raises(ColbertZeroError, match=message):
+            opened(address)
     assert not (tmp_path / "ran").exists()
 
 

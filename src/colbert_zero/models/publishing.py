@@ -17,7 +17,7 @@ from huggingface_hub import HfApi, constants, get_token
 from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer
 
 from colbert_zero.errors import ColbertZeroError, reason, short
-from colbert_zero.files import atomic_folder, parse_json
+from colbert_zero.files import atomic_folder, file_fingerprint, parse_json, read_json, write_json
 from colbert_zero.models.bases import find_checkpoint
 from colbert_zero.models.checkpoints import SAFE, load_model
 from colbert_zero.models.encoding import Task, encode
@@ -30,6 +30,9 @@ PUBLISHED = Path("published")
 
 TOLERANCE = 1e-5
 """Of the largest number in what is compared."""
+
+RECORD = ".colbert-zero-published"
+"""In a folder that was written: {file: digest} of all others, so that nothing else is ever replaced. Not pushed."""
 
 _SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".md", ".jinja")
 _PAGE_OF_TOKENS = {"tokenizer.json", "vocab.json", "added_tokens.json", "special_tokens_map.json"}
@@ -93,7 +96,7 @@ def publish(
     kind = _kind(found.folder, tell)
     files = list(_files(found.folder, tell))
     text = _card(found, kind, repo, licence, tell)
-    with atomic_folder(out) as temporary:
+    with atomic_folder(Path(os.path.realpath(out))) as temporary:
         for file in files:
             target = temporary / file.relative_to(found.folder)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -102,6 +105,7 @@ def publish(
         for wrong in _places(temporary, found.folder):
             raise ColbertZeroError(wrong)
         difference = _round_trip(found.folder, temporary, kind)
+        write_json(temporary / RECORD, _digests(temporary))
     named = licence_of(text)
     if named is None:
         tell("no licence is named, so others may not use it; --licence apache-2.0, or which it is")
@@ -126,8 +130,33 @@ def _check_out(out: Path, model: Path) -> None:
     real, own = Path(os.path.realpath(out)), Path(os.path.realpath(model))
     if real.is_relative_to(own) or own.is_relative_to(real):
         raise ColbertZeroError(f"--to {out}: the model itself lies there; name another folder")
-    if out.exists() and not (out.is_dir() and (is_card(out / CARD) or not any(out.iterdir()))):
+    if Path(os.path.realpath(os.getcwd())).is_relative_to(real):
+        raise ColbertZeroError(f"--to {out}: you work in there, and it would be replaced; name another, as in ./NAME")
+    if not out.exists():
+        return
+    if not out.is_dir() or (any(out.iterdir()) and not (out / RECORD).is_file()):
         raise ColbertZeroError(f"--to {out} is there, and nothing that `publish` wrote; name another, or remove it")
+    try:
+        written = dict(read_json(out / RECORD)) if any(out.iterdir()) else {}
+    except (OSError, ValueError, TypeError):
+        written = {}
+    others = sorted(name for name, digest in _digests(out).items() if written.get(name) != digest)
+    if others:
+        raise ColbertZeroError(
+            f"--to {out} has {short(others[0])}{f' and {len(others) - 1:,} more' if others[1:] else ''}, which "
+            "`publish` did not write, or not so; it would be lost: take it away, or name another folder"
+        )
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """{name: digest} of all in a folder but the record; an empty folder or a link is no file of ours, and has none."""
+    found = {}
+    for file in folder.rglob("*"):
+        if file.is_symlink() or (file.is_dir() and not any(file.iterdir())):
+            found[file.relative_to(folder).as_posix()] = ""
+        elif file.is_file() and file != folder / RECORD:
+            found[file.relative_to(folder).as_posix()] = file_fingerprint(file)
+    return found
 
 
 def _kind(folder: Path, tell: Callable[[str], None]) -> PublishedKind:
@@ -148,6 +177,8 @@ def _files(folder: Path, tell: Callable[[str], None]) -> Iterator[Path]:
     """
     for file in sorted(file for file in folder.rglob("*") if file.is_file()):
         name = file.relative_to(folder)
+        if name == Path(RECORD):
+            continue
         if any(part.startswith(".") for part in name.parts):
             tell(f"left out, hidden: {name}")
         elif file.suffix in _SUFFIXES:
@@ -161,7 +192,10 @@ def _card(found: Found, kind: PublishedKind, repo: str | None, licence: str | No
     """The card: from the records beside the model, unless its folder has one of somebody else's."""
     there = found.folder / CARD
     if there.is_file() and not is_card(there):
-        text = there.read_text(encoding="utf-8")
+        try:
+            text = there.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise ColbertZeroError(f"{there}: not UTF-8; save it so") from None
     elif (made := card_of(found.folder)) is not None:
         text = made
     elif there.is_file():
@@ -177,9 +211,14 @@ def _places(folder: Path, model: Path) -> Iterator[str]:
     """What in a folder names a place on this machine, and the mend."""
     for file in sorted(folder.rglob("*.json")):
         if file.name not in _PAGE_OF_TOKENS:
-            for key, value in _strings(parse_json(file.read_text(encoding="utf-8"))):
+            name = file.relative_to(folder)
+            try:
+                content = parse_json(file.read_text(encoding="utf-8"))
+            except ValueError as error:
+                yield f"{model / name}: is no JSON that others can read ({reason(error)}); mend it, or take it out"
+                return
+            for key, value in _strings(content):
                 if _PLACE.fullmatch(value):
-                    name = file.relative_to(folder)
                     yield f"{model / name}: `{key}` is {short(repr(value))}, a place on a machine; take the key out"
     mine = {str(Path.home()), os.getcwd(), str(model.absolute()), os.path.realpath(model)} - {"/", "/root"}
     text = (folder / CARD).read_text(encoding="utf-8")
@@ -276,14 +315,15 @@ def _push(folder: Path, repo: str, private: bool, tell: Callable[[str], None]) -
     try:
         hub = HfApi()
         hub.create_repo(repo, private=private, exist_ok=True)
-        ours = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
-        others = sorted(set(hub.list_repo_files(repo)) - ours - {".gitattributes"})
+        others = sorted(set(hub.list_repo_files(repo)) - set(_digests(folder)) - {".gitattributes"})
         if others:
             tell(f"{repo} has files of before, which stay: {', '.join(others)}")
-        pushed = hub.upload_folder(repo_id=repo, folder_path=folder, commit_message="Published by colbert-zero")
+        pushed = hub.upload_folder(
+            repo_id=repo, folder_path=folder, ignore_patterns=RECORD, commit_message="Published by colbert-zero"
+        )
     except Exception as error:  # the Hub's client lets through the errors of its HTTP library
         raise ColbertZeroError(
             f"--to {repo}: {constants.ENDPOINT} does not take it: {reason(error)}. The folder is whole: {folder}; the "
-            f"same command again, or `hf upload {repo} {folder}`"
+            f"same command again, or `hf upload {repo} {folder} --exclude {RECORD}`"
         ) from None
     return str(pushed.commit_url)

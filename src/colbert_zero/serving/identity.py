@@ -8,8 +8,8 @@ from typing import Any
 
 from sentence_transformers import MultiVectorEncoder
 
-from colbert_zero.errors import ColbertZeroError
-from colbert_zero.files import file_fingerprint, place_of, to_json
+from colbert_zero.errors import ColbertZeroError, reason
+from colbert_zero.files import file_fingerprint, parse_json, place_of, to_json
 from colbert_zero.models.bases import find_checkpoint
 from colbert_zero.models.checkpoints import Encoder, load_model
 from colbert_zero.models.encoding import prompt_of
@@ -104,11 +104,19 @@ def _contents(place: str) -> str | None:
     folder = Path(place_of(place))
     if not folder.is_dir():
         return None
-    files = sorted(
-        file
-        for pattern in ("*", "[0-9]*_*/*")
-        for file in folder.glob(pattern)
-        if file.is_file() and file.suffix in _READ and file.name not in _NOT_READ
-    )
-    found = [[file.relative_to(folder).as_posix(), file_fingerprint(file)] for file in files]
+    files = {file for pattern in ("*", "[0-9]*_*/*") for file in folder.glob(pattern)}
+    files |= {file for head in _heads(folder) for file in head.rglob("*")}
+    read = sorted(f for f in files if f.is_file() and f.suffix in _READ and f.name not in _NOT_READ)
+    found = [[Path(os.path.relpath(file, folder)).as_posix(), file_fingerprint(file)] for file in read]
     return hashlib.blake2b(to_json(found).encode(), digest_size=16).hexdigest()
+
+
+def _heads(folder: Path) -> list[Path]:
+    """The folders of a checkpoint's modules, whatever they are called."""
+    try:
+        modules = parse_json((folder / "modules.json").read_text(encoding="utf-8"))
+        return [folder / entry["path"] for entry in modules if entry["path"] not in ("", ".")]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ColbertZeroError(f"{folder / 'modules.json'}: cannot be read ({reason(error)})") from None

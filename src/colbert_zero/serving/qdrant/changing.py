@@ -13,7 +13,6 @@ import torch
 
 from colbert_zero.data.documents import Document, Documents, metadata_json
 from colbert_zero.errors import ColbertZeroError, short
-from colbert_zero.files import fingerprint
 from colbert_zero.models.checkpoints import Encoder
 from colbert_zero.models.pooling import pooling_of, with_pooling
 from colbert_zero.serving.identity import load_identified, load_known
@@ -46,6 +45,7 @@ from colbert_zero.serving.qdrant.collection import (
     Tell,
     digest_of,
     point_id,
+    where_of,
 )
 from colbert_zero.watch import stop_if_asked
 
@@ -109,7 +109,7 @@ def build(
         )
     collection = Collection(address, tell, make=True)
     try:
-        there = collection.record() if collection.exists() else None
+        there = _finished(collection, collection.record(), tell) if collection.exists() else None
         seen = Seen.compared(documents, _find(collection) if there else lambda _: {}, True)
         if seen.corpus.documents == 0:
             raise ColbertZeroError(f"--corpus: no document with a text in {', '.join(documents.paths)}")
@@ -158,7 +158,7 @@ def add(
     """
     collection = Collection(address, tell)
     try:
-        record = collection.record()
+        record = _finished(collection, collection.record(), tell)
         seen = Seen.compared(documents, _find(collection), replace)
         encoder = with_pooling(load_known(record.model, model, tell), record.pool)
         return _add(collection, record, encoder, documents, seen, tell, progress)
@@ -167,7 +167,7 @@ def add(
 
 
 def delete(address: Address, ids: list[str], tell: Tell = print) -> int:
-    """Delete documents; returns how many. None is deleted where one is not there; a deletion that was cut goes on.
+    """Delete documents; returns how many. None is deleted where one is not there; one that was stopped is finished too.
 
     Raises:
         UnknownDocumentError: An id is not there; nothing is deleted.
@@ -175,26 +175,54 @@ def delete(address: Address, ids: list[str], tell: Tell = print) -> int:
     """
     collection = Collection(address, tell)
     try:
-        record, wanted = collection.record(), list(dict.fromkeys(ids))
-        found: dict[str, int] = {}
-        for some in _slices(wanted):
-            points = collection.retrieve([point_id(identifier, 0) for identifier in some], ["document", "passages"])
-            found |= {point.payload["document"]: point.payload["passages"] for point in points.values()}
-        missing = [identifier for identifier in wanted if identifier not in found]
-        deletion = fingerprint(wanted)
-        if missing and record.deleting != deletion:
+        record = collection.record()
+        begun, asked = record.deleting or [], list(dict.fromkeys(ids))
+        going = list(dict.fromkeys([*begun, *asked]))
+        found = _passages(collection, going)
+        missing = [identifier for identifier in asked if identifier not in found and identifier not in begun]
+        if missing:
             names = ", ".join(short(repr(identifier)) for identifier in missing[:5])
             raise UnknownDocumentError(
                 f"{address} has no document {names}{' …' if len(missing) > 5 else ''} ({len(missing):,} of "
-                f"{len(wanted):,} ids are not there); nothing was deleted, leave these out"
+                f"{len(asked):,} ids are not there); nothing was deleted, leave these out"
             )
-        collection.write(record.model_copy(update={"deleting": deletion}))
-        _remove(collection, [point_id(name, number) for name in found for number in range(1, found[name])])
-        _remove(collection, [point_id(name, 0) for name in found])
-        collection.write(record.model_copy(update={"deleting": None, "generation": record.generation + 1}))
+        _tell_of(begun, asked, address, tell)
+        _delete(collection, record, going, found)
         return len(found)
     finally:
         collection.close()
+
+
+def _finished(collection: Collection, record: Record, tell: Tell) -> Record:
+    """The record, once a deletion that was stopped is finished: half of a document may be gone."""
+    if record.deleting is None:
+        return record
+    _tell_of(record.deleting, [], collection.address, tell)
+    return _delete(collection, record, record.deleting, _passages(collection, record.deleting))
+
+
+def _tell_of(begun: list[str], asked: list[str], address: Address, tell: Tell) -> None:
+    if set(begun) - set(asked):
+        tell(f"{address}: a deletion of {len(begun):,} documents was stopped; it is finished now")
+
+
+def _passages(collection: Collection, ids: list[str]) -> dict[str, int]:
+    """{id: passages} of the documents that are there."""
+    found: dict[str, int] = {}
+    for some in _slices(ids):
+        points = collection.retrieve([point_id(identifier, 0) for identifier in some], ["document", "passages"])
+        found |= {point.payload["document"]: point.payload["passages"] for point in points.values()}
+    return found
+
+
+def _delete(collection: Collection, record: Record, ids: list[str], found: dict[str, int]) -> Record:
+    """Delete documents, by id and passages those that are still there; the record says meanwhile which."""
+    collection.write(record.model_copy(update={"deleting": ids}))
+    _remove(collection, [point_id(name, number) for name in found for number in range(1, found[name])])
+    _remove(collection, [point_id(name, 0) for name in found])
+    record = record.model_copy(update={"deleting": None, "generation": record.generation + 1})
+    collection.write(record)
+    return record
 
 
 @dataclass
@@ -459,7 +487,7 @@ def _points(record: Record, block: list[New], found: Encoded) -> Iterator[tuple[
     place, cut = 0, set(found.cut)
     for owner, (new, count) in enumerate(zip(block, counts, strict=True)):
         document, digest = new.document, digest_of(new.document)
-        values = [f"{key}={value}" for key, value in values_as_text(metadata_json(document.metadata))]
+        values = [where_of(key, value) for key, value in values_as_text(metadata_json(document.metadata))]
         for number in range(count):
             own = vectors[place]
             if own.numel() >= MOST_NUMBERS:

@@ -122,16 +122,16 @@ def checked_address(location: str, collection: str, server: bool = False) -> Add
             f"--url {short(_without_key(location))}: write http://HOST:6333 or https://HOST:6333, without a name, key "
             "or query in it; a key is read from the environment, QDRANT_API_KEY"
         )
-    if (
-        not collection
-        or collection in (".", "..")
-        or len(collection) > 255
-        or re.search(r'[<>:"/\\|?*\0\x1f]', collection)
-    ):
+    if _is_no_name(collection):
         raise ColbertZeroError(
             f'{short(repr(collection))} is no name of a collection: at most 255 characters, none of <>:"/\\|?*'
         )
     return Address(location.rstrip("/") if "://" in location else location, collection)
+
+
+def _is_no_name(collection: str) -> bool:
+    """Whether a text cannot name a collection: on a server, or as a folder's name."""
+    return collection in ("", ".", "..") or len(collection) > 255 or bool(re.search(r'[<>:"/\\|?*\0\x1f]', collection))
 
 
 def _without_key(url: str) -> str:
@@ -147,7 +147,7 @@ class Record(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     generation: Count = 0
     """Raised by every change."""
     model: ModelIdentity
@@ -159,8 +159,8 @@ class Record(BaseModel):
     """Tokens that passages of a document overlap by; None where documents are one passage each."""
     corpus: Corpus
     unfinished: Unfinished | None = None
-    deleting: str | None = None
-    """Fingerprint of the ids of a deletion that is going on or was stopped; the same one goes on."""
+    deleting: list[str] | None = None
+    """Ids of a deletion that is going on or was stopped; the next change finishes it first."""
     metadata_keys: list[str] = []
 
 
@@ -181,6 +181,16 @@ def digest_of(document: Document) -> str:
     """Changes whenever a document's text or metadata do."""
     content = to_json([document.id, document.text, metadata_json(document.metadata)])
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+
+
+def where_of(key: str, value: str) -> str:
+    """What stands in the payload `where` of a document whose metadata have a value, as text.
+
+    Example:
+        >>> where_of("a=b", "c") == where_of("a", "b=c")
+        False
+    """
+    return to_json([key, value])
 
 
 # ---- Speaking to it
@@ -251,8 +261,15 @@ class Collection:
             raise ColbertZeroError(
                 f"{self.address}: the collection {self.name} was not made by colbert-zero; name another"
             )
-        if isinstance(found, dict) and found.get("format", 1) != 1:
-            raise ColbertZeroError(f"{self.address}: of format {found['format']!r}, which this version does not know")
+        if isinstance(found, dict) and found.get("format") == 1:
+            raise ColbertZeroError(
+                f"{self.address}: made by an earlier version, whose filters took one name of metadata for another; "
+                "index again under another name (--out), then delete this collection"
+            )
+        if isinstance(found, dict) and found.get("format") != 2:
+            raise ColbertZeroError(
+                f"{self.address}: of format {found.get('format')!r}, which this version does not know"
+            )
         try:
             record = Record.model_validate(found)
         except ValidationError as error:
@@ -332,21 +349,47 @@ class _PointsOnly(pickle.Unpickler):
         return super().find_class(module, name)
 
 
+_TABLE = [
+    ("table", "points", "CREATE TABLE points (id TEXT PRIMARY KEY, point BLOB)"),
+    ("index", "sqlite_autoindex_points_1", None),
+]
+"""All that the schema of a file of the local mode holds: of a view or a trigger two readings could differ."""
+
+
 def _check_pickles(folder: Path) -> None:
     """Refuse a folder of the local mode that holds anything but points: the client would run what it names.
 
     Raises:
         ColbertZeroError: Names the file.
     """
-    for file in sorted(folder.glob("collection/**/storage.sqlite")):
-        try:
-            with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as connection:
-                for (point,) in connection.execute("SELECT point FROM points"):
-                    _PointsOnly(io.BytesIO(point)).load()
-        except Exception as error:  # broken pickles fail in many ways
-            raise ColbertZeroError(
-                f"{file}: is not what qdrant-client writes ({reason(error)}); restore it from a copy, or index again"
-            ) from None
+    meta = file = folder / "meta.json"
+    try:
+        if links := _links(folder):
+            file = links[0]
+            raise ValueError("a link")
+        names = json.loads(meta.read_text(encoding="utf-8"))["collections"] if meta.exists() else {}
+        for name in names:
+            if _is_no_name(name):
+                raise ValueError(f"{short(repr(name))} is no name of a collection")
+            # Where the client will look, and by its own question.
+            file = folder / "collection" / name / "storage.sqlite"
+            if file.exists():
+                with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=rw", uri=True)) as connection:
+                    schema = connection.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
+                    if schema != _TABLE:
+                        raise ValueError("it has another schema than one table of points")
+                    for _, _, point in connection.execute("SELECT rowid, id, point FROM points ORDER BY rowid DESC"):
+                        _PointsOnly(io.BytesIO(point)).load()
+    except Exception as error:  # broken pickles fail in many ways
+        raise ColbertZeroError(
+            f"{file}: is not what qdrant-client writes ({reason(error)}); restore it from a copy, or index again"
+        ) from None
+
+
+def _links(folder: Path) -> list[Path]:
+    """Links among what the client reads and writes: they lead out of the folder."""
+    own = [folder / name for name in ("meta.json", "meta.json.tmp", ".lock", "collection")]
+    return [file for file in [*own, *(folder / "collection").rglob("*")] if file.is_symlink()]
 
 
 class UnavailableError(ColbertZeroError):

@@ -6,6 +6,7 @@
 A search answers from the collection as it is at that moment. Of a document of several passages the best one counts.
 """
 
+import json
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -30,6 +31,7 @@ from colbert_zero.serving.qdrant.collection import (
     Record,
     address_of,
     point_id,
+    where_of,
 )
 
 if TYPE_CHECKING:
@@ -253,11 +255,9 @@ class QdrantIndex:
             )
         )
         for hit in found.hits:
-            # A name may have = in it; the longest that is known counts.
-            for key in sorted(values, key=len, reverse=True):
-                if str(hit.value).startswith(f"{key}="):
-                    values[key].append(str(hit.value)[len(key) + 1 :])
-                    break
+            key, value = json.loads(str(hit.value))
+            if key in values:
+                values[key].append(value)
         return {key: some if len(some) <= most else None for key, some in values.items()}
 
     # ---- Asking
@@ -280,7 +280,7 @@ class QdrantIndex:
         for key, value in (where or {}).items():
             # As text, or as a number: "1.0" is both, and a number is kept as 1.
             forms = dict.fromkeys([value, number_of_text(value) or value])
-            match = models.MatchAny(any=[f"{key}={form}" for form in forms])
+            match = models.MatchAny(any=[where_of(key, form) for form in forms])
             must.append(models.FieldCondition(key="where", match=match))
         return models.Filter(must=must) if must else None
 
