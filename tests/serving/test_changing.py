@@ -17,6 +17,7 @@ import pytest
 from colbert_zero import processes
 from colbert_zero.data.documents import documents_of
 from colbert_zero.errors import ColbertZeroError
+from colbert_zero.files import file_fingerprint
 from colbert_zero.serving.index import building
 from colbert_zero.serving.index.building import Settings, add, build
 from colbert_zero.serving.index.changing import compact, delete
@@ -182,6 +183,92 @@ def test_vectors_that_are_not_finite_take_their_segment_out_of_the_answer(index)
     assert "vectors that are not finite" in answer.notes[0]
 
 
+def turn_bit(path, place=100):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("file", ["tokens", "texts"])
+@pytest.mark.parametrize("segment", ["000002", "000004"], ids=["stays", "rewritten"])
+def test_compacting_gives_no_turned_bit_a_fresh_checksum_and_drops_what_check_found(index, file, segment):
+    path = index / "segments" / segment / file
+    turn_bit(path, path.stat().st_size - 5 if file == "texts" else 100)
+    if segment == "000004":
+        delete(index, ["heat"], quiet)
+        before = files(index)
+        with pytest.raises(
+            ColbertZeroError, match=r"segment 000004 is damaged: .*not what was written.*--drop-damaged"
+        ):
+            compact(index, tell=quiet)
+        assert files(index) == before
+    [damaged] = check(index).damaged
+    told = []
+    compact(index, True, told.append)
+    assert damaged == segment
+    assert f"segment {segment} is left out" in told[0]
+    assert not check(index).damaged
+    assert not any(key in list(DOCUMENTS)[6:12] for key in ids(index)) or segment == "000004"
+
+
+def with_fresh_checksums(index, segment):
+    """What is harmed looks as if it had been written so."""
+    content = json.loads((index / "manifest.json").read_text())
+    [entry] = [entry for entry in content["segments"] if entry["name"] == segment]
+    for file in ("tokens", "texts"):
+        entry[f"{file}_checksum"] = file_fingerprint(index / "segments" / segment / file)
+    (index / "manifest.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("part", ["texts", "passages"])
+@pytest.mark.parametrize("change", ["compact", "delete", "add"])
+def test_a_writer_that_meets_content_it_cannot_read_says_so_with_the_mend(index, tmp_path, part, change):
+    if part == "texts":
+        path = index / "segments" / "000004" / "texts"
+        content = bytearray(path.read_bytes())
+        page = 4096
+        content[page:] = b"\xff" * (len(content) - page)
+    else:
+        with opened(index) as one:
+            place = one._segments["000004"]._places["lengths"]
+        path = index / "segments" / "000004" / "tokens"
+        content = bytearray(path.read_bytes())
+        content[place.offset : place.offset + 4] = (2**31 - 1).to_bytes(4, "little")
+    delete(index, ["heat"], quiet)
+    path.write_bytes(content)
+    with_fresh_checksums(index, "000004")
+    changes = {
+        "compact": lambda: compact(index, tell=quiet),
+        "delete": lambda: delete(index, ["lift"], quiet),
+        "add": lambda: add(index, corpus(tmp_path, {"new": "A wing."}, "more.jsonl"), tell=quiet),
+    }
+    if part == "passages" and change != "compact":
+        changes[change]()
+        return
+    with pytest.raises(ColbertZeroError, match=r"segment 000004 is damaged: its .*--drop-damaged"):
+        changes[change]()
+    told = []
+    compact(index, True, told.append)
+    assert "segment 000004 is left out" in told[0]
+    assert ids(index) == [key for key in list(DOCUMENTS)[:18] if key != "heat"]
+
+
+def test_an_id_that_is_named_again_far_away_is_deleted_once(index, tmp_path):
+    names = {f"n{n}": f"Wing {n}." for n in range(600)}
+    add(index, corpus(tmp_path, names, "more.jsonl"), tell=quiet)
+    assert delete(index, [*names, "n0", "n599", "n0"], quiet) == 600
+    assert ids(index) == list(DOCUMENTS)
+
+
+def test_making_a_finished_index_again_undoes_no_deletion_and_no_replacement(index, tmp_path):
+    delete(index, ["drag"], quiet)
+    add(index, corpus(tmp_path, {"lift": "Lift, told anew."}, "more.jsonl"), True, tell=quiet)
+    before = state(index)
+    again = build(str(tmp_path / "model"), corpus(tmp_path, DOCUMENTS), index, Settings(segment_documents=6), quiet)
+    assert "it was finished before with this corpus, and nothing is changed" in again.told(index)[0]
+    assert state(index) == before
+
+
 # ---- Made by several processes
 
 
@@ -223,6 +310,39 @@ def test_what_one_of_three_processes_made_is_kept_and_the_index_ends_identical(i
     assert added.documents + added.there == len(texts)
     assert state(stopped) == state(ended)
     assert files(stopped) == files(ended)
+
+
+def test_a_slow_process_takes_what_the_main_one_has_named_meanwhile_as_new(index, tmp_path, monkeypatch):
+    """Two processes: this one opens the index only after the main one's first segment is in the manifest."""
+    more = {f"new{n}": f"Wing {n}." for n in range(24)}
+    ended, slow = tmp_path / "ended", tmp_path / "slow"
+    shutil.copytree(index, ended)
+    shutil.copytree(index, slow)
+    add(ended, corpus(tmp_path, more, "more.jsonl"), tell=quiet)
+    begun = building._begun
+
+    def broadcast(path, seen):
+        """What the main process says, which then goes on before this one does."""
+        said = begun(path, seen)
+        main = building._Adding(path, encoder, said[0], seen)
+        documents = [building.New(document, None) for _, document in documents_of(paths, "x").read(Counter())]
+        main.make(said[0].next_segment, iter(documents[:6]))
+        main.name_made()
+        assert len(read_manifest(path).segments) == len(said[0].segments) + 1
+        return said
+
+    paths = [str(tmp_path / "more.jsonl")]
+    with opened(slow) as one:
+        encoder = one.encoder
+    monkeypatch.setattr(building, "_begun", broadcast)
+    with pytest.MonkeyPatch.context() as patch:
+        as_process(patch, 1, 2)
+        with suppress(ColbertZeroError):
+            add(slow, corpus(tmp_path, more, "more.jsonl"), tell=quiet)
+    monkeypatch.setattr(building, "_begun", begun)
+    add(slow, corpus(tmp_path, more, "more.jsonl"), tell=quiet)
+    assert ids(slow) == ids(ended)
+    assert state(slow) == state(ended)
 
 
 def test_what_a_killed_addition_made_goes_when_something_else_is_written(index, tmp_path, monkeypatch):

@@ -37,7 +37,7 @@ def test_a_collection_is_indexed_searched_and_ranked_as_evaluate_does(command, f
     code, out, _ = command("index", "check", "i")
     assert (code, "every byte is as it was written" in out) == (0, True)
     code, out, _ = command("index", "model", "--corpus", "tiny", "--out", "i", "--store", "float32")
-    assert (code, "i: 0 documents added, 20 there already" in out) == (0, True)
+    assert (code, "i: it was finished before with this corpus, and nothing is changed" in out) == (0, True)
 
 
 def test_an_answer_is_json_with_reasons_where_asked(command, folder):
@@ -95,6 +95,9 @@ def test_an_index_is_changed_and_checked(command, folder):
          "--out i holds an index whose storage is float16, not int8"),
         (("index", "model", "--corpus", "one.jsonl", "--out", "i"), "--out i holds an index of another corpus (tiny"),
         (("index", "add", "nowhere", "--corpus", "tiny"), "nowhere is no index"),
+        (("index", "add", "i", "--corpus", "no-ids.jsonl"), "line 1: the rows have no ids, and their numbers would"),
+        (("index", "add", "i", "--corpus", "no-ids.jsonl", "--replace"), "give each row an `_id`"),
+        (("index", "delete", "i", "\udcff"), "i has no document '\\udcff'"),
         (("index", "delete", "i"), "nothing to delete: name documents by their ids"),
         (("index", "delete", "i", "nobody"), "i has no document 'nobody'"),
         (("index", "check", "tiny"), "tiny is no index"),
@@ -103,6 +106,7 @@ def test_an_index_is_changed_and_checked(command, folder):
 def test_a_mistake_is_one_message_with_its_mend(command, folder, words, message):
     (folder / "bad.tsv").write_text("no tab\n")
     (folder / "file").write_text("")
+    (folder / "no-ids.jsonl").write_text(json.dumps({"text": "A wing."}) + "\n")
     (folder / "one.jsonl").write_text(json.dumps({"_id": "lift", "text": DOCUMENTS["lift"]}) + "\n")
     assert command("index", "model", "--corpus", "tiny", "--out", "i")[0] == 0
     before = sorted((path, path.read_bytes()) for path in (folder / "i").rglob("*") if path.is_file())

@@ -61,11 +61,13 @@ class Documents:
         files: Of rows, or of texts.
         root: The folder that the ids of files of texts are paths in; None of rows.
         on_bad_rows: What to do with a row or file that is no document.
+        needs_ids: Rows without ids are refused: their numbers would be those of other documents.
     """
 
     paths: list[str]
     files: list[tuple[Path, Path | None]]
     on_bad_rows: Literal["error", "skip"] = "error"
+    needs_ids: bool = False
 
     def read(self, left_out: Counter[str]) -> Iterator[tuple[str, Document]]:
         """(place, document) of each that has a text.
@@ -92,6 +94,11 @@ class Documents:
                         ) from None
                     left_out[str(error).split(":")[0]] += 1
                     continue
+                if self.needs_ids and id_key.key is None:
+                    raise ColbertZeroError(
+                        f"{place}: the rows have no ids, and their numbers would stand for other documents that are "
+                        "there; give each row an `_id`"
+                    )
                 if document:
                     yield place, document
 

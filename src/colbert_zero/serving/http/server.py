@@ -6,7 +6,6 @@ for a client that does not read it, and on the number of connections.
 
 import asyncio
 import os
-import resource
 import socket
 import tempfile
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.supervisors import Multiprocess
 
 from colbert_zero.errors import ColbertZeroError, Stopped
+from colbert_zero.serving.index.segments import raise_open_files
 from colbert_zero.serving.qdrant.collection import Address
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def serve(
     Raises:
         ColbertZeroError: It is no index, or its model cannot be loaded.
     """
-    _raise_open_files()
+    raise_open_files()
     if settings.workers == 1:
         server = bounded(app_of(settings, tell), settings, begun)
         # Raised again by uvicorn, once all is answered.
@@ -199,14 +199,6 @@ def _counting_together() -> "Iterator[None]":
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
         stack.callback(os.environ.pop, "PROMETHEUS_MULTIPROC_DIR")
         yield
-
-
-def _raise_open_files() -> None:
-    """An index has up to 800 files open, and a process may have 1,024 by default."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 8192 if hard == resource.RLIM_INFINITY else min(hard, 8192)
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class BoundedProtocol(H11Protocol):

@@ -14,6 +14,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from dataclasses import replace as with_values
 from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -30,7 +31,14 @@ from colbert_zero.models.checkpoints import Encoder
 from colbert_zero.models.pooling import pooling_of, with_pooling
 from colbert_zero.processes import appears, from_main, is_main, process_rank, wait, world_size
 from colbert_zero.serving.identity import load_identified, load_known
-from colbert_zero.serving.index.changing import DeletedNow, checked_segments, close, sweep, with_deleted
+from colbert_zero.serving.index.changing import (
+    DeletedNow,
+    checked_segments,
+    close,
+    damage_told,
+    sweep,
+    with_deleted,
+)
 from colbert_zero.serving.index.coming import Made, made_of, numbers_made, record_of, write_made
 from colbert_zero.serving.index.manifest import (
     COMING,
@@ -100,6 +108,7 @@ class Added:
         unfindable: Added documents without a token that is scored, which no search finds.
         longest: Tokens of a document that the model reads.
         left_out: What was passed over, by reason.
+        finished: The index was made of this corpus before, so nothing was done.
     """
 
     documents: int = 0
@@ -109,9 +118,15 @@ class Added:
     unfindable: int = 0
     longest: int | None = None
     left_out: Counter[str] = field(default_factory=Counter)
+    finished: bool = False
 
     def told(self, index: object) -> list[str]:
         """What was added to an index and what not, in sentences."""
+        if self.finished:
+            return [
+                f"{index}: it was finished before with this corpus, and nothing is changed; to add documents: "
+                f"colbert-zero index add {index} --corpus PATH"
+            ]
         told = [f"{self.documents:,} documents added"]
         told += [f"{self.there:,} there already"] if self.there else []
         told += [f"{self.replaced:,} replaced"] if self.replaced else []
@@ -136,6 +151,8 @@ def build(
     progress: Advance | None = None,
 ) -> Added:
     """Index a corpus; one that a killed run has left goes on. Called in every process of those that work together.
+
+    Once it is finished nothing is done, so that what was deleted or replaced since stays so.
 
     Args:
         model: Folder or Hub id, multi-vector or dense.
@@ -167,11 +184,16 @@ def build(
             corpus=seen.corpus.model_copy(update={"paths": documents.paths}),
             unfinished=Unfinished(digest=seen.corpus.digest, documents=seen.corpus.documents),
         )
+        finished = False
         if is_main():
             if (out / NAME).is_file():
-                _check_same(read_manifest(out), manifest, out)
+                there = read_manifest(out)
+                _check_same(there, manifest, out)
+                finished = there.unfinished is None or there.unfinished.digest != there.corpus.digest
             else:
                 write_manifest(out, manifest)
+        if from_main(finished):
+            return Added(finished=True)
         return _add(out, encoder, documents, seen, progress)
 
 
@@ -198,8 +220,9 @@ def add(
         loaded: A model that is loaded already; taken if it is the index's.
 
     Raises:
-        ColbertZeroError: A document cannot be used, or its id is taken; the model is not there, or another.
+        ColbertZeroError: A document cannot be used, has no id, or its id is taken; the model is not there, or another.
     """
+    documents = with_values(documents, needs_ids=True)
     read_manifest(index)
     with _held(index, tell):
         seen: Seen = from_main(Seen.of(documents, index, replace) if is_main() else None)
@@ -250,12 +273,14 @@ def _check_same(there: Manifest, wanted: Manifest, out: Path) -> None:
 class _Known:
     """What is in the index already when an addition begins: segments by name, opened."""
 
+    index: Path
+    manifest: Manifest | None
     segments: dict[str, Segment]
 
     @classmethod
-    def of(cls, index: Path) -> "_Known":
-        """What an index has, if it is one already."""
-        return cls(checked_segments(index, read_manifest(index)) if (index / NAME).is_file() else {})
+    def of(cls, index: Path, manifest: Manifest | None) -> "_Known":
+        """What an index has by its manifest, which the main process may have changed since; None: it is none yet."""
+        return cls(index, manifest, {} if manifest is None else checked_segments(index, manifest))
 
     def close(self) -> None:
         """Close the segments."""
@@ -263,11 +288,13 @@ class _Known:
 
     def find(self, documents: list[Document]) -> dict[str, tuple[str, int, bool]]:
         """As `Find`."""
+        if self.manifest is None:
+            return {}
         asked = {document.id: document for document in documents}
         found = {}
-        for name, segment in self.segments.items():
-            for row in segment.texts.find(list(asked)):
-                if segment.live[row.number]:
+        with damage_told(self.index, self.manifest):
+            for name, segment in self.segments.items():
+                for row in segment.find(list(asked)):
                     mine = asked[row.id]
                     same = (row.text, row.metadata) == (mine.text, metadata_json(mine.metadata))
                     found[row.id] = name, row.number, same
@@ -297,7 +324,8 @@ class Seen:
         Raises:
             ColbertZeroError: A document cannot be used, or its id is taken.
         """
-        with closing(_Known.of(index)) as known:
+        manifest = read_manifest(index) if (index / NAME).is_file() else None
+        with closing(_Known.of(index, manifest)) as known:
             return cls.compared(documents, known.find, replace)
 
     @classmethod
@@ -393,7 +421,7 @@ def _add(index: Path, encoder: Encoder, documents: Documents, seen: Seen, progre
     """The second pass; the index is held by this run."""
     manifest, made = from_main(_begun(index, seen) if is_main() else None)
     adding, digest = _Adding(index, encoder, manifest, seen), Digest()
-    with closing(_Known.of(index)) as known:
+    with closing(_Known.of(index, manifest)) as known:
         coming = new_documents(documents, known.find, digest, seen, adding.added, progress)
         left = 0
         for number, unit in enumerate(_units(coming, manifest.segment_documents), manifest.next_segment):

@@ -2,11 +2,12 @@
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 
+from colbert_zero.data.rows import text_fault
 from colbert_zero.errors import ColbertZeroError, short
 from colbert_zero.files import atomic_file, atomic_folder, file_fingerprint, writing
 from colbert_zero.serving.index.coming import keep_made
@@ -26,6 +27,7 @@ from colbert_zero.serving.index.segments import (
     Segment,
     SegmentWriter,
     UnknownDocumentError,
+    raise_open_files,
     ranges,
 )
 from colbert_zero.watch import stop_if_asked
@@ -51,11 +53,12 @@ def delete(index: Path, ids: list[str], tell: Tell = print) -> int:
         try:
             found: DeletedNow = {}
             missing = dict.fromkeys(ids)
-            for name, segment in segments.items():
-                for row in segment.texts.find(ids):
-                    if segment.live[row.number]:
+            asked = [identifier for identifier in missing if not text_fault(identifier)]
+            with damage_told(index, manifest):
+                for name, segment in segments.items():
+                    for row in segment.find(asked):
                         found.setdefault(name, []).append(row.number)
-                        del missing[row.id]
+                        missing.pop(row.id, None)
         finally:
             close(segments)
         if missing:
@@ -73,10 +76,11 @@ def compact(index: Path, drop_damaged: bool = False, tell: Tell = print) -> Mani
     """Write segments anew without deleted documents, few in place of many; the documents' order stays.
 
     Segments that are full and whole from the first on stay as they are. Until all is written the index is as it was.
+    Every byte that is copied is compared with its checksum before, so that damage never gets a new one.
 
     Args:
         index: Its folder.
-        drop_damaged: Leave damaged segments out, documents and all.
+        drop_damaged: Leave damaged segments out, documents and all; every segment is read for it.
         tell: Told which.
 
     Raises:
@@ -85,24 +89,49 @@ def compact(index: Path, drop_damaged: bool = False, tell: Tell = print) -> Mani
     with writing(index, tell):
         sweep(index)
         manifest = read_manifest(index)
-        segments = checked_segments(index, manifest, tell if drop_damaged else None)
+        drop = tell if drop_damaged else None
+        segments = checked_segments(index, manifest, drop)
+        sound = set[str]()
         try:
-            kept = [entry for entry in manifest.segments if entry.name in segments]
-            full = [entry.deletions is None and entry.documents >= manifest.segment_documents for entry in kept]
-            first = full.index(False) if False in full else len(kept)
-            rest = [segments[entry.name] for entry in kept[first:]]
-            is_one = len(rest) == 1 and rest[0].entry.deletions is None
-            if len(kept) == len(manifest.segments) and (not rest or is_one):
-                return manifest
-            entries = list(_rewritten(index, manifest, rest, manifest.next_segment))
+            while True:
+                try:
+                    newer = _compacted(index, manifest, segments, sound, drop_damaged)
+                    break
+                except DamagedError as error:
+                    entry = next(entry for entry in manifest.segments if entry.name == error.segment)
+                    _left_out(index, entry, error, drop)
+                    segments.pop(error.segment).close()
         finally:
             close(segments)
-        manifest = changed(
-            manifest, segments=[*kept[:first], *entries], next_segment=manifest.next_segment + len(entries)
-        )
-        write_manifest(index, manifest)
-        sweep(index)
+        if newer != manifest:
+            write_manifest(index, newer)
+            sweep(index)
+        return newer
+
+
+def _compacted(
+    index: Path, manifest: Manifest, segments: dict[str, Segment], sound: set[str], look_at_all: bool
+) -> Manifest:
+    """The manifest of these segments made compact, which are written; the same one where nothing is to be done.
+
+    Raises:
+        DamagedError: One is not what was written.
+    """
+    kept = [entry for entry in manifest.segments if entry.name in segments]
+    full = [entry.deletions is None and entry.documents >= manifest.segment_documents for entry in kept]
+    first = full.index(False) if False in full else len(kept)
+    rest = [segments[entry.name] for entry in kept[first:]]
+    is_one = len(rest) == 1 and rest[0].entry.deletions is None
+    nothing = len(kept) == len(manifest.segments) and (not rest or is_one)
+    for segment in segments.values() if look_at_all else [] if nothing else rest:
+        stop_if_asked()
+        if segment.name not in sound and (wrong := segment.damage(index)):
+            raise DamagedError(segment.name, "; ".join(wrong))
+        sound.add(segment.name)
+    if nothing:
         return manifest
+    entries = list(_rewritten(index, manifest, rest, manifest.next_segment))
+    return changed(manifest, segments=[*kept[:first], *entries], next_segment=manifest.next_segment + len(entries))
 
 
 def _rewritten(index: Path, manifest: Manifest, segments: list[Segment], number: int) -> Iterator[SegmentEntry]:
@@ -139,7 +168,7 @@ def _live_blocks(segments: list[Segment], segment_documents: int) -> Iterator[_C
 
 
 def _copied(segment: Segment, numbers: np.ndarray) -> _Copied:
-    rows = [segment.texts.row(int(number)) for number in numbers]
+    rows = [segment.row(int(number)) for number in numbers]
     counts = np.diff(segment.first_passages)[numbers]
     places = ranges(segment.first_passages[numbers], counts)
     lengths, _, begins, ends = (values[places] for values in segment.passages)
@@ -161,8 +190,9 @@ def checked_segments(index: Path, manifest: Manifest, drop: Tell | None = None) 
         drop: Leave damaged ones out, and tell of it here.
 
     Raises:
-        ColbertZeroError: One is damaged, and not to be left out.
+        ColbertZeroError: One is damaged, and not to be left out; or a file cannot be opened.
     """
+    raise_open_files()
     found: dict[str, Segment] = {}
     for entry in manifest.segments:
         try:
@@ -170,12 +200,35 @@ def checked_segments(index: Path, manifest: Manifest, drop: Tell | None = None) 
         except DamagedError as error:
             if drop is None:
                 close(found)
-                raise ColbertZeroError(
-                    f"{index}: segment {entry.name} is damaged: {error}. Restore it from a copy, or leave it out with "
-                    f"its {entry.live:,} documents (`colbert-zero index compact {index} --drop-damaged`)"
-                ) from None
-            drop(f"{index}: segment {entry.name} is left out with its {entry.live:,} documents: {error}")
+            _left_out(index, entry, error, drop)
+        except ColbertZeroError:
+            close(found)
+            raise
     return found
+
+
+def _left_out(index: Path, entry: SegmentEntry, error: DamagedError, drop: Tell | None) -> None:
+    """Tell that a damaged segment is left out, or refuse to."""
+    if drop is None:
+        raise ColbertZeroError(
+            f"{index}: segment {entry.name} is damaged: {error}. Restore it from a copy, or leave it out with "
+            f"its {entry.live:,} documents (`colbert-zero index compact {index} --drop-damaged`)"
+        ) from None
+    drop(f"{index}: segment {entry.name} is left out with its {entry.live:,} documents: {error}")
+
+
+@contextmanager
+def damage_told(index: Path, manifest: Manifest) -> Iterator[None]:
+    """A segment that turns out damaged is a message with its mend.
+
+    Raises:
+        ColbertZeroError: In a DamagedError's place.
+    """
+    try:
+        yield
+    except DamagedError as error:
+        entry = next(entry for entry in manifest.segments if entry.name == error.segment)
+        _left_out(index, entry, error, None)
 
 
 def close(segments: dict[str, Segment]) -> None:

@@ -13,7 +13,9 @@
 `texts` has ids, texts, metadata (`texts`) and terms (`terms`). A document without passages asked for is one passage.
 """
 
+import errno
 import mmap
+import resource
 import sqlite3
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -188,6 +190,7 @@ class Segment:
 
     Raises:
         DamagedError: A file is not there, or not of its size.
+        ColbertZeroError: A file cannot be opened, which says nothing of what it holds.
     """
 
     def __init__(self, index: Path, entry: SegmentEntry, manifest: Manifest):
@@ -201,7 +204,14 @@ class Segment:
                 raise ValueError("its texts are not of the size they were written with")
             self._deleted = self._read_deleted(index)
             self.texts = Texts(folder / "texts", entry.documents * _POSTING * _NUMBERS.itemsize)
-        except (OSError, ValueError, sqlite3.Error) as error:
+        except OSError as error:
+            raise _of_the_system(self.name, folder, error) from None
+        except sqlite3.Error as error:
+            # Its file is there, of its size: what keeps SQLite from opening it is not in it.
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CANTOPEN:
+                raise ColbertZeroError(f"{folder / 'texts'}: cannot be opened; {_MEND}") from None
+            raise DamagedError(self.name, reason(error)) from None
+        except ValueError as error:
             raise DamagedError(self.name, reason(error)) from None
 
     def _read_deleted(self, index: Path) -> np.ndarray:
@@ -310,15 +320,22 @@ class Segment:
         """(number, id) of all documents; raises as `id_of`."""
         return self._read(self.texts.ids)
 
+    def row(self, number: int) -> Row:
+        """A document as it is kept; raises as `id_of`."""
+        return self._read(lambda: self.texts.row(number))
+
     def document(self, number: int) -> tuple[Row, dict[str, Any]]:
         """A document and its metadata; raises as `id_of`."""
-        row = self._read(lambda: self.texts.row(number))
+        row = self.row(number)
         return row, self._read(lambda: metadata_of(row))
+
+    def find(self, ids: list[str]) -> list[Row]:
+        """The documents of these ids that are here and not deleted; raises as `id_of`."""
+        return [row for row in self._read(lambda: list(self.texts.find(ids))) if self.live[row.number]]
 
     def number_of(self, identifier: str) -> int | None:
         """A document's number, if it is here and not deleted; raises as `id_of`."""
-        rows = self._read(lambda: list(self.texts.find([identifier])))
-        return next((row.number for row in rows if self.live[row.number]), None)
+        return next((row.number for row in self.find([identifier])), None)
 
     def values(self) -> Iterator[tuple[str, str]]:
         """(key, value as text) of the metadata of all documents that are not deleted; raises as `id_of`."""
@@ -349,20 +366,51 @@ class Segment:
     def _read(self, read: Callable[[], _Read]) -> _Read:
         try:
             return read()
-        except (sqlite3.Error, ValueError, OverflowError) as error:
+        except (sqlite3.ProgrammingError, UnicodeEncodeError):
+            raise  # of what was asked, not of what is kept
+        except (sqlite3.DatabaseError, ValueError) as error:
             raise DamagedError(self.name, f"its texts cannot be read: {reason(error)}") from None
 
     def damage(self, index: Path) -> list[str]:
-        """What is wrong with its files, every byte read; nothing where all is well."""
+        """What is wrong with its files, every byte read; nothing where all is well.
+
+        Raises:
+            ColbertZeroError: A file cannot be opened, which says nothing of what it holds.
+        """
         folder, found = index / SEGMENTS / self.name, list[str]()
-        for file, checksum in (("tokens", self.entry.tokens_checksum), ("texts", self.entry.texts_checksum)):
-            if file_fingerprint(folder / file) != checksum:
-                found.append(f"{folder / file} is not what was written")
+        files = [(folder / "tokens", self.entry.tokens_checksum), (folder / "texts", self.entry.texts_checksum)]
         if (deletions := self.entry.deletions) is not None:
-            path = index / DELETED / deletions.name
-            if file_fingerprint(path) != deletions.checksum:
-                found.append(f"{path} is not what was written")
+            files.append((index / DELETED / deletions.name, deletions.checksum))
+        for path, checksum in files:
+            try:
+                if file_fingerprint(path) != checksum:
+                    found.append(f"{path} is not what was written")
+            except OSError as error:
+                wrong = _of_the_system(self.name, path, error)
+                if isinstance(wrong, ColbertZeroError):
+                    raise wrong from None
+                found.append(f"{path}: {wrong}")
         return found
+
+
+_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO)
+
+_MEND = "let this user read it, or this process have more files open (`ulimit -n 8192`), and start again"
+
+
+def _of_the_system(segment: str, path: Path, error: OSError) -> DamagedError | ColbertZeroError:
+    """A file that is gone or that the disk does not give is damage; rights, and too many open files, are not."""
+    if error.errno in _DAMAGE:
+        return DamagedError(segment, reason(error))
+    return ColbertZeroError(f"{error.filename or path}: cannot be opened ({error.strerror or reason(error)}); {_MEND}")
+
+
+def raise_open_files() -> None:
+    """An index has up to 800 files open, and a process may have 1,024 by default."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 8192 if hard == resource.RLIM_INFINITY else min(hard, 8192)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
