@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer
 
 from colbert_zero.files import read_json, write_json
-from colbert_zero.models.publishing import RECORD, TOLERANCE, publish
+from colbert_zero.models.comparing import TOLERANCE
+from colbert_zero.models.publishing import RECORD, publish
 from colbert_zero.report.card import CARD, MARK
 from colbert_zero.report.trained import Found, find_model
 from helpers import data, study, write_rows

@@ -10,7 +10,8 @@ from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 
 from colbert_zero.files import read_json
 from colbert_zero.models.checkpoints import load_model
-from colbert_zero.models.pylate import _TEXTS, TOLERANCE, _vectors, export_pylate
+from colbert_zero.models.comparing import TEXTS, TOLERANCE, vectors_of
+from colbert_zero.models.pylate import export_pylate
 from example_bases import MULTI_VECTOR, multi_vector, normalize, projection, skips
 from helpers import PROMPTS, succeed
 
@@ -60,9 +61,9 @@ def test_pylate_itself_gives_the_models_vectors(name, backbone, tmp_path):
     LAYOUTS[name](tmp_path / "model", backbone)
     export_pylate(tmp_path / "model", tmp_path / "out")
     environment = {"PYTHONPATH": "", "HF_HUB_OFFLINE": "1"}
-    words = [str(PYTHON), "-c", IN_PYLATE, str(tmp_path / "out"), json.dumps(_TEXTS), str(tmp_path / "found.npz")]
+    words = [str(PYTHON), "-c", IN_PYLATE, str(tmp_path / "out"), json.dumps(TEXTS), str(tmp_path / "found.npz")]
     succeed(words, tmp_path, **environment)
-    expected = _vectors(load_model(tmp_path / "model", device="cpu"))
+    expected = vectors_of(load_model(tmp_path / "model", device="cpu"))
     with np.load(tmp_path / "found.npz") as found:
         for one, other in zip(found.values(), expected, strict=True):
             assert one.shape == other.shape

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from colbert_zero.errors import ColbertZeroError, reason
 from colbert_zero.files import write_json
 from colbert_zero.models.checkpoints import Encoder
+from colbert_zero.models.comparing import unknown_modules
 from colbert_zero.models.encoding import evaluating, prompt_of
 from colbert_zero.models.scored_tokens import scored_in_words
 
@@ -125,8 +126,7 @@ def with_graph(encoder: Encoder, graph: Path, threads: int | None = None) -> Enc
 def _check(encoder: Encoder) -> None:
     if not isinstance(encoder, MultiVectorEncoder):
         raise ColbertZeroError("export: for multi-vector models; sentence-transformers exports dense ones itself")
-    known = (Dense, Normalize, MultiVectorMask)
-    if unknown := [type(module).__name__ for module in list(encoder)[1:] if not isinstance(module, known)]:
+    if unknown := unknown_modules(encoder):
         raise ColbertZeroError(f"MODEL: has {', '.join(unknown)}, which this export does not know; `evaluate --pool 1` "
                                "shows what a model scores without pooling")  # fmt: skip
 

@@ -20,16 +20,13 @@ from colbert_zero.errors import ColbertZeroError, reason, short
 from colbert_zero.files import atomic_folder, file_fingerprint, parse_json, read_json, write_json
 from colbert_zero.models.bases import find_checkpoint
 from colbert_zero.models.checkpoints import SAFE, load_model
-from colbert_zero.models.encoding import Task, encode
+from colbert_zero.models.comparing import TEXTS, TOLERANCE, difference, in_words, vectors_of
 from colbert_zero.models.kinds import is_cross_encoder, kind_of
 from colbert_zero.report.card import CARD, HERE, bare_card, card_of, is_card, licence_of, with_licence
 from colbert_zero.report.trained import Found
 
 PUBLISHED = Path("published")
 """Where folders are written if nothing else is said."""
-
-TOLERANCE = 1e-5
-"""Of the largest number in what is compared."""
 
 RECORD = ".colbert-zero-published"
 """In a folder that was written: {file: digest} of all others, so that nothing else is ever replaced. Not pushed."""
@@ -39,12 +36,6 @@ _PAGE_OF_TOKENS = {"tokenizer.json", "vocab.json", "added_tokens.json", "special
 """Tables of tokens, in which anything may look like a path."""
 _PLACE = re.compile(r"(/|~/|file://|[A-Za-z]:[\\/])[^/\\\s]+[/\\].*", re.DOTALL)
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.\-]*")
-_QUERIES = ["how is a run resumed", "What lifts a wing?", "a"]
-_DOCUMENTS = [
-    "A run that was killed goes on from its newest whole checkpoint.",
-    "Lift grows with the angle of attack, until the flow separates. " * 40,
-    "Oui: naïve façade – 10 µm, 日本.",
-]
 
 PublishedKind = Literal["multi-vector", "dense", "cross-encoder"]
 
@@ -253,15 +244,10 @@ def _round_trip(model: Path, published: Path, kind: PublishedKind) -> float:
             f"MODEL: sentence-transformers alone cannot load or run {model}: {reason(error)}; load it and save it "
             "with save_pretrained(FOLDER), and publish that"
         ) from None
-    largest = 0.0
-    for one, other in zip(ours, theirs, strict=True):
-        if one.shape != other.shape or not torch.isfinite(other).all():
-            raise ColbertZeroError(_differs(model, f"{tuple(other.shape)} numbers for a text, not {tuple(one.shape)}"))
-        scale = max(1.0, float(one.abs().max()))
-        largest = max(largest, float((one - other).abs().max()) / scale)
-    if not largest <= TOLERANCE:
-        raise ColbertZeroError(_differs(model, f"up to {largest:.1e} apart, and rounding is {TOLERANCE:.0e}"))
-    return largest
+    apart = difference(ours, theirs)
+    if not apart <= TOLERANCE:
+        raise ColbertZeroError(_differs(model, in_words(apart)))
+    return apart
 
 
 def _differs(model: Path, how: str) -> str:
@@ -277,10 +263,7 @@ def _ours(model: Path, kind: PublishedKind) -> list[torch.Tensor]:
     """What this program scores: of each text its vectors; of a cross-encoder the scores of pairs."""
     if kind == "cross-encoder":
         return [torch.as_tensor(CrossEncoder(str(model), device="cpu", model_kwargs=dict(SAFE)).predict(_pairs()))]
-    encoder = load_model(model, device="cpu")
-    sides: list[tuple[Task, list[str]]] = [("query", _QUERIES), ("document", _DOCUMENTS)]
-    packed = [encode(encoder, texts, task) for task, texts in sides]
-    return [vectors for side in packed for vectors in side.values.split(side.lengths.tolist())]
+    return vectors_of(load_model(model, device="cpu"))
 
 
 @torch.no_grad()
@@ -290,14 +273,14 @@ def _theirs(folder: Path, kind: PublishedKind) -> list[torch.Tensor]:
         return [torch.as_tensor(CrossEncoder(str(folder), device="cpu").predict(_pairs()))]
     if kind == "multi-vector":
         several = MultiVectorEncoder(str(folder), device="cpu")
-        return [v.float() for v in [*several.encode_query(_QUERIES), *several.encode_document(_DOCUMENTS)]]
+        return [v.float() for v in [*several.encode_query(TEXTS["query"]), *several.encode_document(TEXTS["document"])]]
     one = SentenceTransformer(str(folder), device="cpu")
-    found = [one.encode_query(_QUERIES), one.encode_document(_DOCUMENTS)]
+    found = [one.encode_query(TEXTS["query"]), one.encode_document(TEXTS["document"])]
     return [torch.as_tensor(vector).float()[None] for side in found for vector in side]
 
 
 def _pairs() -> list[tuple[str, str]]:
-    return [(query, document) for query in _QUERIES for document in _DOCUMENTS]
+    return [(query, document) for query in TEXTS["query"] for document in TEXTS["document"]]
 
 
 # ---- The Hub

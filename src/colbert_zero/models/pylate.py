@@ -10,22 +10,16 @@ from typing import Any, cast
 
 import torch
 from sentence_transformers import MultiVectorEncoder
-from sentence_transformers.base.modules import Dense, Normalize
-from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+from sentence_transformers.base.modules import Normalize
 
 from colbert_zero.errors import ColbertZeroError, reason
 from colbert_zero.files import atomic_folder, read_json, write_json
 from colbert_zero.models.alignment import META
 from colbert_zero.models.checkpoints import Encoder, load_model
-from colbert_zero.models.encoding import Task, encode, prompt_of
+from colbert_zero.models.comparing import TOLERANCE, difference, in_words, unknown_modules, vectors_of
+from colbert_zero.models.encoding import prompt_of
 from colbert_zero.models.scored_tokens import scored_in_words
 
-TOLERANCE = 1e-5
-
-_TEXTS: dict[Task, list[str]] = {
-    "query": ["how is a run resumed", "What lifts a wing?", "a"],
-    "document": ["A run goes on, from its newest checkpoint.", "Lift grows with the angle of attack. " * 60, "naïve"],
-}
 _NOT_COPIED = {"modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", META, "README.md"}
 
 
@@ -47,16 +41,13 @@ def export_pylate(model: Path, out: Path) -> float:
         _write(encoder, model, folder)
         try:
             read = load_model(folder, device="cpu")
-            found, expected = _vectors(read), _vectors(encoder)
+            apart = difference(vectors_of(encoder), vectors_of(read))
         except Exception as error:  # of the libraries, with a tokenizer or architecture that this layout does not suit
             raise ColbertZeroError(
                 f"MODEL: what PyLate's layout makes of {model} cannot be read: {reason(error)}"
             ) from None
-        pairs = list(zip(found, expected, strict=True))
-        alike = all(one.shape == other.shape for one, other in pairs)
-        apart = max(float((one - other).abs().max()) for one, other in pairs) if alike else float("inf")
         if not apart <= TOLERANCE:
-            how = f"up to {apart:.0e} apart" if alike else "another number of them"
+            how = in_words(apart)
             raise ColbertZeroError(
                 f"MODEL: PyLate's layout cannot hold {model}: it would give other vectors ({how}), since PyLate puts a "
                 "marker before a text by its number, and a prompt after it as words of their own"
@@ -68,8 +59,7 @@ def _checked(encoder: Encoder) -> MultiVectorEncoder:
     """The model; what PyLate's layout has no place for is refused."""
     if not isinstance(encoder, MultiVectorEncoder):
         raise ColbertZeroError("export: for multi-vector models; PyLate has no others")
-    known = (Dense, Normalize, MultiVectorMask)
-    wrong = [type(module).__name__ for module in list(encoder)[1:] if not isinstance(module, known)]
+    wrong = unknown_modules(encoder)
     if not any(isinstance(module, Normalize) for module in encoder):
         wrong.append("vectors that are not normalised")
     if encoder.similarity_fn_name != "maxsim":
@@ -127,8 +117,3 @@ def _parts(encoder: Encoder, task: str) -> tuple[str, str]:
     special = {*encoder.tokenizer.get_added_vocab(), *encoder.tokenizer.all_special_tokens}
     longest = max((token for token in special if token and prompt.startswith(token)), key=len, default="")
     return longest, prompt[len(longest) :].removeprefix(" ")
-
-
-def _vectors(encoder: Encoder) -> list[torch.Tensor]:
-    packed = [encode(encoder, texts, task) for task, texts in _TEXTS.items()]
-    return [vectors for side in packed for vectors in side.values.split(side.lengths.tolist())]
