@@ -1,5 +1,6 @@
 """What is added, deleted and made compact is there whole or not at all, whoever reads, whenever one is killed."""
 
+import errno
 import json
 import os
 import random
@@ -18,7 +19,7 @@ from colbert_zero import processes
 from colbert_zero.data.documents import documents_of
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.files import file_fingerprint
-from colbert_zero.serving.index import building
+from colbert_zero.serving.index import building, checking, segments
 from colbert_zero.serving.index.building import Settings, add, build
 from colbert_zero.serving.index.changing import compact, delete
 from colbert_zero.serving.index.checking import check
@@ -267,6 +268,76 @@ def test_making_a_finished_index_again_undoes_no_deletion_and_no_replacement(ind
     again = build(str(tmp_path / "model"), corpus(tmp_path, DOCUMENTS), index, Settings(segment_documents=6), quiet)
     assert "it was finished before with this corpus, and nothing is changed" in again.told(index)[0]
     assert state(index) == before
+
+
+@pytest.fixture
+def dated(index, tmp_path):
+    """The index, with documents of metadata."""
+    rows = [{"_id": f"y{n}", "text": f"Wing {n}.", "year": 1958 + n, "even": n % 2 == 0} for n in range(3)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    add(index, documents_of([str(tmp_path / "rows.jsonl")], "--corpus"), tell=quiet)
+    return index
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda one: one.search("wing", where={"year": [1958]}),
+        lambda one: one.search("wing", where={"year": None}),
+        lambda one: one.search("wing", where={"year": "\udcff"}),
+        lambda one: one.search("wing \udcff"),
+        lambda one: one.search("wing \udcff", first="bm25:5"),
+        lambda one: one.run({"q": "wing"}, where={"year": {}}),
+        lambda one: one.explain("wing", "\udcff"),
+        lambda one: one.explain("\udcff", "lift"),
+    ],
+)
+def test_what_is_asked_wrongly_is_told_and_damages_nothing(dated, ask):
+    with opened(dated) as one:
+        with pytest.raises(ColbertZeroError, match=r"year: |half a surrogate pair|has no document"):
+            ask(one)
+        assert (one.damaged, len(one)) == ({}, 23)
+        assert [hit.id for hit in one.search("wing", where={"year": 1959})] == ["y1"]
+        assert {hit.id for hit in one.search("wing", where={"even": True})} == {"y0", "y2"}
+
+
+def test_check_beside_a_writer_that_makes_the_index_compact_tells_no_damage(index, monkeypatch):
+    delete(index, ["lift", "heat"], quiet)
+    left = [lambda: compact(index, tell=quiet)]
+
+    def read(path):
+        manifest = read_manifest(path)
+        while left:
+            left.pop()()
+        return manifest
+
+    monkeypatch.setattr(checking, "read_manifest", read)
+    state = check(index)
+    assert (state.damaged, state.manifest) == ({}, read_manifest(index))
+
+
+@pytest.mark.parametrize("error", [errno.EMFILE, errno.EACCES, errno.ENOMEM])
+@pytest.mark.parametrize("use", [opened, check, lambda index: compact(index, True, quiet)])
+def test_a_file_that_the_system_does_not_open_is_told_and_not_taken_for_damage(index, monkeypatch, error, use):
+    def refused(path, size):
+        raise OSError(error, os.strerror(error), str(path))
+
+    before = files(index)
+    with monkeypatch.context() as patch:
+        patch.setattr(segments, "_mapped", refused)
+        with pytest.raises(ColbertZeroError, match=r"tokens: cannot be opened \(.*ulimit -n 8192"):
+            use(index)
+    assert files(index) == before
+    assert not check(index).damaged
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOENT])
+def test_a_file_that_the_disk_does_not_give_is_damage(index, monkeypatch, error):
+    def refused(path):
+        raise OSError(error, os.strerror(error), str(path))
+
+    monkeypatch.setattr(segments, "file_fingerprint", refused)
+    assert list(check(index).damaged) == ["000001", "000002", "000003", "000004"]
 
 
 # ---- Made by several processes

@@ -72,6 +72,13 @@ def test_an_index_is_changed_and_checked(command, folder):
     assert (code, "is damaged" in out) == (0, True)
 
 
+def test_comparing_first_stages_of_an_index_without_documents_says_so(command, folder):
+    command("index", "model", "--corpus", "tiny", "--out", "i")
+    command("index", "delete", "i", *DOCUMENTS)
+    code, out, _ = command("index", "check", "i", "--first", "bm25:10")
+    assert (code, "no document is left, so there is nothing to compare" in out) == (0, True)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

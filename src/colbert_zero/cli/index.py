@@ -299,8 +299,10 @@ def _tell_recalls(index: Path, first: list[str], queries: list[str], k: int, mod
     disable_progress_bar()
     with Index.open(index, model, tell=_say) as opened:
         asked = queries or first_sentences(opened)
+        if not asked:
+            _say(f"{index}: no document is left, so there is nothing to compare first stages by")
         whose = "queries" if queries else "first sentences of documents, which are easier than queries"
-        for recall in recalls(opened, asked, first, k):
+        for recall in recalls(opened, asked, first, k) if asked else ():
             _say(
                 f"{index}: {recall.first} has {recall.mean:.1%} of the {k} best of exact search, "
                 f"{recall.whole:.1%} of the queries have all; {len(asked):,} {whose}; a query takes "

@@ -5,6 +5,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from colbert_zero.errors import short
 from colbert_zero.serving.index.manifest import Manifest, read_manifest
-from colbert_zero.serving.index.opened import Index
+from colbert_zero.serving.index.opened import ATTEMPTS, Index
 from colbert_zero.serving.index.segments import DamagedError, Segment
 from colbert_zero.watch import stop_if_asked
 
@@ -38,9 +39,19 @@ def check(index: Path) -> State:
     """Read all of an index, and compare it with its checksums.
 
     Raises:
-        ColbertZeroError: It is no index.
+        ColbertZeroError: It is no index, or a file cannot be opened.
     """
     manifest = read_manifest(index)
+    for _ in range(ATTEMPTS):
+        state = _looked_at(index, manifest)
+        # What was compacted away between the manifest and its segments is not damaged.
+        if not state.damaged or (newer := read_manifest(index)).generation == manifest.generation:
+            break
+        manifest = newer
+    return state
+
+
+def _looked_at(index: Path, manifest: Manifest) -> State:
     state, ids = State(manifest), Counter[str]()
     for entry in manifest.segments:
         stop_if_asked()
@@ -56,7 +67,10 @@ def check(index: Path) -> State:
         except DamagedError as error:
             state.damaged[entry.name] = str(error)
     state.twice = [short(identifier) for identifier, count in ids.items() if count > 1]
-    state.bytes = sum(file.stat().st_size for file in index.rglob("*") if file.is_file())
+    for file in index.rglob("*"):
+        # A writer beside may have removed it.
+        with suppress(FileNotFoundError):
+            state.bytes += file.stat().st_size if file.is_file() else 0
     return state
 
 

@@ -1,7 +1,7 @@
 """An index, opened: search in it, and what it answers."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from html import escape
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from colbert_zero.data.documents import documents_of
+from colbert_zero.data.rows import text_fault
 from colbert_zero.errors import ColbertZeroError, near, short
 from colbert_zero.evaluation.ranking import embed
 from colbert_zero.evaluation.runs import Run
@@ -25,9 +26,9 @@ from colbert_zero.serving.index.building import build as build_index
 from colbert_zero.serving.index.first_stage import FirstStage, candidates, first_stage_of
 from colbert_zero.serving.index.manifest import Manifest, read_manifest
 from colbert_zero.serving.index.searching import Chosen, Place, Ranking, best_documents
-from colbert_zero.serving.index.segments import DamagedError, Segment, UnknownDocumentError
+from colbert_zero.serving.index.segments import DamagedError, Segment, UnknownDocumentError, raise_open_files
 
-_ATTEMPTS = 20
+ATTEMPTS = 20
 """Of opening while a writer compacts again and again."""
 
 _SHOWN = 300
@@ -103,7 +104,9 @@ class Answer(Sequence[Hit]):
         return asdict(self)
 
 
-def check_asked(queries: list[str], k: int, where: dict[str, str] | None, keys: list[str]) -> None:
+def check_asked(
+    queries: list[str], k: int, where: Mapping[str, str | float | bool] | None, keys: list[str]
+) -> dict[str, str]:
     """Refuse what no index can answer.
 
     Args:
@@ -111,6 +114,9 @@ def check_asked(queries: list[str], k: int, where: dict[str, str] | None, keys: 
         k: Documents asked for.
         where: Of metadata.
         keys: Names of metadata that documents have.
+
+    Returns:
+        The values of `where` as text, as metadata are compared: true and false in small letters.
 
     Raises:
         ColbertZeroError: Says what.
@@ -120,9 +126,18 @@ def check_asked(queries: list[str], k: int, where: dict[str, str] | None, keys: 
     for query in queries:
         if not query.strip():
             raise ColbertZeroError("the query is empty; write what to look for")
-    for key in where or {}:
+        if fault := text_fault(query.replace("\0", " ")):
+            raise ColbertZeroError(f"the query {fault}; mend it")
+    found = {}
+    for key, value in (where or {}).items():
         if key not in keys:
             raise ColbertZeroError(f"--where {short(key)}: no document has metadata of that name{near(key, keys)}")
+        if not isinstance(value, str | bool | int | float):
+            raise ColbertZeroError(f"--where {short(key)}: {short(repr(value))}; write a text, a number, true or false")
+        found[key] = value if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
+        if fault := text_fault(found[key].replace("\0", " ")):
+            raise ColbertZeroError(f"--where {short(key)}: the value {fault}; no document has such a one")
+    return found
 
 
 class Index:
@@ -161,6 +176,9 @@ class Index:
                 self._segments[entry.name] = Segment(path, entry, manifest)
             except DamagedError as error:
                 self.damaged[entry.name] = str(error)
+            except ColbertZeroError:
+                self.close()
+                raise
 
     @classmethod
     def open(
@@ -181,10 +199,11 @@ class Index:
         Raises:
             ColbertZeroError: It is no index.
         """
+        raise_open_files()
         folder = Path(path).absolute()
         memory = psutil.virtual_memory().total // 4 if memory_bytes is None else memory_bytes
         manifest = read_manifest(folder)
-        for _ in range(_ATTEMPTS):
+        for _ in range(ATTEMPTS):
             index = cls(folder, manifest, model, memory, tell)
             # What was compacted away between the manifest and its segments is not damaged.
             if not index.damaged or (newer := read_manifest(folder)).generation == manifest.generation:
@@ -293,7 +312,7 @@ class Index:
         self,
         query: str,
         k: int = 10,
-        where: dict[str, str] | None = None,
+        where: Mapping[str, str | float | bool] | None = None,
         explain: bool = False,
         first: str | None = None,
     ) -> Answer:
@@ -316,12 +335,12 @@ class Index:
         self,
         queries: list[str],
         k: int = 10,
-        where: dict[str, str] | None = None,
+        where: Mapping[str, str | float | bool] | None = None,
         explain: bool = False,
         first: str | None = None,
     ) -> list[Answer]:
         """As `search`, for many queries in one pass over the index; with a first stage, one by one."""
-        check_asked(queries, k, where, self.manifest.metadata_keys)
+        values = check_asked(queries, k, where, self.manifest.metadata_keys)
         stage = first_stage_of(first, self.manifest) if first else None
         explainers = [Explainer(self.encoder, query) if explain else None for query in queries]
         embedded = embed(self.encoder, queries, "query")
@@ -330,7 +349,7 @@ class Index:
         def read() -> list[Answer]:
             answers = []
             for query, ranking, explainer, vectors in zip(
-                queries, self._best(queries, embedded, k, where, stage), explainers, parts, strict=True
+                queries, self._best(queries, embedded, k, values, stage), explainers, parts, strict=True
             ):
                 hits = [self._hit(rank, *found) for rank, found in enumerate(ranking, 1)]
                 if explainer:
@@ -353,6 +372,8 @@ class Index:
             ColbertZeroError: The model has no words to show, or the document no token that is scored.
         """
         check_asked([query], 1, None, [])
+        if text_fault(identifier):
+            raise UnknownDocumentError(f"{self.path} has no document {short(repr(identifier))}")
         explainer = Explainer(self.encoder, query)
         embedded = embed(self.encoder, [query], "query")
 
@@ -391,23 +412,26 @@ class Index:
         self,
         queries: dict[str, str],
         k: int = 1000,
-        where: dict[str, str] | None = None,
+        where: Mapping[str, str | float | bool] | None = None,
         first: str | None = None,
     ) -> Run:
         """The rankings of {query id: text} as a run."""
         texts = list(queries.values())
-        check_asked(texts, k, where, self.manifest.metadata_keys)
+        values = check_asked(texts, k, where, self.manifest.metadata_keys)
         stage = first_stage_of(first, self.manifest) if first else None
         embedded = embed(self.encoder, texts, "query")
-        rankings = self._whole(lambda: self._best(texts, embedded, k, where, stage))
+        rankings = self._whole(lambda: self._best(texts, embedded, k, values, stage))
         return {
             query_id: [(place.id, score) for score, place in ranking]
             for query_id, ranking in zip(queries, rankings, strict=True)
         }
 
-    def search_vectors(self, queries: Packed, k: int = 10, where: dict[str, str] | None = None) -> list[Ranking]:
+    def search_vectors(
+        self, queries: Packed, k: int = 10, where: Mapping[str, str | float | bool] | None = None
+    ) -> list[Ranking]:
         """The best documents of queries that are embedded already, (score, place)."""
-        return self._whole(lambda: self._best([], queries, k, where, None))
+        asked = check_asked([], k, where, self.manifest.metadata_keys)
+        return self._whole(lambda: self._best([], queries, k, asked, None))
 
     def _best(
         self, texts: list[str], queries: Packed, k: int, where: dict[str, str] | None, stage: FirstStage | None
