@@ -131,6 +131,16 @@ def test_metadata_choose_what_may_be_found(made):
         found(evem="true")
 
 
+def test_long_names_of_metadata_can_be_filtered_by_and_too_long_ones_are_told(made, tmp_path):
+    name, too_long = "n" * 100, "m" * 5000
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"_id": "a", "text": "a wing", name: "yes", too_long: "no"}) + "\n")
+    made({"b": "a book"})
+    added = build(str(tmp_path / "multi-vector"), documents_of([str(path)], "--corpus"), tmp_path / "long", tell=quiet)
+    assert added.left_out == {"a name of metadata that cannot be filtered by, too long or one too many": 1}
+    assert [hit.id for hit in opened(tmp_path / "long").search("wing", where={name: "yes"})] == ["a"]
+
+
 def test_a_document_without_a_scored_token_is_told_and_never_found(made, tiny_multi_vector, tmp_path):
     tiny_multi_vector.save_pretrained(str(tmp_path / "m"), create_model_card=False)
     texts = {"a": "wing", "b": "heat"}

@@ -42,6 +42,7 @@ from colbert_zero.serving.index.changing import (
 from colbert_zero.serving.index.coming import Made, made_of, numbers_made, record_of, write_made
 from colbert_zero.serving.index.manifest import (
     COMING,
+    LONGEST_NAME,
     MOST_SEGMENTS,
     NAME,
     SEGMENT_DOCUMENTS,
@@ -349,7 +350,10 @@ class Seen:
                 new += not (document.id in taken and same)
         _check_unique(documents, hashes)
         corpus = Corpus(paths=[], documents=digest.documents, digest=digest.hexdigest())
-        return cls(corpus, new, [short(key) for key in keys][:_KEYS], left_out)
+        known = [key for key in keys if len(key) <= LONGEST_NAME][:_KEYS]
+        if unknown := len(keys) - len(known):
+            left_out["a name of metadata that cannot be filtered by, too long or one too many"] += unknown
+        return cls(corpus, new, known, left_out)
 
 
 class Digest:

@@ -32,7 +32,9 @@ _LARGEST = 1 << 26
 Storage = Literal["float16", "float32", "int8"]
 
 Count = Annotated[int, Field(ge=0, lt=2**53)]
-_Short = Annotated[str, Field(max_length=4096)]
+LONGEST_NAME = 4096
+
+_Short = Annotated[str, Field(max_length=LONGEST_NAME)]
 SegmentName = Annotated[str, Field(pattern=r"^[0-9]{6,12}$")]
 _DeletedName = Annotated[str, Field(pattern=r"^[0-9]{6,12}-[0-9]{6,12}$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
