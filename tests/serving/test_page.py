@@ -258,7 +258,7 @@ def test_bars_sum_to_the_score_and_are_as_long_as_what_they_stand_for(opened):
 )
 def test_every_shade_is_of_the_query_s_word_that_chose_it_and_says_so(opened, document):
     query = "a wing 🦋 & drag"
-    page = opened("?q=a+wing+🦋+%26+drag&k=23")
+    page = opened("?q=a+wing+🦋+%26+drag&k=40")
     explained(page)
     hit = page.request.post(page.url.split("?")[0] + "explain", data={"query": query, "id": document}).json()
     parts, text = hit["explanation"]["parts"], hit["text"]
@@ -435,7 +435,7 @@ CONTRAST = """() => {
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_all_text_stands_out_by_4_5_to_1(opened, scheme):
-    page = opened("?q=lift+and+drag+of+a+wing+in+a+body&k=23&why=lift", scheme=scheme)
+    page = opened("?q=lift+and+drag+of+a+wing+in+a+body&k=40&why=lift", scheme=scheme)
     explained(page)
     expect(page.locator(".why mark").first).to_be_visible()
     found = page.evaluate(CONTRAST)
@@ -459,7 +459,7 @@ def test_light_and_dark_are_the_system_s_until_one_is_chosen(opened):
 
 @pytest.mark.parametrize("document", ["titled", "lift"])
 def test_it_fits_a_phone(opened, document):
-    page = opened(f"?q=the+wings+of+{'long' * 30}+birds&k=23&why={document}", width=360)
+    page = opened(f"?q=the+wings+of+{'long' * 30}+birds&k=40&why={document}", width=360)
     explained(page)
     expect(page.locator(".why table")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
