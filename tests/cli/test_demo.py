@@ -73,7 +73,7 @@ def test_a_mistake_is_told_before_anything_is_made(command, tmp_path, monkeypatc
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.timeout(900)
 def test_the_demo_answers_from_a_study_s_best_model_and_begins_at_once_the_second_time(tmp_path):
     write_rows(tmp_path / "pairs.jsonl")

@@ -499,7 +499,7 @@ def many(tiny_multi_vector, tmp_path):
     return texts, ["index", "model", "--corpus", "corpus.jsonl", "--segment-documents", "50", "--out"]
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("worlds", "moments"), [([1], 20), ([2, 3, 1], 5)])
 def test_an_index_killed_at_random_moments_goes_on_and_ends_identical(many, tmp_path, worlds, moments):
@@ -517,7 +517,7 @@ def test_an_index_killed_at_random_moments_goes_on_and_ends_identical(many, tmp_
     assert files(path) == files(tmp_path / "whole")
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("world", [2, 3])
 def test_several_processes_make_the_same_index_as_one(many, tmp_path, world):
     _, arguments = many
@@ -528,7 +528,7 @@ def test_several_processes_make_the_same_index_as_one(many, tmp_path, world):
     assert files(tmp_path / "several") == files(tmp_path / "one")
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.timeout(900)
 def test_an_addition_killed_at_random_moments_goes_on_and_ends_identical(many, tmp_path):
     """Half of its documents are new, the others take the place of those that are there."""
@@ -570,7 +570,7 @@ for n in range(12):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_reader_beside_a_writing_process_sees_whole_states_and_never_damage(index, tmp_path):
     writer = subprocess.Popen([sys.executable, "-c", WRITER, str(index)], cwd=tmp_path, env=environment())
     seen, reader = set(), opened(index)
@@ -590,7 +590,7 @@ def test_a_reader_beside_a_writing_process_sees_whole_states_and_never_damage(in
     assert len(seen) > 1
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("change", ["delete", "compact"])
 def test_a_change_that_is_killed_is_made_whole_or_not_at_all(index, tmp_path, change):
     """At every step of a change: each call that alters the disk ends the process in its place."""

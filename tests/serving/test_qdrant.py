@@ -548,7 +548,7 @@ cli.main()
 """
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_an_upload_killed_at_random_moments_goes_on_and_ends_the_same(address, model, tmp_path):
     texts = {f"d{n}-{m}": f"{text} {n}" for n in range(30) for m, text in enumerate(DOCUMENTS.values())}
     corpus(tmp_path, texts | LONG)

@@ -231,6 +231,10 @@ class Service:
         except (OSError, sqlite3.OperationalError) as error:
             why = "the disk is full" if _is_full(error) else str(error)
             raise DiskError(f"{path} cannot be written: {why}; it is as it was before") from error
+        except ColbertZeroError as error:  # whose lock, the first file that is written, may be what finds no room
+            if error.__context__ is None or not _is_full(error.__context__):
+                raise
+            raise DiskError(f"{path} cannot be written: the disk is full; it is as it was before") from error
         finally:
             self.current.refresh()
         return [done]
