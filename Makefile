@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: install quickstart fix test slow-test check ci lint types docs benchmark clean
+.PHONY: install quickstart demo fix test slow-test check ci lint types docs benchmark clean
 
 install: $(VENV)/.installed
 
@@ -15,6 +15,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 quickstart: install
 	$(BIN)/colbert-zero run recipes/quickstart.yaml --out out/quickstart
+
+# The quickstart's best model, an index of the installed packages' documentation, and a page to search in it.
+demo: install
+	$(BIN)/colbert-zero demo
 
 # make test ARGS="-k order -x"
 test: install
@@ -45,7 +49,7 @@ docs: install
 	$(BIN)/python docs/generate.py
 
 benchmark: install
-	for script in maxsim distillation training_step evaluation resume data mining leaks gpu; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	for script in maxsim distillation training_step evaluation resume data mining leaks index gpu; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 clean:
 	rm -rf $(VENV) out .pytest_cache .hypothesis .mypy_cache .ruff_cache

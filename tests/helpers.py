@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from base64 import b64decode
 from hashlib import sha1
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -195,16 +196,19 @@ def newest_step(folder):
 
 
 class Hub:
-    """The few answers of the Hugging Face Hub that a model needs: its commits, and their files.
+    """The few answers of the Hugging Face Hub that a model needs: its commits, and their files; and to be sent some.
 
     Attributes:
         repos: {ID: {commit: folder}}, the last commit being the branch's.
+        taken: Where the files of commits that are sent are kept; None: none are taken.
+        created: What repositories were asked for, in the Hub's words.
         answer: A status and an error code that every request gets instead.
         asked: Paths of all requests.
     """
 
     def __init__(self):
         self.repos, self.answer, self.asked = {}, None, []
+        self.taken, self.created = None, []
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -234,6 +238,34 @@ class Hub:
 
             do_GET = do_HEAD
 
+            def do_POST(self):
+                hub.asked.append(self.path)
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                _, _, _, *words = self.path.split("?")[0].split("/")
+                if hub.answer or not hub.taken or "Bearer" not in self.headers.get("Authorization", ""):
+                    return self.reply(*(hub.answer or (401, "")))
+                if self.path == "/api/validate-yaml":
+                    return self.reply(200, "", json.dumps({"errors": [], "warnings": []}).encode())
+                if words[-1] == "create":
+                    hub.created.append(json.loads(body))
+                    name = f"{hub.created[-1]['organization']}/{hub.created[-1]['name']}"
+                    hub.repos.setdefault(name, {"0" * 40: hub.taken / "nothing"})
+                    return self.reply(200, "", json.dumps({"url": f"{hub.address}/{name}"}).encode())
+                name = "/".join(words[:2])
+                if words[2] == "preupload":
+                    files = json.loads(body)["files"]
+                    modes = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]
+                    return self.reply(200, "", json.dumps({"files": modes}).encode())
+                commit = sha1(body).hexdigest()
+                for row in map(json.loads, body.splitlines()):
+                    if row["key"] == "file":
+                        file = hub.taken / commit / row["value"]["path"]
+                        file.parent.mkdir(parents=True, exist_ok=True)
+                        file.write_bytes(b64decode(row["value"]["content"]))
+                hub.repos[name][commit] = hub.taken / commit
+                done = {"commitUrl": f"{hub.address}/{name}/commit/{commit}", "commitOid": commit}
+                return self.reply(200, "", json.dumps(done).encode())
+
             def reply(self, status, error, body=b"", commit=None):
                 self.send_response(status)
                 named = {"X-Error-Code": error, "X-Repo-Commit": commit, "ETag": f'"{sha1(body).hexdigest()}"'}
@@ -241,7 +273,7 @@ class Hub:
                     if value:
                         self.send_header(key, value)
                 self.end_headers()
-                if self.command == "GET":
+                if self.command != "HEAD":
                     self.wfile.write(body)
 
             def log_message(self, *_):

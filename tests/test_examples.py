@@ -3,11 +3,14 @@
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
+from colbert_zero.data.documents import documents_of
 from colbert_zero.recipe.reading import load_recipe
-from helpers import ROOT, environment
+from colbert_zero.serving.index.building import build
+from helpers import DOCUMENTS, ROOT, environment
 
 EXAMPLES = ROOT / "examples"
 
@@ -59,8 +62,25 @@ def test_a_study_is_run_from_python_and_read_by_the_notebook(tmp_path):
     assert "worst" in done.stdout
 
 
-def test_the_notebook_is_kept_without_outputs():
-    notebook = json.loads((EXAMPLES / "read_a_study.ipynb").read_text())
+def test_the_notebook_searches_an_index_and_explains(tmp_path, monkeypatch, tiny_multi_vector):
+    tiny_multi_vector.save_pretrained(str(tmp_path / "model"), create_model_card=False)
+    rows = [{"_id": name, "text": text, "part": "all"} for name, text in DOCUMENTS.items()]
+    (tmp_path / "docs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    index = tmp_path / "out" / "demo" / "a.index"
+    build(str(tmp_path / "model"), documents_of([str(tmp_path / "docs.jsonl")], "corpus"), index)
+    notebook = json.loads((EXAMPLES / "search_an_index.ipynb").read_text())
+    monkeypatch.chdir(tmp_path)
+    known: dict[str, Any] = {}
+    for cell in (cell for cell in notebook["cells"] if cell["cell_type"] == "code"):
+        exec("".join(cell["source"]), known)
+    assert "<mark" in known["answer"]._repr_html_()
+    assert known["best"].explanation.parts
+    assert known["chosen"] == {"part": "all"}
+
+
+@pytest.mark.parametrize("name", ["read_a_study.ipynb", "search_an_index.ipynb"])
+def test_a_notebook_is_kept_without_outputs(name):
+    notebook = json.loads((EXAMPLES / name).read_text())
     assert notebook["nbformat"] == 4
     for cell in notebook["cells"]:
         assert not cell.get("outputs")

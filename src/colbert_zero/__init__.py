@@ -5,6 +5,8 @@ The public names, each loaded when it is first asked for, since torch takes seco
     load_recipe                         a recipe, read and checked
     Study                               a recipe in a folder: what is missing is trained and evaluated
     train_phase                         one phase, the only training path
+    Index                               an index of documents, opened: `Index.open(path).search("…")`
+    open_index                          that, or one on Qdrant: `open_index("qdrant+http://localhost:6333/notes")`
     maxsim_scores, candidate_scores     drop-ins for sentence-transformers' `similarity_fct`
     TrainerLoss                         an objective as a loss of sentence-transformers' own trainers:
     Contrastive, Distillation, ContrastiveDistillation
@@ -17,6 +19,8 @@ _NAMES = {
     "load_recipe": "recipe.reading",
     "Study": "study.study",
     "train_phase": "training.phase",
+    "Index": "serving.index.opened",
+    "open_index": "serving.opening",
     "maxsim_scores": "maxsim.scores",
     "candidate_scores": "maxsim.scores",
     "TrainerLoss": "training.trainer_loss",
@@ -29,12 +33,14 @@ __all__ = [
     "Contrastive",
     "ContrastiveDistillation",
     "Distillation",
+    "Index",
     "Study",
     "TrainerLoss",
     "__version__",
     "candidate_scores",
     "load_recipe",
     "maxsim_scores",
+    "open_index",
     "train_phase",
 ]
 

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, Group
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -55,6 +55,7 @@ stderr = Console(stderr=True, highlight=False)
 
 _SWEEP_COLLECTIONS = 4
 _SHOWN_ROWS, _SHOWN_TEXTS, _SHOWN_CHARACTERS = 20, 3, 150
+_SHOWN_PARTS = 12
 
 # What a table shows of a system.
 Column = Callable[[dict[str, Any]], str]
@@ -239,6 +240,31 @@ def evaluation_table(
     if len(scores) > 1:
         table.add_row(f"mean of {len(scores)}", "", "", *(_score(mean.get(m)) for m in measures), style="bold")
     return table
+
+
+def answer_table(answer: dict[str, Any]) -> Group:
+    """What an index answers to a query: a row a document, and below it why, if that was asked for.
+
+    Args:
+        answer: An `Answer` as JSON.
+    """
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("", justify="right")
+    table.add_column("score", justify="right")
+    table.add_column("document", overflow="fold", max_width=40)
+    table.add_column("text", overflow="fold")
+    for hit in answer["hits"]:
+        shown = Text(_short(hit["text"]))
+        if why := hit.get("explanation"):
+            shown.append("\n")
+            for part in sorted(why["parts"], key=lambda part: -part["score"])[:_SHOWN_PARTS]:
+                shown.append(f"{part['score']:6.3f}  {part['token']} → {part['word']}\n", style="dim")
+            if left := why["parts"][_SHOWN_PARTS:]:
+                rest = sum(sorted((part["score"] for part in why["parts"]), reverse=True)[_SHOWN_PARTS:])
+                shown.append(f"{rest:6.3f}  {len(left)} more of the query's tokens\n", style="dim")
+        table.add_row(str(hit["rank"]), f"{hit['score']:.4f}", Text(hit["id"]), shown)
+    notes = [Text(f"note: {note}", style="yellow") for note in answer["notes"]]
+    return Group(*([table] if answer["hits"] else [Text("nothing found")]), *notes)
 
 
 def leaks_table(record: dict[str, Any]) -> Table:

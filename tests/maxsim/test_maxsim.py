@@ -8,8 +8,14 @@ from hypothesis import strategies as st
 from sentence_transformers.multi_vector_encoder.scoring import colbert_kd_scores, colbert_scores
 
 from colbert_zero.maxsim import cpu
-from colbert_zero.maxsim.packed import Packed, pack
-from colbert_zero.maxsim.scores import candidate_scores, maxsim_scores, packed_candidate_scores, packed_scores
+from colbert_zero.maxsim.packed import Packed, Spans, pack
+from colbert_zero.maxsim.scores import (
+    candidate_scores,
+    maxsim_scores,
+    packed_candidate_scores,
+    packed_scores,
+    span_scores,
+)
 
 FORMS = {
     "usual": {},
@@ -233,6 +239,37 @@ def test_not_a_number_stays_in_the_pairs_of_its_text():
     assert scores.isnan().nonzero()[:, 1].unique().tolist() == [7]
     scores.sum().backward()
     assert not d.grad[:2].isnan().any()
+
+
+@pytest.mark.parametrize("blocks", [{}, {"BLOCK_PRODUCTS": 200, "BLOCK_ELEMENTS": 100}, {"BLOCK_NUMBERS": 1}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("lengths", "gap", "in_order"),
+    [
+        ([5] * 12, 0, True),
+        ([3, 0, 7, 1, 0, 2, 5, 0], 0, True),
+        ([1] * 9 + [90] + [2] * 9, 0, True),
+        ([4, 2, 6], 3, True),
+        ([1, 1, 1], 9, False),
+        ([0, 0], 0, False),
+        ([0, 5], 0, True),
+    ],
+)
+def test_documents_in_order_score_as_the_definition_says(lengths, gap, in_order, dtype, blocks, monkeypatch):
+    """Equal and unequal lengths, empty documents, a long one among short ones, rows between them that are nobody's."""
+    for name, value in blocks.items():
+        monkeypatch.setattr(cpu, name, value)
+    lengths = torch.tensor(lengths)
+    starts = (lengths + gap).cumsum(0) - lengths
+    values = torch.randn(int(starts[-1] + lengths[-1]), 8).to(dtype)
+    queries = Packed(torch.randn(6, 8), torch.tensor([2, 0, 3, 1]))
+    documents = Spans(values, starts, lengths)
+    assert cpu._in_order(documents) == in_order
+    found = span_scores(queries, documents)
+    for query, wanted in zip(queries.values.double().split(queries.lengths.tolist()), found, strict=True):
+        for start, length, score in zip(starts.tolist(), lengths.tolist(), wanted.tolist(), strict=True):
+            products = query @ values[start : start + length].double().T
+            assert score == pytest.approx(float(products.amax(1).sum()) if length else -1e9, abs=1e-4)
 
 
 def test_scores_of_no_queries_or_no_documents_are_empty():

@@ -10,7 +10,24 @@ from types import ModuleType
 import typer
 
 from colbert_zero import launcher
-from colbert_zero.cli import data, doctor, filter_pairs, leaks, mine, model, plan, recipes, study, teach
+from colbert_zero.cli import (
+    data,
+    demo,
+    doctor,
+    export,
+    filter_pairs,
+    index,
+    leaks,
+    mine,
+    model,
+    plan,
+    publish,
+    recipes,
+    search,
+    serve,
+    study,
+    teach,
+)
 from colbert_zero.errors import STOPPED, ColbertZeroError, ProcessLost, Stopped
 from colbert_zero.terminal import console, stderr
 
@@ -23,12 +40,18 @@ app = typer.Typer(
     "Start with:  [bold]colbert-zero run quickstart[/bold]",
 )
 app.add_typer(recipes.recipes_app, name="recipes")
+app.add_typer(index.index_app, name="index")
 for command in (
     study.run,
     plan.plan,
     study.train,
     study.sweep,
     model.evaluate,
+    search.search,
+    serve.serve,
+    demo.demo,
+    publish.publish,
+    export.export,
     teach.teach,
     data.data,
     mine.mine,

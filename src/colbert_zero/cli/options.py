@@ -4,10 +4,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from colbert_zero.errors import ColbertZeroError, short
 from colbert_zero.launcher import check_launched, launched_rank
 from colbert_zero.recipe.schema import Recipe
 from colbert_zero.terminal import RichShow, console
@@ -82,3 +83,38 @@ def start_processes() -> None:
     if gpus > 1 and processes.world_size() == 1:
         hint = f"One of {gpus} GPUs is used; for all: torchrun --nproc-per-node {gpus} -m colbert_zero"
         console.print(" ".join([hint, *sys.argv[1:]]), markup=False, soft_wrap=True)
+
+
+def read_queries(path: Path) -> dict[str, str]:
+    """{query id: text} of a file: .jsonl with `_id` and `text`, or lines of id TAB text.
+
+    Raises:
+        ColbertZeroError: It is not there, a line is no query, or there is none.
+    """
+    from colbert_zero.data.collection import as_document
+    from colbert_zero.files import parse_json, text_lines
+
+    queries: dict[str, str] = {}
+    for where, line in text_lines(path):
+        row: Any
+        if path.name.endswith((".jsonl", ".jsonl.gz")):
+            try:
+                row = parse_json(line)
+            except ValueError as error:
+                raise ColbertZeroError(f"{where}: broken JSON ({error}); one object a line is expected") from None
+        else:
+            identifier, tab, text = line.partition("\t")
+            if not tab:
+                raise ColbertZeroError(f"{where}: no tab; write id TAB text, or name a .jsonl file")
+            row = {"_id": identifier, "text": text}
+        _, identifier, text = as_document(row, where)
+        if identifier in queries:
+            raise ColbertZeroError(f"{where}: the query id {short(repr(identifier))} is there twice; make them unique")
+        if not text.strip():
+            raise ColbertZeroError(
+                f"{where}: the query {short(repr(identifier))} has no text; write one, or leave it out"
+            )
+        queries[identifier] = text
+    if not queries:
+        raise ColbertZeroError(f"--queries {path}: has no query")
+    return queries

@@ -121,14 +121,17 @@ def sweep(
 
 
 def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a finished run.")]) -> None:
-    """Write the report again, from the records alone.
+    """Write the report and the models' cards again, from the records alone.
 
     Example:
 
       colbert-zero report out/quickstart
     """
     from colbert_zero.report import write_report
+    from colbert_zero.report.card import write_cards
 
     if not is_first():
         return
+    for told in write_cards(folder):
+        console.print(told, markup=False, soft_wrap=True)
     console.print(f"Report: {write_report(folder)}", markup=False, soft_wrap=True)

@@ -55,18 +55,26 @@ def corpus_texts(files: list[Path]) -> Iterator[str | None]:
         ColbertZeroError: A row cannot be used; names file, row and mend.
     """
     for file in files:
-        for place, row in parquet_rows(file) if file.suffix == ".parquet" else _lines(file):
+        for place, row in corpus_rows(file):
             try:
-                yield _text(as_object(row))
+                yield text_of(as_object(row))
             except BadRow as error:
                 raise ColbertZeroError(f"{place}: {error}; mend the row, or take it out of the corpus") from None
 
 
-def _lines(file: Path) -> Iterator[tuple[str, Any]]:
+def corpus_rows(file: Path) -> Iterator[tuple[str, Any]]:
+    """(place, row) of each row of a file of JSON lines or Parquet; a line of JSON is still to be parsed."""
+    if file.suffix == ".parquet":
+        return parquet_rows(file)
     return ((f"{file}, line {number}", line) for number, line in read_lines(file))
 
 
-def _text(row: dict[str, Any]) -> str | None:
+def text_of(row: dict[str, Any]) -> str | None:
+    """The text of a row, its title first; None where there is none.
+
+    Raises:
+        BadRow: It has no `text` or `document`, or one that is no text.
+    """
     key = "text" if "text" in row or "document" not in row else "document"
     if key not in row:
         raise BadRow(missing(key, key, row))

@@ -156,6 +156,11 @@ def packages_fingerprint(packages: list[str] | None) -> str:
     return fingerprint([package.key for package in _find_packages(packages)])
 
 
+def module_names(package: str) -> set[str]:
+    """Names of the modules of a package that are looked at for docstrings."""
+    return {module for module, _ in _list_files(package, _roots(package))[0]}
+
+
 # ---- which packages, and their files
 
 

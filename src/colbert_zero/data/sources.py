@@ -50,6 +50,7 @@ from colbert_zero.files import (
 )
 from colbert_zero.recipe.data import Docstrings, Folder, HeldOut, Hub, Jsonl, Parquet, SourceSpec, Tsv
 from colbert_zero.recipe.schema import Recipe
+from colbert_zero.report.card import is_card
 
 _VERSION = 1
 
@@ -109,8 +110,11 @@ def file_fingerprints(files: list[Path], folder: Path, data: Path) -> list[list[
 
 
 def folder_fingerprints(folder: Path, data: Path) -> list[list[str]]:
-    """Name and fingerprint of every file in a folder that is not hidden."""
-    inside = (f for f in folder.rglob("*") if f.is_file())
+    """Name and fingerprint of every file in a folder that is neither hidden nor a model's card of this program's.
+
+    A card is written anew when its study has scored the model, which changes nothing of the model.
+    """
+    inside = (f for f in folder.rglob("*") if f.is_file() and not is_card(f))
     files = sorted(f for f in inside if not any(p.startswith(".") for p in f.relative_to(folder).parts))
     return file_fingerprints(files, folder, data)
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, groupby
 from operator import itemgetter
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ from colbert_zero.watch import stop_if_asked
 BLOCK_DOCUMENTS = 4096
 
 BLOCK_CHARACTERS = 1_000_000
+
+Id = TypeVar("Id", bound=Any)
 
 
 def rank(
@@ -68,7 +71,7 @@ def rank(
                 f"{collection.name}: the model gives scores that are not finite (documents {done + 1} to "
                 f"{done + len(block)}); its training has diverged, lower the learning rate"
             )
-        _keep_best(best, scores, [document_id for document_id, _ in block], depth)
+        keep_best(best, scores, [document_id for document_id, _ in block].__getitem__, depth)
         done += len(block)
         if progress:
             progress(done, collection.documents_count)
@@ -147,8 +150,15 @@ def _blocks(documents: Iterable[tuple[str, str]], block_documents: int) -> Itera
         yield block
 
 
-def _keep_best(best: list[list[tuple[float, str]]], scores: np.ndarray, ids: list[str], depth: int) -> None:
-    """Merge a block's scores, (queries, documents), into each query's best: (-score, document id), sorted."""
+def keep_best(best: list[list[tuple[float, Id]]], scores: np.ndarray, id_of: Callable[[int], Id], depth: int) -> None:
+    """Merge a block's scores, (queries, documents), into each query's best: (-score, document id), sorted.
+
+    Args:
+        best: Of each query; changed.
+        scores: Of the block.
+        id_of: The id of a column's document; asked only for those that may stay.
+        depth: Documents a query keeps.
+    """
     floor = np.array([-kept[-1][0] if len(kept) == depth else -np.inf for kept in best], dtype=scores.dtype)
     if scores.shape[1] > depth:
         # Nothing below the block's own depth-th score can stay; whatever equals it may, by its id.
@@ -156,4 +166,4 @@ def _keep_best(best: list[list[tuple[float, str]]], scores: np.ndarray, ids: lis
         floor = np.maximum(floor, np.partition(scores, cut, axis=1)[:, cut])
     rows, columns = np.nonzero(scores >= floor[:, None])
     for row, pairs in groupby(zip(rows.tolist(), columns.tolist(), strict=True), key=itemgetter(0)):
-        best[row] = sorted(best[row] + [(-float(scores[row, c]), ids[c]) for _, c in pairs])[:depth]
+        best[row] = sorted(best[row] + [(-float(scores[row, c]), id_of(c)) for _, c in pairs])[:depth]

@@ -6,6 +6,9 @@ and needs no mask. The forward pass keeps, for each query token and document, th
 (one byte up to 256 tokens), so that the gradient only gathers rows, of pairs whose incoming gradient is not
 0. Where these positions exceed `KEPT_BYTES` nothing is kept, and the backward pass scores those pairs again.
 
+Where no gradient is wanted and documents lie one behind the other, as in an index, nothing is sorted: a block of rows
+is converted and multiplied where it lies; what is gathered for the maxima are products, fewer numbers than the vectors.
+
 Products and sums are float32 whatever the input. Of equal maxima the first token gets the gradient. Results
 are bitwise repeatable on a CPU. Peak memory above inputs, scores and gradients: 8 MiB of products, the
 positions (at most 256 MiB) and, in the backward pass, some 20 MiB of indices; there half-precision inputs add
@@ -13,7 +16,7 @@ a float32 copy. On other devices blocks and what is kept may be 64 times as larg
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -115,6 +118,15 @@ class Gradients:
 BLOCK_ELEMENTS = 1 << 21
 """Token products alive at once (float32): small enough for the caches of a CPU; elsewhere 64 times as many."""
 
+BLOCK_NUMBERS = 1 << 19
+"""Numbers of document tokens that are multiplied at once: their float32 copy stays in a CPU's cache too."""
+
+BLOCK_PRODUCTS = 1 << 19
+"""Token products alive at once where no gradient is wanted, so that their maxima are found in a cache."""
+
+HOLES = 2
+"""Times as many rows as documents have may lie between the first and the last, for a block to be multiplied whole."""
+
 KEPT_BYTES = 1 << 28
 """Most memory the forward pass may keep for the backward pass beside its inputs; elsewhere 64 times as much."""
 
@@ -173,28 +185,110 @@ def _score_all(queries: Spans, documents: Spans, keep: bool) -> tuple[Tensor, Te
     q_starts, d_starts = row_starts(queries.lengths), documents.starts
     lengths, order = documents.lengths.sort(stable=True)
     empty = int((lengths == 0).sum())
-    scores = torch.full((len(queries.lengths), len(order)), EMPTY_DOCUMENT_SCORE, device=device)
+    # In the documents' ascending order of length; put in their own order at the end, at once.
+    by_length = torch.full((len(queries.lengths), len(order)), EMPTY_DOCUMENT_SCORE, device=device)
     kept_shape = (len(order), len(q_values)) if keep else (0, 0)
     kept = torch.zeros(kept_shape, dtype=position_type(lengths), device=device)
-    products = q_values.new_empty(0)
-    for begin, end in _blocks(lengths[empty:].tolist(), limit // min(max(len(q_values), 1), 1024)):
+    # The same memory for every block: fresh pages would take as long to get as to fill.
+    products, gathered, converted = q_values.new_empty(0), documents.values.new_empty(0), q_values.new_empty(0)
+    rows_at_once = limit // min(max(len(q_values), 1), 1024)
+    if not keep:
+        limit = min(limit, _on(device, BLOCK_PRODUCTS))
+        rows_at_once = min(rows_at_once, _on(device, BLOCK_NUMBERS) // max(q_values.shape[1], 1))
+    for begin, end in _blocks(lengths[empty:].tolist(), rows_at_once):
         texts = order[empty + begin : empty + end]
         rows = _padded(d_starts[texts], documents.lengths[texts])
-        tokens = documents.values.index_select(0, rows.flatten().to(device)).float()
+        shape = rows.numel(), q_values.shape[1]
+        tokens = torch.index_select(documents.values, 0, rows.flatten().to(device), out=gathered.resize_(shape))
+        tokens = tokens if tokens.dtype == torch.float32 else converted.resize_(shape).copy_(tokens)
         last_position = (documents.lengths[texts, None] - 1).to(device)
         texts = texts.to(device)
         for first, last in _chunks(queries.lengths, limit // len(tokens)):
             a, b = int(q_starts[first]), int(q_starts[last])
             if a == b:
-                scores[first:last, texts] = 0
+                by_length[first:last, empty + begin : empty + end] = 0
                 continue
             torch.mm(tokens, q_values[a:b].T, out=products.resize_(len(tokens), b - a))
-            best, position = _best_tokens(products.view(*rows.shape, b - a))
+            blocked = products.view(*rows.shape, b - a)
+            best, position = _best_tokens(blocked) if keep else (blocked.amax(1), None)
             every = torch.arange(b - a, device=device)
-            scores[first:last, texts] = bag(best.T.contiguous(), every, q_starts[first : last + 1] - a)
-            if keep:
+            summed = bag(best.T.contiguous(), every, q_starts[first : last + 1] - a)
+            by_length[first:last, empty + begin : empty + end] = summed
+            if position is not None:
                 kept[texts, a:b] = torch.minimum(position, last_position).to(kept.dtype)
+    scores = torch.empty_like(by_length).index_copy_(1, order.to(device), by_length)
     return scores, kept if keep else None
+
+
+def _in_order(documents: Spans) -> bool:
+    """Whether documents stand one behind the other, with few rows between them that are nobody's."""
+    starts, lengths = documents.starts, documents.lengths
+    used = int(lengths.sum())
+    if used == 0 or bool((starts[1:] < starts[:-1] + lengths[:-1]).any()):
+        return False
+    return int(starts[-1] + lengths[-1] - starts[0]) <= HOLES * used
+
+
+class _Range(NamedTuple):
+    """Documents begin ... end - 1 in order, their rows, the longest one's tokens, and whether all have as many."""
+
+    begin: int
+    end: int
+    rows: slice
+    longest: int
+    even: bool
+
+
+def _ranges(documents: Spans, rows_at_once: int) -> Iterator[_Range]:
+    """Ranges of documents in order, at most so many rows together and twice as many padded; at least one each."""
+    starts, lengths = documents.starts.tolist(), documents.lengths.tolist()
+    begin = longest = used = 0
+    for place, (start, length) in enumerate(zip([*starts, None], [*lengths, 0], strict=True)):
+        last = start is None or start + length - starts[begin] > rows_at_once
+        if place > begin and (last or (place + 1 - begin) * max(longest, length) > 2 * rows_at_once):
+            rows = slice(starts[begin], starts[place - 1] + lengths[place - 1])
+            even = used == rows.stop - rows.start == longest * (place - begin)
+            yield _Range(begin, place, rows, longest, even)
+            begin, longest, used = place, 0, 0
+        longest, used = max(longest, length), used + length
+
+
+def _score_in_order(queries: Spans, documents: Spans) -> Tensor:
+    """Scores of all pairs, where documents stand one behind the other (`_in_order`), on a CPU."""
+    q_values, q_starts = queries.values.float(), row_starts(queries.lengths)
+    count_of_all, real = len(documents.lengths), documents.lengths.nonzero().squeeze(1)
+    documents = Spans(documents.values, documents.starts[real], documents.lengths[real])
+    scores = torch.zeros(len(queries.lengths), len(real))
+    columns, dim = min(max(len(q_values), 1), 1024), max(q_values.shape[1], 1)
+    rows_at_once = max(1, min(BLOCK_PRODUCTS // columns, BLOCK_NUMBERS // dim))
+    parts: list[tuple[slice, Tensor, Tensor, Tensor]] = []
+    most_rows = max([rows_at_once, *documents.lengths.tolist()])
+    for first, last in _chunks(queries.lengths, BLOCK_ELEMENTS // most_rows):
+        starts = q_starts[first : last + 1] - q_starts[first]
+        tokens = q_values[int(q_starts[first]) : int(q_starts[last])].T
+        if tokens.shape[1]:
+            parts.append((slice(first, last), tokens, torch.arange(tokens.shape[1]), starts))
+    # The same memory for every block: fresh pages would take as long to get as to fill.
+    products, gathered, converted = q_values.new_empty(0), q_values.new_empty(0), q_values.new_empty(0)
+    for block in _ranges(documents, rows_at_once):
+        here, count = slice(block.begin, block.end), block.end - block.begin
+        tokens = documents.values[block.rows]
+        tokens = tokens if tokens.dtype == torch.float32 else converted.resize_(tokens.shape).copy_(tokens)
+        rows = None if block.even else _padded(documents.starts[here] - block.rows.start, documents.lengths[here])
+        for some, query, every, starts in parts:
+            torch.mm(tokens, query, out=products.resize_(len(tokens), len(every)))
+            padded = products if rows is None else _rows_of(products, rows.flatten(), gathered)
+            best = padded.view(count, block.longest, len(every)).amax(1)
+            scores[some, here] = best.sum(1) if len(starts) == 2 else bag(best.T.contiguous(), every, starts)
+    if len(real) == count_of_all:
+        return scores
+    with_empty = torch.full((len(scores), count_of_all), EMPTY_DOCUMENT_SCORE)
+    with_empty[:, real] = scores
+    return with_empty
+
+
+def _rows_of(table: Tensor, rows: Tensor, out: Tensor) -> Tensor:
+    return torch.index_select(table, 0, rows, out=out.resize_(len(rows), table.shape[1]))
 
 
 def _score_listed(queries: Spans, documents: Spans, pair_q: Tensor, pair_d: Tensor) -> tuple[Tensor, Tensor]:
@@ -253,6 +347,8 @@ class AllPairs(torch.autograd.Function):
     def forward(ctx: Any, q_values: Tensor, d_values: Tensor, q_places: _Places, d_places: _Places) -> Tensor:
         """Score; keep the positions of the best tokens for the backward pass where they fit in `KEPT_BYTES`."""
         queries, documents = Spans(q_values, *q_places), Spans(d_values, *d_places)
+        if not any(ctx.needs_input_grad) and q_values.device.type == "cpu" and _in_order(documents):
+            return _score_in_order(queries, documents)
         kept_bytes = len(q_values) * _row_bytes(documents)
         keep = any(ctx.needs_input_grad) and kept_bytes <= _on(q_values.device, KEPT_BYTES)
         scores, kept = _score_all(queries, documents, keep)

@@ -28,6 +28,22 @@ def packed_scores(queries: Packed, documents: Packed) -> Tensor:
     return _all_pairs(_checked(queries), _checked(documents))
 
 
+def span_scores(queries: Packed, documents: Spans) -> Tensor:
+    """MaxSim of every query with documents that are rows of a table, of which some may be nobody's.
+
+    Args:
+        queries: As for `packed_scores`.
+        documents: The table may be float16 or bfloat16, and lie in a mapped file; products are float32.
+
+    Returns:
+        As `packed_scores`.
+
+    Raises:
+        ValueError: The queries' lengths do not sum to their tokens.
+    """
+    return _all_pairs(_checked(queries), documents)
+
+
 def packed_candidate_scores(queries: Packed, documents: Packed, n_ways: int) -> Tensor:
     """MaxSim of every query with its own candidates.
 

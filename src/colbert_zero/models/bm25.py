@@ -7,6 +7,21 @@ import numpy as np
 import Stemmer
 from scipy import sparse
 
+K1, B = 1.2, 0.75
+"""Lucene's own: saturation of the term frequency, and length normalisation."""
+
+
+def terms_of(texts: Iterable[str]) -> list[list[str]]:
+    """The terms of each text: English stems without stop words, in order.
+
+    Example:
+        >>> terms_of(["The lifts of a wing, lifted."])
+        [['lift', 'wing', 'lift']]
+    """
+    tokenized = Bm25._tokenize(texts)
+    stems = Stemmer.Stemmer("english").stemWords(list(tokenized.vocab))
+    return [[stems[number] for number in ids] for ids in tokenized.ids]
+
 
 class Bm25:
     """BM25 over English stems without stop words, Lucene's variant, indexed by bm25s.
@@ -25,7 +40,7 @@ class Bm25:
     k1 and b are Lucene's own.
     """
 
-    def __init__(self, texts: Iterable[str], k1: float = 1.2, b: float = 0.75) -> None:
+    def __init__(self, texts: Iterable[str], k1: float = K1, b: float = B) -> None:
         self._stemmer = Stemmer.Stemmer("english")
         tokenized = self._tokenize(texts)
         if not tokenized.ids:

@@ -71,9 +71,28 @@ def _sections(records: Records) -> list[Section]:
     return [s for s in sections if s.terms or s.plots or s.tables or s.commands]
 
 
-def _markdown(value: Any) -> Any:
+def markdown(value: Any) -> Any:
     """Text that Markdown shows as it is, inside a table's cell too."""
     return re.sub(r"([\\`*|\[\]<>])", r"\\\1", " ".join(value.split())) if isinstance(value, str) else value
+
+
+def environment(settings: dict[str, Any]) -> Any:
+    """Where the pages' templates are made.
+
+    Args:
+        settings: How what goes into them is escaped.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    made = Environment(  # noqa: S701 (Markdown has its own escape)
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        **settings,
+    )
+    made.tests["best"] = lambda cell: isinstance(cell, Best)
+    return made
 
 
 def write_report(folder: Path) -> Path:
@@ -88,24 +107,16 @@ def write_report(folder: Path) -> Path:
     Raises:
         ColbertZeroError: There is no results.json, or a record is damaged; names the file.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     records = Records(folder)
     sections = _sections(records)
     for plot in (plot for section in sections for plot in section.plots):
         with atomic_file(folder / "plots" / f"{plot.name}.png", "wb") as file:
             file.write(plot.png)
-    for suffix, settings in (("html", {"autoescape": True}), ("md", {"finalize": _markdown})):
-        environment = Environment(  # noqa: S701 (Markdown has its own escape)
-            loader=FileSystemLoader(Path(__file__).parent / "templates"),
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-            **settings,
-        )
-        environment.tests["best"] = lambda cell: isinstance(cell, Best)
-        page = environment.get_template(f"report.{suffix}.j2").render(
-            recipe=records.recipe, headline=headline(records), sections=sections
+    for suffix, settings in (("html", {"autoescape": True}), ("md", {"finalize": markdown})):
+        page = (
+            environment(settings)
+            .get_template(f"report.{suffix}.j2")
+            .render(recipe=records.recipe, headline=headline(records), sections=sections)
         )
         with atomic_file(folder / f"report.{suffix}") as file:
             file.write(page)

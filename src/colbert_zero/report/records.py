@@ -17,7 +17,7 @@ SYSTEM_KEYS = ("kind", "pipeline", "after", "representation", "phases", "device_
 Record = dict[str, Any]
 
 
-def _read(path: Path, keys: tuple[str, ...], optional: bool = False) -> Record:
+def read_record(path: Path, keys: tuple[str, ...], optional: bool = False) -> Record:
     """A JSON record with at least these keys; {} for an optional one that was not written."""
     if optional and not path.is_file():
         return {}
@@ -50,7 +50,7 @@ class Records:
                 f"{folder} holds no results.json, so there is nothing to report: "
                 f"run `colbert-zero run RECIPE --out {folder}` first."
             )
-        results = _read(folder / "results.json", ("recipe", "collections", "systems", "comparisons"))
+        results = read_record(folder / "results.json", ("recipe", "collections", "systems", "comparisons"))
         for name, system in results["systems"].items():
             missing = [key for key in SYSTEM_KEYS if key not in system]
             if missing:
@@ -60,16 +60,16 @@ class Records:
         self.systems: dict[str, Record] = results["systems"]
         self.comparisons: list[Record] = results["comparisons"]
         needed = {phase["id"] for system in self.systems.values() for phase in system["phases"]}
-        read = [_read(path, ("id", "name", "chain", "losses")) for path in folder.glob("phases/*/phase.json")]
+        read = [read_record(path, ("id", "name", "chain", "losses")) for path in folder.glob("phases/*/phase.json")]
         self.phases: dict[str, Record] = {
             phase["id"]: phase
             for phase in sorted(read, key=lambda phase: (len(phase["chain"]), phase["chain"], phase["id"]))
             if phase["id"] in needed
         }
-        self.teachers = _read(folder / "teachers.json", (), optional=True)
-        self.data = _read(folder / "data.json", (), optional=True)
-        self.environment = _read(folder / "environment.json", (), optional=True)
-        self.planned: Record = _read(folder / "plan.json", ("phases",), optional=True).get("phases", {})
+        self.teachers = read_record(folder / "teachers.json", (), optional=True)
+        self.data = read_record(folder / "data.json", (), optional=True)
+        self.environment = read_record(folder / "environment.json", (), optional=True)
+        self.planned: Record = read_record(folder / "plan.json", ("phases",), optional=True).get("phases", {})
         self.currency = COMPUTE if all(map(is_counted, self.systems.values())) else TIME
         """What costs are counted in: with one system of an older study, whose operations nobody counted, it is time."""
         means = {name: self.mean(system["scores"]) for name, system in self.systems.items()}

@@ -17,6 +17,7 @@ from colbert_zero.files import read_json, write_json
 from colbert_zero.processes import agree, is_main, world_size
 from colbert_zero.recipe.data import Mined, NamedCollection, Scored
 from colbert_zero.recipe.miners import BM25
+from colbert_zero.report.card import write_cards
 from colbert_zero.report.records import MEASURE
 from colbert_zero.study.graph import chains_of, graph
 from colbert_zero.study.leaks import together
@@ -62,6 +63,8 @@ def run_study(study: Study, only: list[str] | None, command: str) -> dict[str, A
         write_json(study.folder / "teachers.json", teachers)
         write_json(study.folder / "data.json", data)
         write_json(study.folder / "results.json", results)
+        for told in write_cards(study.folder):
+            study.show.say(told)
     return results
 
 

@@ -22,6 +22,7 @@ from colbert_zero.models.encoders import assemble, save_model, tokeniser
 from colbert_zero.models.scored_tokens import unknown_words
 from colbert_zero.processes import agree, average_gradients, from_main, is_main, share, sums, wait, world_size
 from colbert_zero.recipe.schema import Phase
+from colbert_zero.report.card import write_card
 from colbert_zero.training.batches import Batches, Prefetched
 from colbert_zero.training.checkpoint import (
     checkpoint_path,
@@ -202,6 +203,7 @@ def train_phase(
             )
             if temporary:
                 write_json(temporary / "phase.json", record)
+                write_card(temporary)
         if is_main():
             shutil.rmtree(work, ignore_errors=True)
         wait()

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from colbert_zero.models.bases import is_hub_id
 from colbert_zero.models.checkpoints import Encoder, Trainable
 from colbert_zero.models.pooling import pooling_of
 from colbert_zero.models.scored_tokens import scored_in_words
@@ -93,6 +94,9 @@ class PhaseRecord(_Record):
     """Id of the phase it starts from."""
     chain: list[str]
     """The phases before it and itself."""
+    base: str | None = None
+    """Hub id of the base that it starts from; null of a folder, of random weights and after another phase. Older
+    records lack it."""
     base_commit: str | None
     """Commit of the Hub base that it starts from."""
     representation: str
@@ -269,6 +273,7 @@ def phase_record(
         id=training.id,
         parent=training.parent,
         chain=list(training.chain),
+        base=training.start if training.parent is None and is_hub_id(training.start) else None,
         base_commit=training.options.get("revision"),
         prompts={"query": alignment.query_prompt, "document": alignment.document_prompt},
         markers=dict(zip(("query", "document"), markers, strict=True)),

@@ -1,0 +1,83 @@
+"""`export`: a model in layouts that other engines read."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from colbert_zero.cli.options import is_first, start_processes
+from colbert_zero.errors import ColbertZeroError
+from colbert_zero.report.trained import find_model
+from colbert_zero.terminal import RichShow, console
+
+
+def export(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A multi-vector checkpoint's folder or a study's, as for `publish`.")
+    ],
+    to: Annotated[Literal["pylate", "onnx"], typer.Option(help="The layout.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],
+    collection: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH|NAME", help="For onnx: what both rank, as for `evaluate`; kept if the export ranks alike."
+        ),
+    ] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="For onnx: also a graph with int8 weights; its cost in nDCG@10 is told.")
+    ] = False,
+) -> None:
+    """Export a multi-vector model: to PyLate's layout, or to an ONNX graph that ends in the vectors that are scored.
+
+    What would give other vectors, or rank otherwise, is not kept.
+
+    Examples:
+
+      colbert-zero export out/quickstart --to pylate --out quickstart-pylate
+      colbert-zero export out/quickstart --to onnx --collection data/scifact --out quickstart-onnx
+      colbert-zero export my/model --to onnx --collection beir/scifact --out my-onnx --int8
+    """
+    if not is_first():
+        raise ColbertZeroError("export: one process exports; start it without torchrun")
+    if (to == "onnx") != (collection is not None):
+        raise ColbertZeroError("--collection goes with --to onnx: it is what the graph must rank as the model does")
+    if int8 and to != "onnx":
+        raise ColbertZeroError("--int8 goes with --to onnx; leave it out")
+    found = find_model(model)
+    if out.exists():
+        raise ColbertZeroError(f"--out {out} is there already; name another, or remove it")
+    start_processes()
+    from colbert_zero.models.bases import find_checkpoint
+
+    find_checkpoint(str(found.folder), "MODEL", _say)
+    if collection is None:
+        from colbert_zero.models.pylate import export_pylate
+
+        apart = export_pylate(found.folder, out)
+        _say(f"{out}: PyLate's layout; read again it gives the model's vectors, to {apart:.0e}")
+    else:
+        _to_onnx(found.folder, collection, out, int8)
+
+
+def _to_onnx(model: Path, name: str, out: Path, int8: bool) -> None:
+    from colbert_zero.data.by_name import load_all
+    from colbert_zero.data.collection import Rules
+    from colbert_zero.evaluation.exporting import MEASURE, export_checked
+    from colbert_zero.models.onnx import check_installed
+
+    check_installed()
+    loaded = load_all([name], None, Rules(None, None))
+    if len(loaded) != 1:
+        raise ColbertZeroError(f"--collection {name}: has {len(loaded)} collections; name one of them")
+    with RichShow().bar("ranking", 0) as advance:
+        checked = export_checked(model, loaded[0], out, int8, lambda done, total: advance(done, {"total": total}))
+    _say(f"{out}: ranks {checked['queries']:,} queries of {checked['collection']} as the model does; scores differ by "
+         f"at most {checked['largest_difference']:.0e}")  # fmt: skip
+    for graph, score in checked[MEASURE].items():
+        _say(f"  {graph:16} {MEASURE} {score:.4f}")
+    if int8:
+        _say(f"  int8 has another order of the first ten in {checked['int8_other_first_ten']:,} queries")
+
+
+def _say(text: str) -> None:
+    console.print(text, markup=False, soft_wrap=True)

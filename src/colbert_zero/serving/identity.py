@@ -1,0 +1,122 @@
+"""Which model made an index, and that the one that searches is the same."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sentence_transformers import MultiVectorEncoder
+
+from colbert_zero.errors import ColbertZeroError, reason
+from colbert_zero.files import file_fingerprint, parse_json, place_of, to_json
+from colbert_zero.models.bases import find_checkpoint
+from colbert_zero.models.checkpoints import Encoder, load_model
+from colbert_zero.models.encoding import prompt_of
+from colbert_zero.models.kinds import kind_of
+from colbert_zero.models.scored_tokens import scored_in_words
+from colbert_zero.serving.index.manifest import ModelIdentity
+
+_READ = (".json", ".safetensors", ".txt", ".model", ".metadata")
+
+_NOT_READ = {"checksums.json"}
+
+
+def load_identified(place: str, whose: str, tell: Callable[[str], None]) -> tuple[Encoder, ModelIdentity]:
+    """A checkpoint, and what it is known by.
+
+    Args:
+        place: Folder or Hub id.
+        whose: What names it, for messages.
+        tell: Told which commit a Hub id is at.
+
+    Raises:
+        ColbertZeroError: It is not there, or gives no embeddings.
+    """
+    commit = find_checkpoint(place, whose, tell)
+    return _loaded(place, commit)
+
+
+def load_known(known: ModelIdentity, place: str | None, tell: Callable[[str], None]) -> Encoder:
+    """The model of an index.
+
+    Args:
+        known: What the index says of it.
+        place: Where it is now; where it was, without.
+        tell: Told what is unusual.
+
+    Raises:
+        ColbertZeroError: It is not there, or another.
+    """
+    try:
+        commit = known.commit if (place or known.place) == known.place else None
+        if commit is None:
+            commit = find_checkpoint(place or known.place, "--model" if place else "the index's model", tell)
+        same = commit == known.commit if known.commit else _contents(place or known.place) == known.contents
+    except ColbertZeroError as error:
+        if place:
+            raise
+        raise ColbertZeroError(f"{error}. If it lies elsewhere now, say where: --model PLACE") from None
+    if not same:
+        raise ColbertZeroError(
+            f"{place or known.place} is not the model that this index was made with: {_differs(known, place, commit)}. "
+            "Vectors of two models cannot be compared; search with that one (--model PLACE), or index again with this"
+        )
+    return load_model(place_of(place or known.place), revision=commit)
+
+
+def _differs(known: ModelIdentity, place: str | None, commit: str | None) -> str:
+    if known.commit:
+        return f"{known.place} at commit {known.commit[:12]}, not {commit[:12] if commit else 'a folder'}"
+    return "its files have changed since" if place in (None, known.place) else f"that was {known.place}"
+
+
+def _loaded(place: str, commit: str | None) -> tuple[Encoder, ModelIdentity]:
+    folder = place_of(place)
+    encoder = load_model(folder, revision=commit)
+    transformer: Any = encoder[0]
+    multi_vector = isinstance(encoder, MultiVectorEncoder)
+    skipped, expansion = scored_in_words(encoder) if multi_vector else ([], "false")
+    identity = ModelIdentity(
+        place=os.path.abspath(folder) if commit is None else place,
+        commit=commit,
+        contents=None if commit else _contents(place),
+        representation=kind_of(folder, commit),
+        dim=encoder.get_embedding_dimension() or 0,
+        query_prompt=prompt_of(encoder, "query") or "",
+        document_prompt=prompt_of(encoder, "document") or "",
+        query_tokens=_longest(transformer, "query_length"),
+        document_tokens=_longest(transformer, "document_length"),
+        skip_list=skipped,
+        query_expansion=expansion,
+    )
+    return encoder, identity
+
+
+def _longest(transformer: Any, name: str) -> int | None:
+    """The longest text, with all that is put around it; a tokenizer without a bound of its own says 10 ** 30."""
+    length: int | None = getattr(transformer, name, None) or getattr(transformer, "max_seq_length", None)
+    return length if length and length < 10**9 else None
+
+
+def _contents(place: str) -> str | None:
+    """Fingerprint of the files of a folder that a model is loaded from; None of no folder."""
+    folder = Path(place_of(place))
+    if not folder.is_dir():
+        return None
+    files = {file for pattern in ("*", "[0-9]*_*/*") for file in folder.glob(pattern)}
+    files |= {file for head in _heads(folder) for file in head.rglob("*")}
+    read = sorted(f for f in files if f.is_file() and f.suffix in _READ and f.name not in _NOT_READ)
+    found = [[Path(os.path.relpath(file, folder)).as_posix(), file_fingerprint(file)] for file in read]
+    return hashlib.blake2b(to_json(found).encode(), digest_size=16).hexdigest()
+
+
+def _heads(folder: Path) -> list[Path]:
+    """The folders of a checkpoint's modules, whatever they are called."""
+    try:
+        modules = parse_json((folder / "modules.json").read_text(encoding="utf-8"))
+        return [folder / entry["path"] for entry in modules if entry["path"] not in ("", ".")]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ColbertZeroError(f"{folder / 'modules.json'}: cannot be read ({reason(error)})") from None

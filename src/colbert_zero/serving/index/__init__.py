@@ -1,0 +1,1 @@
+"""An index of files: segments that never change, and a manifest that is swapped last."""

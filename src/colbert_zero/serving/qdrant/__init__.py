@@ -1,0 +1,1 @@
+"""An index that is a collection of Qdrant."""
