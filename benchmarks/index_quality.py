@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from sentence_transformers.multi_vector_encoder.modules import HierarchicalTokenPooling
 
-from colbert_zero.errors import ColbertZeroError
 from colbert_zero.evaluation.ranking import embed
 from colbert_zero.evaluation.runs import Run, measure
 from colbert_zero.evaluation.significance import bootstrap_means, percentile_interval
@@ -29,7 +28,7 @@ from colbert_zero.files import atomic_file, atomic_folder
 from colbert_zero.maxsim.packed import Packed
 from colbert_zero.serving.index.building import Settings
 from colbert_zero.serving.index.first_stage import first_stage_of
-from colbert_zero.serving.index.manifest import Manifest, Storage, changed, write_manifest
+from colbert_zero.serving.index.manifest import NAME, Manifest, Storage, changed, write_manifest
 from colbert_zero.serving.index.opened import Index
 from colbert_zero.serving.index.segments import Segment, SegmentWriter
 from colbert_zero.serving.index.storage import to_stored
@@ -67,12 +66,11 @@ def base(model: str, data: Path, folder: Path, as_it_is: bool) -> Index:
 
 def derived(index: Index, out: Path, storage: Storage, pool: float) -> Index:
     """An index of the same documents whose vectors are kept in another way."""
-    try:
+    if (out / NAME).is_file():
         there = Index.open(out)
         if len(there) == len(index):
             return there
-    except ColbertZeroError:
-        pass
+        there.close()
     manifest = index.manifest.model_copy(update={"storage": storage, "pool": pool, "segments": []})
     for segment in index.segments:
         with (

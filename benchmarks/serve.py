@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -31,7 +32,7 @@ TOLERANCE = 1e-4
 
 def queries_of(index: Index, count: int) -> list[str]:
     """Beginnings of sentences of the index's documents: queries that have answers, of the texts' own words."""
-    segment, chosen = next(iter(index._segments.values())), random.Random(0)
+    segment, chosen = index.segments[0], random.Random(0)
     texts = [row.text for row in segment.texts.rows()]
     found = []
     while len(found) < count:
@@ -102,10 +103,13 @@ def main() -> None:
         command = [sys.executable, "-m", "colbert_zero", "serve", str(path), "--port", "0", "--workers",
                    str(asked.workers)]  # fmt: skip
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) as server:
-            while not (told := re.search(r"http://([\d.]+):(\d+)/ answers", server.stdout.readline())):
-                pass
+            for line in server.stdout:
+                if told := re.search(r"http://([\d.]+):(\d+)/ answers", line):
+                    break
+            else:
+                sys.exit(f"the server ended with exit code {server.wait()}")
             address = told[1], int(told[2])
-            wait_until_ready(address)
+            wait_until_ready(server, address)
             load, end = psutil.getloadavg()[0], time.monotonic() + seconds
             outs: list[list] = [[] for _ in range(asked.clients)]
             threads = [
@@ -129,15 +133,15 @@ def main() -> None:
     sys.exit(bool(faults or code))
 
 
-def wait_until_ready(address: tuple[str, int]) -> None:
-    while True:
-        try:
+def wait_until_ready(server: subprocess.Popen, address: tuple[str, int]) -> None:
+    while server.poll() is None:
+        with suppress(OSError, http.client.HTTPException):  # not yet
             connection = http.client.HTTPConnection(*address, timeout=60)
             connection.request("GET", "/ready")
             if connection.getresponse().status == 200:
                 return
-        except OSError:
-            time.sleep(0.1)
+        time.sleep(0.1)
+    sys.exit(f"the server ended with exit code {server.returncode}")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,9 @@ from colbert_zero.errors import ColbertZeroError, short
 Progress = Callable[[int, int], None]
 """Called with what is done and what there is in all."""
 
+Tell = Callable[[str], None]
+"""Called with a line for the user."""
+
 LONGEST_LINE = 1 << 26
 
 LONGEST_TEXT = 1_000_000

@@ -69,6 +69,12 @@ class RichShow:
         console.print(text, markup=False, soft_wrap=True)
 
     @contextmanager
+    def counted(self, name: str) -> Iterator[Callable[[int, int], None]]:
+        """A bar that is called with what is done and what there is in all."""
+        with self.bar(name, 0) as advance:
+            yield lambda done, total: advance(done, {"total": total})
+
+    @contextmanager
     def bar(self, name: str, total: int) -> Iterator[Callable[[int, dict[str, Any]], None]]:
         """A bar with throughput and time left; with a total of 0 it appears with the first report.
 

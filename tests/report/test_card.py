@@ -114,6 +114,15 @@ def test_only_what_this_program_wrote_is_its_card(tmp_path):
     assert not is_card(tmp_path / "none" / "README.md")
 
 
+def test_a_model_of_two_systems_goes_by_one_name_wherever_it_is_named(study):
+    results = read_json(study / "results.json")
+    results["systems"]["short"] = results["systems"]["supervised-kd@supervised"]
+    write_json(study / "results.json", results)
+    folder = model_of(study, "s2")
+    assert find_model(str(folder)).name == "study-short"
+    assert "\n# study-short\n" in card_of(folder)
+
+
 def test_a_place_means_a_model_and_gives_it_a_name(study):
     best, kd = model_of(study, "k3"), model_of(study, "k1")
     assert find_model(str(study)) == (best, "study-full")

@@ -90,6 +90,7 @@ def test_comparing_first_stages_of_an_index_without_documents_says_so(command, f
         (("search", "i", "--queries", "q", "--run", "r", "--json"), "--json: is for one query"),
         (("search", "i", "a", "--where", "year"), "--where year: write KEY=VALUE"),
         (("search", "i", "a", "--where", "a=1", "--where", "a=2"), "--where a: asked for twice"),
+        (("search", "i", "a", "--first", "pooled:5", "--exact"), "--exact and --first: every document, or a first"),
         (("search", "nowhere", "a"), "nowhere is no index: it has no manifest.json; make one"),
         (("search", "i", "--queries", "nowhere", "--run", "r"), "nowhere does not exist"),
         (("search", "i", "--queries", "bad.tsv", "--run", "r"), "bad.tsv:1: no tab; write id TAB text"),

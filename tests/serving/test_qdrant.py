@@ -124,9 +124,11 @@ def test_metadata_choose_the_same_documents_as_in_the_exact_index(address, model
     with opened(address) as found, Index.open(tmp_path / "i", tell=quiet) as wanted:
         for values in [{key: value} for row in (ROWS[3], ROWS[5]) for key, value in all_values(row)] + [
             {"even": "false", "part": "1"}, {"even": "1"}, {"part": "9"}, {"big": "1e20"}, {"third": "1"},
+            {"even": True}, {"part": 1}, {"part": 1.0}, {"big": 3e20}, {"third": 4 / 3},
         ]:  # fmt: skip
             there = {hit.id for hit in wanted.search("wing", where=values)}
             assert {hit.id for hit in found.search("wing", where=values)} == there
+        assert {hit.id for hit in found.search("wing", where={"part": 1.0})} == {"4", "5", "6", "7"}
         with pytest.raises(ColbertZeroError, match=r"no document has metadata of that name, did you mean even\?"):
             found.search("wing", where={"evem": "true"})
         values = found.metadata_values()

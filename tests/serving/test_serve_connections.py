@@ -4,7 +4,7 @@ import json
 import socket
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -52,11 +52,9 @@ def received(connection):
     """All that comes until the other end closes."""
     connection.settimeout(60)
     parts = []
-    try:
+    with suppress(ConnectionResetError):  # also an end
         while part := connection.recv(1 << 16):
             parts.append(part)
-    except ConnectionResetError:
-        pass
     return b"".join(parts)
 
 

@@ -112,18 +112,18 @@ def _index(found: Found, packages: list[str], out: Path) -> Path:
         if read_manifest(index).unfinished is None:
             return index
     show, file, cache = RichShow(), out / f"documentation-{made_of}.jsonl", user_cache()
-    with show.bar("files parsed", 0) as advance:
+    with show.counted("files parsed") as advance:
         written = write_documentation(
             packages, file, cache / "docstrings" if cache else out / "docstrings",
-            lambda done, total: advance(done, {"total": total}),
+            advance,
         )  # fmt: skip
     left_out = sum(written.left_out.values())
     _say(f"  documentation of {', '.join(written.packages)}: {written.documents:,} docstrings; {left_out:,} left out, "
          "most of them too short")  # fmt: skip
-    with show.bar("documents", 0) as advance:
+    with show.counted("documents") as advance:
         added = build(
             str(found.folder), documents_of([str(file)], "--package"), index, Settings(storage="int8"), show.say,
-            lambda done, total: advance(done, {"total": total}),
+            advance,
         )  # fmt: skip
     if added.cut:
         _say(f"  {added.cut:,} are longer than the model reads: their ends cannot be found")

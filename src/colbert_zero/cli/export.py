@@ -69,8 +69,8 @@ def _to_onnx(model: Path, name: str, out: Path, int8: bool) -> None:
     loaded = load_all([name], None, Rules(None, None))
     if len(loaded) != 1:
         raise ColbertZeroError(f"--collection {name}: has {len(loaded)} collections; name one of them")
-    with RichShow().bar("ranking", 0) as advance:
-        checked = export_checked(model, loaded[0], out, int8, lambda done, total: advance(done, {"total": total}))
+    with RichShow().counted("ranking") as advance:
+        checked = export_checked(model, loaded[0], out, int8, advance)
     _say(f"{out}: ranks {checked['queries']:,} queries of {checked['collection']} as the model does; scores differ by "
          f"at most {checked['largest_difference']:.0e}")  # fmt: skip
     for graph, score in checked[MEASURE].items():

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from colbert_zero.cli.leaks import SOURCE, bar_of, refuse_existing
+from colbert_zero.cli.leaks import SOURCE, refuse_existing
 from colbert_zero.cli.options import start_processes
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.terminal import RichShow, console
@@ -59,7 +59,7 @@ def filter_pairs(
         tempfile.TemporaryDirectory(prefix="colbert-zero-") as folder,
         writing(judged, show.say) if is_main() else nullcontext(),
     ):
-        sources = load_sources(pairs, "--pairs", Path(folder), show.say, bar_of(show))
+        sources = load_sources(pairs, "--pairs", Path(folder), show.say, show.counted)
         parts = sum(len(source.parts) for source in sources)
         if out.suffix == ".jsonl" and parts > 1:
             raise ColbertZeroError(f"--out {out}: {parts} files of rows do not go into one; name a folder")
@@ -68,7 +68,7 @@ def filter_pairs(
         rank, identity = _judge(judge, commit, Path(folder))
         kept, records = {}, {}
         for source in sources:
-            with bar_of(show)(f"judging {source.name}") as advance:
+            with show.counted(f"judging {source.name}") as advance:
                 kept[source.name], records[source.name] = consistency.filter_pairs(
                     source, rank, identity, top, sample, seed, judged, advance
                 )

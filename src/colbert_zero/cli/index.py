@@ -123,10 +123,10 @@ def build(
         return
     _start()
     show = RichShow()
-    with show.bar("documents", 0) as advance:
+    with show.counted("documents") as advance:
         added = build_index(
             model, documents, out, Settings(store, pool, passages, segment_documents), show.say,
-            lambda done, total: advance(done, {"total": total}),
+            advance,
         )  # fmt: skip
     _tell(added, out)
     _leave()
@@ -160,10 +160,8 @@ def add(
         return
     _start()
     show = RichShow()
-    with show.bar("documents", 0) as advance:
-        added = add_documents(
-            index, documents, replace, model, show.say, lambda done, total: advance(done, {"total": total})
-        )
+    with show.counted("documents") as advance:
+        added = add_documents(index, documents, replace, model, show.say, advance)
     _tell(added, index)
     _leave()
 

@@ -1,9 +1,8 @@
 """`leaks`: which texts of collections stand in training sources."""
 
 import tempfile
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -69,9 +68,9 @@ def leaks(
         refuse_existing(write_clean, "--write-clean")
     show = RichShow()
     with tempfile.TemporaryDirectory(prefix="colbert-zero-") as folder:
-        sources = load_sources(train, "--train", Path(folder), show.say, bar_of(show))
+        sources = load_sources(train, "--train", Path(folder), show.say, show.counted)
         collections = load_all(collection or [], split)
-        with bar_of(show)("rows compared") as advance:
+        with show.counted("rows compared") as advance:
             found = find_leaks(sources, collections, progress=advance)
         console.print()
         if collections:
@@ -91,14 +90,3 @@ def refuse_existing(path: Path, option: str) -> None:
     """Refuse a file, or a folder with something in it, that would be replaced."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ColbertZeroError(f"{option} {path}: is there already; name another, or delete it")
-
-
-def bar_of(show: RichShow) -> Any:
-    """What gives a bar of that title, which is called with what is done and all."""
-
-    @contextmanager
-    def bar(title: str) -> Any:
-        with show.bar(title, 0) as advance:
-            yield lambda done, total: advance(done, {"total": total})
-
-    return bar

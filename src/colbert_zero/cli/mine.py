@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from pydantic import ValidationError
 
-from colbert_zero.cli.leaks import SOURCE, bar_of
+from colbert_zero.cli.leaks import SOURCE
 from colbert_zero.cli.options import start_processes
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.recipe.data import Mined
@@ -136,7 +136,7 @@ def mine(
 
 def _prepared(given: "Given", folder: Path, show: RichShow) -> Path:
     """The folder of a source's rows, or of what is known of a streamed one."""
-    return given.load(folder, bar_of(show), "--on-bad-rows skip").folder
+    return given.load(folder, show.counted, "--on-bad-rows skip").folder
 
 
 def _checked(asked: dict[str, Any]) -> Mined:

@@ -235,8 +235,8 @@ def _ranked(rank: Any, collection: Any, run_file: Path | None, tag: str, told: b
     from colbert_zero.evaluation.runs import measure, write_run
     from colbert_zero.processes import is_main
 
-    with RichShow().bar(f"evaluating on {collection.name}", 0) as advance:
-        ranking = rank(collection, lambda done, total: advance(done, {"total": total}))
+    with RichShow().counted(f"evaluating on {collection.name}") as advance:
+        ranking = rank(collection, advance)
     if run_file and is_main():
         write_run(run_file, ranking, tag)
     scores, per_query = measure(ranking, collection.qrels)

@@ -1,6 +1,7 @@
 """`index` and `search` with `--backend qdrant`: which collection is meant, and what is said of it."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,6 +12,7 @@ from colbert_zero.terminal import RichShow, console
 
 if TYPE_CHECKING:
     from colbert_zero.data.documents import Documents
+    from colbert_zero.serving.index.building import Added
     from colbert_zero.serving.qdrant.changing import QdrantSettings
     from colbert_zero.serving.qdrant.collection import Address
 
@@ -74,24 +76,21 @@ def build(model: str, documents: "Documents", place: "Address", settings: "Qdran
     """`index build`."""
     from colbert_zero.serving.qdrant.changing import build as build_index
 
-    show = _show()
-    with show.bar("documents", 0) as advance:
-        added = build_index(
-            model, documents, place, settings, show.say, lambda done, total: advance(done, {"total": total})
-        )
-    for line in added.told(place):
-        _say(line)
+    _added(place, lambda show, told: build_index(model, documents, place, settings, show.say, told))
 
 
 def add(place: "Address", documents: "Documents", replace: bool, model: str | None) -> None:
     """`index add`."""
     from colbert_zero.serving.qdrant.changing import add as add_documents
 
-    show = _show()
-    with show.bar("documents", 0) as advance:
-        added = add_documents(
-            place, documents, replace, model, show.say, lambda done, total: advance(done, {"total": total})
-        )
+    _added(place, lambda show, told: add_documents(place, documents, replace, model, show.say, told))
+
+
+def _added(place: "Address", make: Callable[[RichShow, Callable[[int, int], None]], "Added"]) -> None:
+    """Add documents behind a bar, and tell what was added."""
+    show = _started()
+    with show.counted("documents") as advance:
+        added = make(show, advance)
     for line in added.told(place):
         _say(line)
 
@@ -138,8 +137,8 @@ def check(place: "Address") -> None:
     _say(f"{place}: all texts and metadata are as they were written; vectors are Qdrant's to check")
 
 
-def _show() -> RichShow:
-    """Load what takes seconds, and have SIGTERM end between batches."""
+def _started() -> RichShow:
+    """What shows progress, once what takes seconds is loaded; have SIGTERM end between batches."""
     from colbert_zero.cli.options import start_processes
 
     start_processes()

@@ -72,6 +72,8 @@ def search(
     _check_options(query, queries_file, run_file, explain, as_json)
     chosen = _chosen(where or [])
     queries = read_queries(queries_file) if queries_file else {}
+    if exact and first:
+        raise ColbertZeroError("--exact and --first: every document, or a first stage's; leave one of them out")
     place = on_qdrant.address(index, backend, url, path)
     options: dict[str, Any] = {"candidates": candidates, "exact": exact}
     if place is None:
@@ -106,7 +108,7 @@ def search(
         if run_file:
             run = opened.run(queries, k, chosen, **stage)
             write_run(run_file, run, index.name or "index")
-            for note in opened.notes_of(first) if isinstance(opened, Index) else opened.notes:
+            for note in opened.notes_of(first) if isinstance(opened, Index) else opened.notes_of(k):
                 console.print(f"note: {note}", markup=False, soft_wrap=True)
             found = sum(map(len, run.values()))
             console.print(f"{run_file}: {found:,} documents of {len(run):,} queries", markup=False, soft_wrap=True)

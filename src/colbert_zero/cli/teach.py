@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from colbert_zero.cli.leaks import bar_of
 from colbert_zero.cli.options import start_processes
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.files import is_commit
@@ -101,7 +100,7 @@ def teach(
             f"{len(found.queries):,} queries of {found.ways} candidates, {len(found.documents):,} different documents",
             markup=False,
         )
-        with RichShow().bar("teacher scores", len(found.queries)) as advance:
+        with RichShow().counted("teacher scores") as advance:
             write_scores(
                 found,
                 members,
@@ -110,7 +109,7 @@ def teach(
                     name, found.documents, ids[name] if is_commit(ids[name]) else None, RichShow().say
                 ),
                 out,
-                lambda done, total: advance(done, {"total": total}),
+                advance,
             )
     if report or is_main():
         for line in in_words(read_record(out)):
@@ -128,7 +127,7 @@ def _of_sources(words: list[str], n_ways: int | None) -> "Candidates":
     show = RichShow()
     with tempfile.TemporaryDirectory(prefix="colbert-zero-") as folder:
         return from_sources(
-            load_sources(words, "--candidates", Path(folder), show.say, bar_of(show), derived=False), n_ways
+            load_sources(words, "--candidates", Path(folder), show.say, show.counted, derived=False), n_ways
         )
 
 

@@ -58,8 +58,7 @@ class Documents:
 
     Attributes:
         paths: As they were given.
-        files: Of rows, or of texts.
-        root: The folder that the ids of files of texts are paths in; None of rows.
+        files: Of rows; or of texts, with the folder that their ids are paths in.
         on_bad_rows: What to do with a row or file that is no document.
         needs_ids: Rows without ids are refused: their numbers would be those of other documents.
     """

@@ -325,7 +325,7 @@ def _tokens(documents: Spans, texts: Tensor) -> tuple[Tensor, Tensor]:
     """Tokens of some documents, float32, and each one's first row among them: a view if they lie close together."""
     starts, lengths = documents.starts[texts], documents.lengths[texts]
     begin, end = int(starts[0]), int(starts[-1] + lengths[-1])
-    if end - begin <= 2 * int(lengths.sum()) and bool((starts[1:] > starts[:-1]).all()):
+    if end - begin <= HOLES * int(lengths.sum()) and bool((starts[1:] > starts[:-1]).all()):
         return documents.values[begin:end].float(), starts - begin
     rows = row_ranges(starts, lengths).to(documents.values.device)
     return documents.values.index_select(0, rows).float(), row_starts(lengths)[:-1]

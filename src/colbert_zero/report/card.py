@@ -100,10 +100,15 @@ def card_of(model: Path) -> str | None:
         return None
     if (study / "results.json").is_file():
         records = Records(study)
-        for identity, system in _systems(records).items():
-            if phase.name.endswith(f"-{identity}"):
-                return _card_of_system(study, records, system)
+        if system := system_of(records, phase.name):
+            return _card_of_system(study, records, system)
     return _card_of_phase(phase)
+
+
+def system_of(records: Records, phase: str) -> str | None:
+    """The system that the model in a phase's folder is, by the folder's name."""
+    found = _systems(records).items()
+    return next((system for identity, system in found if phase.endswith(f"-{identity}")), None)
 
 
 def _systems(records: Records) -> dict[str, str]:

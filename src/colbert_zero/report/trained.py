@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from colbert_zero.errors import ColbertZeroError, near
-from colbert_zero.report.card import name_of
+from colbert_zero.report.card import name_of, system_of
 from colbert_zero.report.records import Records
 
 
@@ -45,13 +45,12 @@ def find_model(place: str) -> Found:
         raise ColbertZeroError(f"MODEL: {folder} holds no results.json, so {system!r} is no system there")
     if (folder / "phase.json").is_file():
         folder = folder / "model"
-    study = folder.absolute().parents[2] if len(folder.absolute().parents) > 2 else folder
-    if folder.name == "model" and (study / "results.json").is_file():
-        records = Records(study)
-        for name, record in records.systems.items():
-            if record["phases"] and folder.absolute().parent.name.endswith(f"-{record['phases'][-1]['id']}"):
-                return Found(folder, name_of(records, name))
     own = folder.absolute()
+    study = own.parents[2] if len(own.parents) > 2 else own
+    if own.name == "model" and (study / "results.json").is_file():
+        records = Records(study)
+        if name := system_of(records, own.parent.name):
+            return Found(folder, name_of(records, name))
     return Found(folder, re.sub(r"-[0-9a-f]{12}$", "", own.parent.name) if own.name == "model" else own.name)
 
 

@@ -46,8 +46,6 @@ _ROWS_AT_ONCE = 200
 _OPTIONS = {"of": "--pairs", "negatives": "--negatives"}
 """What keys are called on the command line."""
 
-Tell = Callable[[str], None]
-
 
 def made_of(spec: Mined, seed: int, commits: Mapping[str, str | None], data: Path, whose: str) -> list[Any]:
     """What makes negatives, besides the pairs: for an id.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from colbert_zero.errors import ColbertZeroError
+from colbert_zero.files import Tell
 from colbert_zero.serving.index.manifest import NAME
 from colbert_zero.serving.opening import AnyIndex, open_index
 from colbert_zero.serving.qdrant.collection import Address, Record
@@ -17,8 +18,6 @@ POLL_SECONDS = 0.5
 
 _COUNTED_SHARE = 20
 """Times as long as counting the values of metadata took, it is not done again, however much is written."""
-
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 from colbert_zero.data.documents import GivenDocuments
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.evaluation.ranking import embed
+from colbert_zero.files import Tell
 from colbert_zero.models.encoders import with_own_tokenizer
 from colbert_zero.models.encoding import Task
 from colbert_zero.models.pooling import with_pooling
 from colbert_zero.serving.http.batching import Batcher, Group
-from colbert_zero.serving.http.current import Current, Tell
+from colbert_zero.serving.http.current import Current
 from colbert_zero.serving.http.metrics import Metrics
 from colbert_zero.serving.index.building import Added, add
 from colbert_zero.serving.index.changing import compact, delete

@@ -25,7 +25,7 @@ import torch
 from colbert_zero.data.documents import Document, Documents, metadata_json
 from colbert_zero.errors import ColbertZeroError, short
 from colbert_zero.evaluation.ranking import embed
-from colbert_zero.files import atomic_folder, to_json, writing
+from colbert_zero.files import Progress, Tell, atomic_folder, to_json, writing
 from colbert_zero.maxsim.packed import Packed
 from colbert_zero.models.checkpoints import Encoder
 from colbert_zero.models.pooling import pooling_of, with_pooling
@@ -67,14 +67,10 @@ BLOCK_DOCUMENTS, BLOCK_CHARACTERS = 2048, 1_000_000
 _KEYS = 1000
 """Names of metadata that are remembered."""
 
-Tell = Callable[[str], None]
 _Item = TypeVar("_Item")
 
 Find = Callable[[list[Document]], dict[str, tuple[str, int, bool]]]
 """{id: (segment, number, whether it is the very same)} of those documents whose ids are taken."""
-
-Advance = Callable[[int, int], None]
-"""Called with the documents done, and all."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +145,7 @@ def build(
     out: Path,
     settings: Settings = DEFAULTS,
     tell: Tell = print,
-    progress: Advance | None = None,
+    progress: Progress | None = None,
 ) -> Added:
     """Index a corpus; one that a killed run has left goes on. Called in every process of those that work together.
 
@@ -204,7 +200,7 @@ def add(
     replace: bool = False,
     model: str | None = None,
     tell: Tell = print,
-    progress: Advance | None = None,
+    progress: Progress | None = None,
     loaded: tuple[ModelIdentity, Encoder] | None = None,
 ) -> Added:
     """Add documents to an index. Of the same id, text and metadata as one that is there, it is passed over.
@@ -421,7 +417,7 @@ class New:
     replaces: tuple[str, int] | None
 
 
-def _add(index: Path, encoder: Encoder, documents: Documents, seen: Seen, progress: Advance | None) -> Added:
+def _add(index: Path, encoder: Encoder, documents: Documents, seen: Seen, progress: Progress | None) -> Added:
     """The second pass; the index is held by this run."""
     manifest, made = from_main(_begun(index, seen) if is_main() else None)
     adding, digest = _Adding(index, encoder, manifest, seen), Digest()
@@ -466,7 +462,7 @@ def _units(coming: Iterator[New], size: int) -> Iterator[Iterator[New]]:
 
 
 def new_documents(
-    documents: Documents, find: Find, digest: Digest, seen: Seen, added: Added, progress: Advance | None
+    documents: Documents, find: Find, digest: Digest, seen: Seen, added: Added, progress: Progress | None
 ) -> Iterator[New]:
     """The second pass: what is not there yet. Those that are there are counted, and all are added to the digest."""
     new = 0

@@ -1,7 +1,7 @@
 """Delete documents from an index, and make it compact again: both atomic, both beside readers."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from colbert_zero.data.rows import text_fault
 from colbert_zero.errors import ColbertZeroError, short
-from colbert_zero.files import atomic_file, atomic_folder, file_fingerprint, writing
+from colbert_zero.files import Tell, atomic_file, atomic_folder, file_fingerprint, writing
 from colbert_zero.serving.index.coming import keep_made
 from colbert_zero.serving.index.manifest import (
     DELETED,
@@ -36,8 +36,6 @@ _BLOCK_DOCUMENTS = 1024
 
 DeletedNow = dict[str, list[int]]
 """Numbers of documents, by segment."""
-
-Tell = Callable[[str], None]
 
 
 def delete(index: Path, ids: list[str], tell: Tell = print) -> int:

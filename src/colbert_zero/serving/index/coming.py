@@ -11,7 +11,16 @@ from pydantic import ValidationError
 
 from colbert_zero.errors import ColbertZeroError, reason
 from colbert_zero.files import parse_json, write_json
-from colbert_zero.serving.index.manifest import COMING, SEGMENTS, Count, Digest, Part, SegmentEntry, SegmentName
+from colbert_zero.serving.index.manifest import (
+    COMING,
+    SEGMENTS,
+    Count,
+    Digest,
+    Part,
+    SegmentEntry,
+    SegmentName,
+    first_mistake,
+)
 
 
 class Made(Part):
@@ -35,7 +44,7 @@ def record_of(index: Path, number: int) -> Path:
 
 def write_made(index: Path, made: Made) -> None:
     """Write down that a segment is made; its files are on the disk."""
-    write_json(index / COMING / f"{made.entry.name}.json", made.model_dump(mode="json"))
+    write_json(record_of(index, int(made.entry.name)), made.model_dump(mode="json"))
 
 
 def made_of(index: Path, number: int) -> Made | None:
@@ -49,8 +58,9 @@ def made_of(index: Path, number: int) -> Made | None:
         return Made.model_validate(parse_json(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
-    except (OSError, ValidationError, ValueError) as error:
-        raise ColbertZeroError(f"{path}: cannot be used ({reason(error)}); remove it, and start again") from None
+    except (OSError, ValueError) as error:
+        told = first_mistake(error) if isinstance(error, ValidationError) else reason(error)
+        raise ColbertZeroError(f"{path}: cannot be used ({told}); remove it, and start again") from None
 
 
 def numbers_made(index: Path) -> set[int]:

@@ -150,6 +150,12 @@ class Manifest(Part):
         return sum(segment.tokens for segment in self.segments)
 
 
+def first_mistake(error: ValidationError) -> str:
+    """Where a record is first wrong, and how."""
+    wrong = error.errors()[0]
+    return f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}"
+
+
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of an index.
 
@@ -172,9 +178,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         manifest = Manifest.model_validate(content)
     except ValidationError as error:
-        wrong = error.errors()[0]
-        place = ".".join(map(str, wrong["loc"]))
-        raise ColbertZeroError(f"{path}: {place}: {wrong['msg']}; restore it from a copy, or index again") from None
+        raise ColbertZeroError(f"{path}: {first_mistake(error)}; restore it from a copy, or index again") from None
     names = [segment.name for segment in manifest.segments]
     if len(set(names)) < len(names) or any(s.live < 0 for s in manifest.segments):
         raise ColbertZeroError(f"{path}: its segments do not fit together; restore it from a copy, or index again")

@@ -12,7 +12,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from colbert_zero.data.documents import documents_of
+from colbert_zero.data.documents import documents_of, value_as_text
 from colbert_zero.data.rows import text_fault
 from colbert_zero.errors import ColbertZeroError, near, short
 from colbert_zero.evaluation.ranking import embed
@@ -116,7 +116,7 @@ def check_asked(
         keys: Names of metadata that documents have.
 
     Returns:
-        The values of `where` as text, as metadata are compared: true and false in small letters.
+        The values of `where` as text, as metadata are compared.
 
     Raises:
         ColbertZeroError: Says what.
@@ -134,7 +134,7 @@ def check_asked(
             raise ColbertZeroError(f"--where {short(key)}: no document has metadata of that name{near(key, keys)}")
         if not isinstance(value, str | bool | int | float):
             raise ColbertZeroError(f"--where {short(key)}: {short(repr(value))}; write a text, a number, true or false")
-        found[key] = value if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
+        found[key] = value_as_text(value)
         if fault := text_fault(found[key].replace("\0", " ")):
             raise ColbertZeroError(f"--where {short(key)}: the value {fault}; no document has such a one")
     return found
@@ -438,7 +438,7 @@ class Index:
     ) -> list[Ranking]:
         segments = self.segments
         release = sum(segment.vectors.nbytes for segment in segments) > self._memory_bytes
-        chosen: Chosen | None = None if not where else lambda segment: _with_values(segment, where)
+        chosen = _named({segment.name: _with_values(segment, where) for segment in segments}) if where else None
         if stage is None:
             return best_documents(segments, queries, k, chosen, release)
         found = []

@@ -12,15 +12,13 @@ import numpy as np
 import torch
 
 from colbert_zero.evaluation.ranking import keep_best
+from colbert_zero.maxsim.cpu import HOLES
 from colbert_zero.maxsim.packed import Packed, Spans
 from colbert_zero.maxsim.scores import span_scores
 from colbert_zero.serving.index.segments import DamagedError, Segment, ranges
 
 BLOCK_TOKENS = 1 << 17
 """Vectors of a block of documents; one longer document is a block of its own."""
-
-_HOLES = 2
-"""Times as many vectors as are scored may lie in a block's range; of more, those that are scored are copied."""
 
 _QUERIES_AT_ONCE = 2048
 
@@ -110,7 +108,7 @@ def _scores(segment: Segment, queries: Packed, numbers: np.ndarray) -> np.ndarra
     starts, lengths = segment.starts[passages], segment.passages.lengths[passages].astype(np.int64)
     row, after = int(starts[0]), int(starts[-1] + lengths[-1])
     device = queries.values.device
-    if after - row <= _HOLES * lengths.sum():
+    if after - row <= HOLES * lengths.sum():
         values, starts = segment.tokens(row, after), starts - row
     else:
         values, starts = segment.tokens_of(ranges(starts, lengths)), np.cumsum(lengths) - lengths

@@ -13,12 +13,12 @@ import torch
 
 from colbert_zero.data.documents import Document, Documents, metadata_json
 from colbert_zero.errors import ColbertZeroError, short
+from colbert_zero.files import Progress, Tell
 from colbert_zero.models.checkpoints import Encoder
 from colbert_zero.models.pooling import pooling_of, with_pooling
 from colbert_zero.serving.identity import load_identified, load_known
 from colbert_zero.serving.index.building import (
     Added,
-    Advance,
     Digest,
     Encoded,
     Find,
@@ -42,7 +42,6 @@ from colbert_zero.serving.qdrant.collection import (
     Collection,
     Quantization,
     Record,
-    Tell,
     digest_of,
     point_id,
     where_of,
@@ -87,7 +86,7 @@ def build(
     address: Address,
     settings: QdrantSettings,
     tell: Tell = print,
-    progress: Advance | None = None,
+    progress: Progress | None = None,
 ) -> Added:
     """Index a corpus on Qdrant; one that a killed run has left goes on.
 
@@ -140,7 +139,7 @@ def add(
     replace: bool = False,
     model: str | None = None,
     tell: Tell = print,
-    progress: Advance | None = None,
+    progress: Progress | None = None,
 ) -> Added:
     """Add documents to an index on Qdrant. Of the same id, text and metadata as one that is there, it is passed over.
 
@@ -409,7 +408,7 @@ def _add(
     documents: Documents,
     seen: Seen,
     tell: Tell,
-    progress: Advance | None,
+    progress: Progress | None,
 ) -> Added:
     """The second pass."""
     cutter, digest, added = (

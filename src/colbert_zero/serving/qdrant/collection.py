@@ -25,12 +25,12 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from colbert_zero.data.documents import Document, metadata_json
 from colbert_zero.errors import ColbertZeroError, reason, short
-from colbert_zero.files import to_json
-from colbert_zero.serving.index.manifest import Corpus, Count, ModelIdentity, Unfinished
+from colbert_zero.files import Tell, to_json
+from colbert_zero.serving.index.manifest import Corpus, Count, ModelIdentity, Part, Unfinished, first_mistake
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
@@ -58,14 +58,12 @@ _TRIES = 6
 
 _Said = TypeVar("_Said")
 
-Tell = Callable[[str], None]
-
 
 class Address(NamedTuple):
     """A collection, and where it is.
 
     Attributes:
-        location: URL of a server, or the folder of the local mode, or `:memory:`.
+        location: URL of a server, or the folder of the local mode.
         collection: Its name.
     """
 
@@ -142,10 +140,8 @@ def _without_key(url: str) -> str:
 # ---- The record
 
 
-class Record(BaseModel):
+class Record(Part):
     """What an index on Qdrant is; as a manifest says it of one on the disk."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
 
     format: Literal[2] = 2
     generation: Count = 0
@@ -161,7 +157,7 @@ class Record(BaseModel):
     unfinished: Unfinished | None = None
     deleting: list[str] | None = None
     """Ids of a deletion that is going on or was stopped; the next change finishes it first."""
-    metadata_keys: list[str] = []
+    metadata_keys: list[str] = Field(default_factory=list)
 
 
 # ---- Its points
@@ -273,9 +269,7 @@ class Collection:
         try:
             record = Record.model_validate(found)
         except ValidationError as error:
-            wrong = error.errors()[0]
-            place = ".".join(map(str, wrong["loc"]))
-            raise ColbertZeroError(f"{self.address}: its record cannot be used: {place}: {wrong['msg']}") from None
+            raise ColbertZeroError(f"{self.address}: its record cannot be used: {first_mistake(error)}") from None
         vectors = info.config.params.vectors
         sizes = (
             {name: getattr(vectors.get(name), "size", None) for name in (TOKENS, POOLED)}

@@ -7,7 +7,7 @@ A search answers from the collection as it is at that moment. Of a document of s
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -170,21 +170,32 @@ class QdrantIndex:
                 f"an addition is going on or was stopped: {unfinished.documents:,} documents are still to come; the "
                 "same `index` command goes on"
             )
-        ranked = self._candidates or CANDIDATES
-        if not self._exact and (self.manifest.passages is not None or self._documents > ranked):
-            found.append(
-                f"only {ranked:,} candidates, the nearest by mean vectors, were scored; a better document may be "
-                "missing; --exact scores all"
-            )
         return found
 
-    def search(self, query: str, k: int = 10, where: dict[str, str] | None = None, explain: bool = False) -> Answer:
+    def notes_of(self, k: int) -> list[str]:
+        """What an answer of so many documents lacks, and why."""
+        ranked = self._ranks(k)
+        if self._exact or (self.manifest.passages is None and self._documents <= ranked):
+            return self.notes
+        return [
+            *self.notes,
+            f"only {ranked:,} candidates, the nearest by mean vectors, were scored; a better document may be missing; "
+            "--exact scores all",
+        ]
+
+    def search(
+        self,
+        query: str,
+        k: int = 10,
+        where: Mapping[str, str | float | bool] | None = None,
+        explain: bool = False,
+    ) -> Answer:
         """The best documents of a query.
 
         Args:
             query: Text.
             k: How many, > 0.
-            where: Only documents whose metadata has these values, as text.
+            where: Only documents whose metadata has these values.
             explain: Say of each which words the query chose.
 
         Raises:
@@ -194,21 +205,26 @@ class QdrantIndex:
         return self.search_all([query], k, where, explain)[0]
 
     def search_all(
-        self, queries: list[str], k: int = 10, where: dict[str, str] | None = None, explain: bool = False
+        self,
+        queries: list[str],
+        k: int = 10,
+        where: Mapping[str, str | float | bool] | None = None,
+        explain: bool = False,
     ) -> list[Answer]:
         """As `search`, for many queries at once."""
-        check_asked(queries, k, where, self.manifest.metadata_keys)
+        values = check_asked(queries, k, where, self.manifest.metadata_keys)
         explainers = [Explainer(self.encoder, query) if explain else None for query in queries]
         answers = []
-        for query, found, explainer in zip(queries, self._best(queries, k, where, _PAYLOAD), explainers, strict=True):
+        for query, found, explainer in zip(queries, self._best(queries, k, values, _PAYLOAD), explainers, strict=True):
             hits, replaced = self._hits(found, explainer)
-            answers.append(Answer(query, hits, [*self.notes, *replaced]))
+            answers.append(Answer(query, hits, [*self.notes_of(k), *replaced]))
         return answers
 
-    def run(self, queries: dict[str, str], k: int = 1000, where: dict[str, str] | None = None) -> Run:
+    def run(self, queries: dict[str, str], k: int = 1000, where: Mapping[str, str | float | bool] | None = None) -> Run:
         """The rankings of {query id: text} as a run."""
-        check_asked(list(queries.values()), k, where, self.manifest.metadata_keys)
-        rankings = self._best(list(queries.values()), k, where, ["document", "passage", "begin", "end"])
+        texts = list(queries.values())
+        values = check_asked(texts, k, where, self.manifest.metadata_keys)
+        rankings = self._best(texts, k, values, ["document", "passage", "begin", "end"])
         return {
             query_id: [(found.document, found.score) for found in ranking]
             for query_id, ranking in zip(queries, rankings, strict=True)
