@@ -14,6 +14,7 @@ from colbert_zero.maxsim.backends import BACKEND_VARIABLE, wanted
 from colbert_zero.models.cross_encoders import assemble_cross_encoder, pair_tokeniser
 from colbert_zero.models.encoders import assemble, tokeniser
 from colbert_zero.models.encoding import forward, scored_type
+from colbert_zero.models.precision import attend_fast
 from colbert_zero.training import gradcache, phase
 from colbert_zero.training.batches import Batches
 from colbert_zero.training.machine import going_on, machine_of, tell_tf32
@@ -53,6 +54,7 @@ def test_a_phase_is_trained_as_the_plain_loop_trains_it_to_the_bit(tmp_path, nam
     record = one.train((name,))
     training, spec = seen["training"], seen["training"].spec
     model = assemble(training.start, spec.representation, training.alignment, training.dim, training.seed, name)
+    attend_fast(model, spec.precision)
     batches = Batches(seen["parts"], training.order, tokeniser(model), training.steps, spec.hard_negatives)
     losses = train(model, objective_of(spec), batches, spec, training.seed)
     assert [entry["loss"] for entry in record["losses"]] == losses
@@ -276,6 +278,37 @@ def test_a_backend_that_is_none_is_refused_before_anything_is_read(tmp_path, mon
     monkeypatch.setattr("colbert_zero.maxsim.backends.find_spec", lambda name: None)
     with pytest.raises(ColbertZeroError, match=r"not installed; pip install colbert-zero\[gpu\]"):
         wanted(torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    ("units", "arithmetic", "attention"), [(True, "bfloat16", "eager"), (False, "float32", "sdpa")]
+)
+def test_auto_is_decided_by_the_device_and_trains_as_if_that_had_been_asked_for(
+    tmp_path, monkeypatch, units, arithmetic, attention
+):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: units)
+    write_rows(tmp_path / "pairs.jsonl")
+    records, weights, ids = {}, {}, {}
+    for asked in ("auto", arithmetic):
+        recipe = data(tmp_path)
+        recipe["phases"]["unsupervised"] |= {**SMALL, "precision": asked, "steps": 3}
+        one = study(tmp_path, recipe)
+        one.prepare([("unsupervised",)])
+        records[asked] = one.train(("unsupervised",))
+        ids[asked] = one.phase_id(("unsupervised",))
+        weights[asked] = (one.phase_folder(("unsupervised",)) / "model" / "model.safetensors").read_bytes()
+    machine = records["auto"]["machine"]
+    assert (machine["precision"], machine["attention"]) == (arithmetic, attention)
+    assert (records["auto"]["precision"], records[arithmetic]["machine"]["precision"]) == ("auto", arithmetic)
+    assert weights["auto"] == weights[arithmetic]
+    assert ids["auto"] != ids[arithmetic]
+    assert [f"precision: auto, which is {arithmetic} here" in text for text in records["auto"]["told"]] == [True]
+
+
+def test_a_resumed_training_keeps_the_arithmetic_that_auto_came_to(tiny_multi_vector):
+    own, said = machine_of(tiny_multi_vector, "float32"), []
+    assert going_on(tiny_multi_vector, own | {"precision": "bfloat16"}, own, said.append)["precision"] == "bfloat16"
+    assert not said
 
 
 def test_a_resumed_training_keeps_what_it_began_with_and_says_what_this_host_cannot(tiny_multi_vector):

@@ -12,19 +12,19 @@ from torch.nn.utils import clip_grad_norm_
 from colbert_zero.maxsim.backends import scoring_with
 from colbert_zero.maxsim.packed import Packed
 from colbert_zero.models.checkpoints import Trainable
+from colbert_zero.models.precision import attend_fast, decided
 from colbert_zero.planning.data import PlannedPart
 from colbert_zero.planning.model import PlannedModel
 from colbert_zero.planning.work import Counts, Devices, batches_of, count, filled
 from colbert_zero.recipe.schema import Phase
 from colbert_zero.study.steps import Steps
 from colbert_zero.training.batches import Batch
-from colbert_zero.training.execution import as_trained
+from colbert_zero.training.execution import as_trained, autocast_of
 from colbert_zero.training.gradcache import TokenisedTexts, grad_cache
 from colbert_zero.training.machine import machine_of
 from colbert_zero.training.objective import Objective
 from colbert_zero.training.objectives import objective_of
 from colbert_zero.training.optimiser import optimiser_of
-from colbert_zero.training.phase import precision_of
 
 ROUNDS = 3
 """Steps measured, at least."""
@@ -108,6 +108,9 @@ class _Trial:
         self.trained = nn.ModuleDict({"model": self.model, "objective": objective}).train()
         self.encoder = as_trained(self.model, spec)
         self.optimiser, _ = optimiser_of(self.trained, spec, steps.steps)
+        arithmetic = decided(spec.precision, self.model.device)
+        attend_fast(self.model, arithmetic)
+        self.context = autocast_of(arithmetic, self.model.device)
         self.maxsim = machine_of(self.model)["maxsim"]
         drawn = {name: batches for name, batches in steps.order.drawn(steps.steps).items() if batches}
         self.parts = [parts[name] for name in _spread(drawn, 16)]
@@ -119,8 +122,7 @@ class _Trial:
         batch = self._batch(queries).to(self.model.device)
         began = _now(self.model) if self.model.device.type == "cuda" else began
         with scoring_with(self.maxsim):
-            precision = precision_of(spec, self.model.device)
-            grad_cache(self.encoder, batch[:2], self.objective.of(*batch), spec.mini_batch_tokens, precision)
+            grad_cache(self.encoder, batch[:2], self.objective.of(*batch), spec.mini_batch_tokens, self.context)
             both = _now(self.model)
             scoring = self._scoring(batch)
         moving = _now(self.model)

@@ -1,6 +1,7 @@
 """How a phase runs its encoder: with fewer activations kept, compiled. Neither changes what is learnt."""
 
 import copy
+from contextlib import nullcontext
 from importlib.util import find_spec
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from colbert_zero.errors import ColbertZeroError, reason
 from colbert_zero.models.checkpoints import Encoder, Trainable
 from colbert_zero.models.pooling import with_pooling
 from colbert_zero.recipe.schema import Phase
+from colbert_zero.training.gradcache import Precision
 
 
 def as_trained(model: Trainable, spec: Phase) -> Trainable:
@@ -27,6 +29,13 @@ def as_trained(model: Trainable, spec: Phase) -> Trainable:
     # Clustering teaches nothing, and takes a while for each document.
     own = model if isinstance(model, CrossEncoder) else with_pooling(cast(Encoder, model), 1)
     return compiled(own) if spec.compile else own
+
+
+def autocast_of(arithmetic: str, device: torch.device) -> Precision:
+    """The context that a pass over a batch is encoded in."""
+    if arithmetic == "float32":
+        return nullcontext
+    return lambda: torch.autocast(device.type, torch.bfloat16)
 
 
 def recompute(encoder: PreTrainedModel) -> None:

@@ -1,7 +1,7 @@
 """What the machine did for a training, which its recipe does not say.
 
-All of it is recorded. What computes MaxSim and attention is kept by who goes on with the training, where that host can;
-a change of the rest is told.
+All of it is recorded. Who goes on with the training keeps the arithmetic, and what computes MaxSim and attention where
+that host can; a change of the rest is told.
 """
 
 import os
@@ -14,6 +14,7 @@ import torch
 
 from colbert_zero.maxsim.backends import can_score, refused, wanted
 from colbert_zero.models.checkpoints import Trainable
+from colbert_zero.models.precision import Arithmetic, decided
 from colbert_zero.processes import gather_objects
 
 _TF32_VARIABLES = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
@@ -21,8 +22,14 @@ _TF32_VARIABLES = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 _told: set[str] = set()
 
 
-def machine_of(model: Trainable) -> dict[str, Any]:
-    """What this host would do: device, host, torch, threads a process, and what computes MaxSim and attention.
+def agreed_precision(asked: str, device: torch.device) -> Arithmetic:
+    """What a phase's `precision` comes to; `auto` is bfloat16 only if every process's device is faster in it."""
+    found = set(gather_objects(decided(asked, device)))
+    return found.pop() if len(found) == 1 else "float32"
+
+
+def machine_of(model: Trainable, precision: Arithmetic = "float32") -> dict[str, Any]:
+    """What this host would do: device, host, torch, threads a process, arithmetic, what computes MaxSim and attention.
 
     All processes call it, and all score alike: with a backend that is right on every one's device.
     """
@@ -34,6 +41,7 @@ def machine_of(model: Trainable) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "maxsim": next(name for name in wanted(model.device) if name not in faults),
         "maxsim_refused": faults,
+        "precision": precision,
         "attention": _transformer(model).config._attn_implementation,
         "tf32": tf32(),
     }
@@ -67,6 +75,7 @@ def going_on(
         tell: Tells the user.
     """
     kept = dict(own)
+    kept["precision"] = recorded.get("precision", own["precision"])  # older checkpoints have none
     if recorded["maxsim"] != own["maxsim"] and can_score(recorded["maxsim"], model.device):
         kept["maxsim"] = recorded["maxsim"]
     if recorded["attention"] != own["attention"]:

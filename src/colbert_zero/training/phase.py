@@ -19,6 +19,7 @@ from colbert_zero.maxsim.backends import scoring_with, tell_refused
 from colbert_zero.models.checkpoints import Encoder
 from colbert_zero.models.cross_encoders import assemble_cross_encoder, pair_tokeniser
 from colbert_zero.models.encoders import assemble, save_model, tokeniser
+from colbert_zero.models.precision import attend_fast, decided, why
 from colbert_zero.models.scored_tokens import unknown_words
 from colbert_zero.processes import agree, average_gradients, from_main, is_main, share, sums, wait, world_size
 from colbert_zero.recipe.schema import Phase
@@ -35,13 +36,13 @@ from colbert_zero.training.checkpoint import (
     save_checkpoint,
     seed_process,
 )
-from colbert_zero.training.execution import as_trained
+from colbert_zero.training.execution import as_trained, autocast_of
 from colbert_zero.training.first_steps import FirstSteps
-from colbert_zero.training.gradcache import Precision, Work, grad_cache
+from colbert_zero.training.gradcache import Work, grad_cache
 from colbert_zero.training.heads import fit_head
 from colbert_zero.training.log import Entry, Log
 from colbert_zero.training.low_rank import add_adapters, merge_adapters
-from colbert_zero.training.machine import going_on, machine_of, tell_tf32
+from colbert_zero.training.machine import agreed_precision, going_on, machine_of, tell_tf32
 from colbert_zero.training.near import check_near
 from colbert_zero.training.objectives import objective_of
 from colbert_zero.training.optimiser import optimiser_of
@@ -122,7 +123,10 @@ def train_phase(
     trained = nn.ModuleDict({"model": model, "objective": objective}).train()
     encoder = as_trained(model, spec)
     optimizer, schedule = optimiser_of(trained, spec, steps)
-    precision, machine = precision_of(spec, model.device), machine_of(model)
+    precision = agreed_precision(spec.precision, model.device)
+    if "attn_implementation" not in training.options:
+        attend_fast(model, precision)
+    machine = machine_of(model, precision)
     tell_refused(machine["maxsim_refused"], say)
     tell_tf32(machine, say)
     log = Log(steps, 1 if model.device.type == "cuda" else machine["threads"], takers, say)
@@ -134,6 +138,9 @@ def train_phase(
         log.restore(state["log"])
         batches.restore_streams(state["streams"])
         machine = going_on(model, state["machine"], machine, lambda text: say(f"phases.{training.name}: {text}"))
+    elif spec.precision == "auto":
+        log.tell(f"phases.{training.name}.precision: auto, which is {precision} {why(model.device)}")
+    context = autocast_of(machine["precision"], model.device)
     if spec.representation == "multi-vector" and (unknown := unknown_words(model, training.scored)):
         log.tell(f"model.skip_list: no single tokens of this tokenizer, so not skipped: {' '.join(unknown)}")
     if spec.reads_pairs:
@@ -150,7 +157,7 @@ def train_phase(
             batch = batch.to(model.device)
             # 1. The loss of the global batch, and its gradient: in-batch negatives are those of all processes.
             loss_of = objective.of(*batch)
-            own, counted = grad_cache(encoder, batch[:2], loss_of, spec.mini_batch_tokens, precision)
+            own, counted = grad_cache(encoder, batch[:2], loss_of, spec.mini_batch_tokens, context)
             average_gradients(trained.parameters())
             loss, wall, cpu, stops, *counts = sums(own.item(), *log.clocks(), stop_requested(), *counted)
             # 2. One step of the optimiser. A learned temperature is not clipped along with the weights.
@@ -213,6 +220,10 @@ def train_phase(
 def _assembled(training: Training, parts: Mapping[str, Part], new: bool) -> Any:
     """The model that the phase starts from; a new training may fit its head to the data."""
     spec = training.spec
+
+    def fit(model: Encoder) -> None:
+        fit_head(model, parts, training.order, autocast_of(decided(spec.precision, model.device), model.device))
+
     if spec.reads_pairs:
         return assemble_cross_encoder(
             training.start, training.alignment, training.seed, training.name, **training.options
@@ -226,7 +237,13 @@ def _assembled(training: Training, parts: Mapping[str, Part], new: bool) -> Any:
         training.name,
         spec.allow_prompt_mismatch,
         training.head,
-        (lambda model: fit_head(model, parts, training.order, precision_of(spec, model.device))) if new else None,
+        (
+            lambda model: fit_head(
+                model, parts, training.order, autocast_of(decided(spec.precision, model.device), model.device)
+            )
+        )
+        if new
+        else None,
         training.scored,
         **training.options,
     )
@@ -267,13 +284,6 @@ def steps_of(spec: Phase, order: Order, name: str) -> int:
             "as its phase"
         )
     return steps
-
-
-def precision_of(spec: Phase, device: torch.device) -> Precision:
-    """The context that a pass over a batch is encoded in."""
-    if spec.precision == "float32":
-        return nullcontext
-    return lambda: torch.autocast(device.type, torch.bfloat16)
 
 
 def _resumed_step(work: Path, training: Training, say: Callable[[str], None]) -> int:

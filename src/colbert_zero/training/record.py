@@ -27,7 +27,7 @@ class _Record(BaseModel):
 class Machine(_Record):
     """What the machine did that the recipe does not say.
 
-    A resumed training keeps `maxsim` and `attention` where its host can, and tells what else differs.
+    A resumed training keeps `precision`, and `maxsim` and `attention` where its host can, and tells what else differs.
     """
 
     device: str
@@ -41,6 +41,8 @@ class Machine(_Record):
     """What would have computed it, and what was wrong with it on a small case on this device."""
     attention: str
     """What computed attention: sdpa, eager, flash_attention_2, …"""
+    precision: str | None = None
+    """What the encoder computed in: float32, bfloat16; `auto` of the recipe, decided. Older records lack it."""
     tf32: dict[str, str] = {}
     """What asked for TF32 in place of float32 in CUDA's products, with its value: variables of the environment, torch's
     own flag; 0 forbids it. Older records lack it."""
@@ -112,6 +114,7 @@ class PhaseRecord(_Record):
     max_relative: float | None
     alpha: float
     precision: str
+    """As the recipe has it; `machine` has what `auto` came to."""
     global_batch_size: int
     mini_batch_tokens: int
     low_rank: dict[str, Any] | None = None
