@@ -25,7 +25,10 @@ def test_every_package_that_is_imported_is_declared():
     others = imported - set(sys.stdlib_module_names) - {"colbert_zero"}
     # Triton comes with torch's CUDA builds; the others are extras that need not be installed.
     known = packages_distributions() | {"triton": ["torch"], "late_interaction_kernels": ["late-interaction-kernels"]}
-    known |= {name: [name] for name in ("wandb", "tensorboard", "mteb", "peft", "onnx", "onnxruntime", "onnxscript")}
+    known |= {
+        name: [name]
+        for name in ("wandb", "tensorboard", "mteb", "peft", "onnx", "onnxruntime", "onnxscript", "openvino")
+    }
     assert "torch" in others
     missing = {name for name in others if not {d.lower().replace("_", "-") for d in known.get(name, [])} & declared}
     assert not missing

@@ -1,4 +1,4 @@
-"""Exports to ONNX, which rank as the checkpoint does (the extra `onnx`, else skipped)."""
+"""Exports to ONNX, which rank as the checkpoint does (the extra `cpu`, else skipped)."""
 
 import importlib.util
 import json
@@ -17,7 +17,7 @@ from helpers import PROMPTS
 
 INSTALLED = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxruntime", "onnxscript")),
-    reason="the extra onnx is not installed",
+    reason="the extra cpu is not installed",
 )
 
 
@@ -40,7 +40,7 @@ def test_an_export_ranks_as_the_model_and_says_what_stands_around_the_graph(
     model = tiny_multi_vector if which == "with a skip list" else expanded(backbone)
     model.save_pretrained(str(tmp_path / "model"), create_model_card=False)
     write_beir(collection, tmp_path / "collection")
-    words = ("--collection", tmp_path / "collection", "--out", tmp_path / "out", "--int8")
+    words = ("--collection", tmp_path / "collection", "--out", tmp_path / "out", "--int8", "--most-lost", 100)
     code, out, err = command("export", tmp_path / "model", "--to", "onnx", *words)
     assert code == 0, err
     assert "ranks 5 queries of collection as the model does" in out
@@ -80,7 +80,7 @@ def test_what_cannot_be_exported_is_refused(tiny_dense, tmp_path):
 
 def test_without_the_packages_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(onnx, "find_spec", lambda name: None)
-    with pytest.raises(ColbertZeroError, match=r"onnx is not installed; pip install 'colbert-zero\[onnx\]'"):
+    with pytest.raises(ColbertZeroError, match=r"onnx is not installed; pip install 'colbert-zero\[cpu\]'"):
         onnx.check_installed()
 
 

@@ -26,6 +26,10 @@ def export(
     int8: Annotated[
         bool, typer.Option("--int8", help="For onnx: also a graph with int8 weights; its cost in nDCG@10 is told.")
     ] = False,
+    most_lost: Annotated[
+        float,
+        typer.Option(min=0, metavar="POINTS", help="Of --int8: the nDCG@10 × 100 it may lose, or is refused."),
+    ] = 1.0,
 ) -> None:
     """Export a multi-vector model: to PyLate's layout, or to an ONNX graph that ends in the vectors that are scored.
 
@@ -56,10 +60,10 @@ def export(
         apart = export_pylate(found.folder, out)
         _say(f"{out}: PyLate's layout; read again it gives the model's vectors, to {apart:.0e}")
     else:
-        _to_onnx(found.folder, collection, out, int8)
+        _to_onnx(found.folder, collection, out, most_lost if int8 else None)
 
 
-def _to_onnx(model: Path, name: str, out: Path, int8: bool) -> None:
+def _to_onnx(model: Path, name: str, out: Path, most_lost: float | None) -> None:
     from colbert_zero.data.by_name import load_all
     from colbert_zero.data.collection import Rules
     from colbert_zero.evaluation.exporting import MEASURE, export_checked
@@ -70,12 +74,12 @@ def _to_onnx(model: Path, name: str, out: Path, int8: bool) -> None:
     if len(loaded) != 1:
         raise ColbertZeroError(f"--collection {name}: has {len(loaded)} collections; name one of them")
     with RichShow().counted("ranking") as advance:
-        checked = export_checked(model, loaded[0], out, int8, advance)
+        checked = export_checked(model, loaded[0], out, most_lost, advance)
     _say(f"{out}: ranks {checked['queries']:,} queries of {checked['collection']} as the model does; scores differ by "
          f"at most {checked['largest_difference']:.0e}")  # fmt: skip
     for graph, score in checked[MEASURE].items():
         _say(f"  {graph:16} {MEASURE} {score:.4f}")
-    if int8:
+    if most_lost is not None:
         _say(f"  int8 has another order of the first ten in {checked['int8_other_first_ten']:,} queries")
 
 

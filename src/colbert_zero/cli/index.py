@@ -7,6 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from colbert_zero.cli import on_qdrant
+from colbert_zero.cli.graphs import GraphOption, RuntimeOption, graph_of
 from colbert_zero.cli.on_qdrant import BackendOption, FolderOption, UrlOption
 from colbert_zero.cli.options import read_queries, start_processes
 from colbert_zero.errors import ColbertZeroError
@@ -85,6 +86,8 @@ def build(
     segment_documents: Annotated[
         int, typer.Option(min=1, max=10_000_000, help="Documents written, and kept, together.")
     ] = SEGMENT_DOCUMENTS,
+    graph: GraphOption = None,
+    runtime: RuntimeOption = "onnxruntime",
     on_bad_rows: BadRowsOption = "error",
     backend: BackendOption = "files",
     url: UrlOption = None,
@@ -115,6 +118,7 @@ def build(
         raise ColbertZeroError("--quantization: is for --backend qdrant; --store int8 is its like here")
     if place is not None and segment_documents != SEGMENT_DOCUMENTS:
         raise ColbertZeroError("--segment-documents: Qdrant makes its own segments; leave it out")
+    encoded_by = graph_of(graph, runtime, place)
     documents = documents_of(corpus, "--corpus", on_bad_rows)
     if place is not None:
         from colbert_zero.serving.qdrant.changing import QdrantSettings
@@ -125,7 +129,7 @@ def build(
     show = RichShow()
     with show.counted("documents") as advance:
         added = build_index(
-            model, documents, out, Settings(store, pool, passages, segment_documents), show.say,
+            model, documents, out, Settings(store, pool, passages, segment_documents, encoded_by), show.say,
             advance,
         )  # fmt: skip
     _tell(added, out)
@@ -140,6 +144,8 @@ def add(
         bool, typer.Option("--replace", help="Put a document in the place of another one of its id.")
     ] = False,
     model: ModelOption = None,
+    graph: GraphOption = None,
+    runtime: RuntimeOption = "onnxruntime",
     on_bad_rows: BadRowsOption = "error",
     backend: BackendOption = "files",
     url: UrlOption = None,
@@ -155,13 +161,14 @@ def add(
     from colbert_zero.serving.index.building import add as add_documents
 
     place, documents = on_qdrant.address(index, backend, url, path), documents_of(corpus, "--corpus", on_bad_rows)
+    encoded_by = graph_of(graph, runtime, place)
     if place is not None:
         on_qdrant.add(place, documents, replace, model)
         return
     _start()
     show = RichShow()
     with show.counted("documents") as advance:
-        added = add_documents(index, documents, replace, model, show.say, advance)
+        added = add_documents(index, documents, replace, model, show.say, advance, graph=encoded_by)
     _tell(added, index)
     _leave()
 

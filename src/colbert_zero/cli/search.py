@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from colbert_zero.cli import on_qdrant
+from colbert_zero.cli.graphs import GraphOption, RuntimeOption, graph_of
 from colbert_zero.cli.index import IndexArgument, ModelOption
 from colbert_zero.cli.on_qdrant import BackendOption, FolderOption, UrlOption
 from colbert_zero.cli.options import read_queries
@@ -45,6 +46,8 @@ def search(
         ),
     ] = None,
     model: ModelOption = None,
+    graph: GraphOption = None,
+    runtime: RuntimeOption = "onnxruntime",
     backend: BackendOption = "files",
     url: UrlOption = None,
     path: FolderOption = None,
@@ -66,6 +69,7 @@ def search(
       colbert-zero search notes.index "how do I resume a run" -k 3 --explain
       colbert-zero search notes.index "lift of a wing" --where year=1958 --json
       colbert-zero search large.index "lift of a wing" --first pooled:1000
+      colbert-zero search notes.index "lift of a wing" --graph my-onnx
       colbert-zero search scifact.index --queries data/scifact/queries.jsonl --run scifact.trec -k 100
       colbert-zero search notes "lift of a wing" --backend qdrant --url http://localhost:6333 --candidates 500
     """
@@ -74,6 +78,7 @@ def search(
     queries = read_queries(queries_file) if queries_file else {}
     if exact and first:
         raise ColbertZeroError("--exact and --first: every document, or a first stage's; leave one of them out")
+    encoded_by = graph_of(graph, runtime)
     place = on_qdrant.address(index, backend, url, path)
     options: dict[str, Any] = {"candidates": candidates, "exact": exact}
     if place is None:
@@ -104,7 +109,7 @@ def search(
         stderr.print(line, markup=False, soft_wrap=True)
 
     stage: dict[str, Any] = {"first": first} if first else {}
-    with open_index(place or index, model, tell, **options) as opened:
+    with open_index(place or index, model, tell, graph=encoded_by, **options) as opened:
         if run_file:
             run = opened.run(queries, k, chosen, **stage)
             write_run(run_file, run, index.name or "index")

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from colbert_zero.cli import on_qdrant
+from colbert_zero.cli.graphs import GraphOption, RuntimeOption, graph_of
 from colbert_zero.cli.index import IndexArgument, ModelOption
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.terminal import console, stderr
@@ -44,6 +45,8 @@ def serve(
         ),
     ] = None,
     model: ModelOption = None,
+    graph: GraphOption = None,
+    runtime: RuntimeOption = "onnxruntime",
 ) -> None:
     """Serve an index: an HTTP API, and a page to search with. Ctrl-C ends it, once what it accepted is answered.
 
@@ -51,11 +54,15 @@ def serve(
 
       colbert-zero serve notes.index
       colbert-zero serve notes.index --port 9000 --workers 4
+      colbert-zero serve notes.index --graph my-onnx/model_int8.onnx
       colbert-zero serve qdrant+http://localhost:6333/notes
       COLBERT_ZERO_KEY=secret colbert-zero serve notes.index --host 0.0.0.0 --writable
       curl 'http://127.0.0.1:8000/search?q=how+do+I+resume+a+run&k=3&explain=true'
     """  # fmt: skip
     _check(key, writable, workers)
+    if graph and writable:
+        raise ColbertZeroError("--graph: encodes queries; what is added with --writable is encoded by PyTorch")
+    encoded_by = graph_of(graph, runtime)
     place = on_qdrant.address(index, "files", None, None)
     if place is None:
         from colbert_zero.serving.index.manifest import read_manifest
@@ -84,9 +91,9 @@ def serve(
         local = is_local(bound.getsockname()[0])
         if not local and key is None:
             _tell(f"warning: whoever reaches {host} can search and read this index; set a key (COLBERT_ZERO_KEY)")
-        settings = Settings(whole, limits, key, writable, local, model, memory // workers, workers)
+        settings = Settings(whole, limits, key, writable, local, model, memory // workers, workers, encoded_by)
         address = f"[{host}]" if ":" in host else host
-        with open_index(whole, model, _tell) as opened:
+        with open_index(whole, model, _tell, graph=encoded_by) as opened:
             console.print(f"{place or index}: {len(opened):,} documents", markup=False, soft_wrap=True)
             for note in opened.notes:
                 _tell(f"note: {note}")

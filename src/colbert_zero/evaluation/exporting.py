@@ -1,10 +1,9 @@
 """An ONNX export whose rankings are compared with the model's before it is kept."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from colbert_zero.data.collection import Collection
 from colbert_zero.errors import ColbertZeroError
@@ -12,7 +11,8 @@ from colbert_zero.evaluation.ranking import rank
 from colbert_zero.evaluation.runs import Run, measure
 from colbert_zero.files import atomic_folder, read_json, write_json
 from colbert_zero.models.checkpoints import load_model
-from colbert_zero.models.onnx import INT8, MODEL, SETTINGS, export_onnx, with_graph
+from colbert_zero.models.graphs import MODEL, SETTINGS, Graph, computed_by
+from colbert_zero.models.onnx import INT8, export_onnx
 
 MEASURE = "nDCG@10"
 
@@ -21,7 +21,7 @@ TOLERANCE = 1e-4
 
 
 def export_checked(
-    model: Path, collection: Collection, out: Path, int8: bool, advance: Callable[[int, int], None]
+    model: Path, collection: Collection, out: Path, most_lost: float | None, advance: Callable[[int, int], None]
 ) -> dict[str, Any]:
     """Export a multi-vector checkpoint, and keep the graph if it ranks a collection as the checkpoint does.
 
@@ -29,7 +29,7 @@ def export_checked(
         model: The checkpoint's folder.
         collection: To rank.
         out: The new folder.
-        int8: Also a graph with int8 weights, whose cost in nDCG@10 is found, and not judged.
+        most_lost: Also a graph with int8 weights, which may lose so many points of nDCG@10 (× 100); None: without.
         advance: Told how far each ranking is.
 
     Returns:
@@ -37,15 +37,14 @@ def export_checked(
         many queries the int8 graph has another order of the first ten.
 
     Raises:
-        ColbertZeroError: It cannot be exported, or ranks otherwise; nothing is kept.
+        ColbertZeroError: It cannot be exported, ranks otherwise, or loses more by int8; nothing is kept.
     """
     encoder = load_model(model, device="cpu")
     with atomic_folder(out) as folder:
-        graphs = export_onnx(encoder, folder, int8)
+        graphs = export_onnx(encoder, folder, most_lost is not None)
         runs = {"torch": rank(encoder, collection, progress=advance)}
         for graph in graphs:
-            exported = with_graph(encoder, graph, torch.get_num_threads())
-            runs[graph.name] = rank(exported, collection, progress=advance)
+            runs[graph.name] = rank(computed_by(encoder, Graph(graph)), collection, progress=advance)
         checked: dict[str, Any] = {
             "collection": collection.name,
             "queries": len(collection.qrels),
@@ -58,7 +57,13 @@ def export_checked(
                 f"MODEL: the ONNX graph of {model} orders {len(others)} of {len(runs['torch'])} queries' documents "
                 f"otherwise (the first: {others[0]!r}), so it is not kept; please report the architecture"
             )
-        if int8:
+        if most_lost is not None:
+            lost = 100 * (checked[MEASURE]["torch"] - checked[MEASURE][INT8])
+            if lost > most_lost:
+                raise ColbertZeroError(
+                    f"--int8: loses {lost:.2f} points of {MEASURE} on {collection.name}, more than {most_lost:g}; "
+                    f"leave --int8 out, or allow it (--most-lost {math.ceil(lost)})"
+                )
             checked["int8_other_first_ten"] = sum(
                 [i for i, _ in run[:10]] != [i for i, _ in runs["torch"][query][:10]]
                 for query, run in runs[INT8].items()

@@ -13,6 +13,7 @@ from colbert_zero.files import file_fingerprint, parse_json, place_of, to_json
 from colbert_zero.models.bases import find_checkpoint
 from colbert_zero.models.checkpoints import Encoder, load_model
 from colbert_zero.models.encoding import prompt_of
+from colbert_zero.models.graphs import Graph, computed_by
 from colbert_zero.models.kinds import kind_of
 from colbert_zero.models.scored_tokens import scored_in_words
 from colbert_zero.serving.index.manifest import ModelIdentity
@@ -37,13 +38,16 @@ def load_identified(place: str, whose: str, tell: Callable[[str], None]) -> tupl
     return _loaded(place, commit)
 
 
-def load_known(known: ModelIdentity, place: str | None, tell: Callable[[str], None]) -> Encoder:
+def load_known(
+    known: ModelIdentity, place: str | None, tell: Callable[[str], None], graph: Graph | None = None
+) -> Encoder:
     """The model of an index.
 
     Args:
         known: What the index says of it.
         place: Where it is now; where it was, without.
         tell: Told what is unusual.
+        graph: That computes it in PyTorch's place.
 
     Raises:
         ColbertZeroError: It is not there, or another.
@@ -62,7 +66,8 @@ def load_known(known: ModelIdentity, place: str | None, tell: Callable[[str], No
             f"{place or known.place} is not the model that this index was made with: {_differs(known, place, commit)}. "
             "Vectors of two models cannot be compared; search with that one (--model PLACE), or index again with this"
         )
-    return load_model(place_of(place or known.place), revision=commit)
+    encoder = load_model(place_of(place or known.place), revision=commit)
+    return computed_by(encoder, graph) if graph else encoder
 
 
 def _differs(known: ModelIdentity, place: str | None, commit: str | None) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.files import Tell
+from colbert_zero.models.graphs import Graph
 from colbert_zero.serving.index.manifest import NAME
 from colbert_zero.serving.opening import AnyIndex, open_index
 from colbert_zero.serving.qdrant.collection import Address, Record
@@ -45,6 +46,7 @@ class Current:
         memory_bytes: As of `Index.open`; Qdrant's memory is its own.
         tell: Told of changes.
         changed: Told of each newer state.
+        graph: That encodes queries in PyTorch's place.
 
     Raises:
         ColbertZeroError: It is no index, or its model cannot be loaded.
@@ -57,11 +59,13 @@ class Current:
         memory_bytes: int | None,
         tell: Tell,
         changed: Callable[[AnyIndex], None] = lambda _: None,
+        graph: Graph | None = None,
     ):
         self._changed = changed
         self._path, self._tell = path.absolute() if isinstance(path, Path) else path, tell
         self._seen = self._look(None)
-        index = open_index(path, model, tell, **({"memory_bytes": memory_bytes} if isinstance(path, Path) else {}))
+        options = {"memory_bytes": memory_bytes} if isinstance(path, Path) else {}
+        index = open_index(path, model, tell, graph=graph, **options)
         if isinstance(index, QdrantIndex):
             self._seen = index.manifest
         index.encoder  # noqa: B018 - loaded now, not by the first request

@@ -21,6 +21,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.supervisors import Multiprocess
 
 from colbert_zero.errors import ColbertZeroError, Stopped
+from colbert_zero.models.graphs import Graph
 from colbert_zero.serving.index.segments import raise_open_files
 from colbert_zero.serving.qdrant.collection import Address
 
@@ -65,6 +66,7 @@ class Settings:
         model: Where the index's model is now; where it was, without.
         memory_bytes: As of `Index.open`, of each process.
         workers: Processes.
+        graph: That encodes queries in PyTorch's place.
     """
 
     index: Path | Address
@@ -75,6 +77,7 @@ class Settings:
     model: str | None = None
     memory_bytes: int | None = None
     workers: int = 1
+    graph: Graph | None = None
 
 
 def app_of(settings: Settings, tell: Callable[[str], None] = print) -> "FastAPI":
@@ -87,7 +90,7 @@ def app_of(settings: Settings, tell: Callable[[str], None] = print) -> "FastAPI"
     from colbert_zero.serving.http.service import Service
 
     service = Service(
-        settings.index, settings.limits, settings.writable, settings.model, settings.memory_bytes, tell
+        settings.index, settings.limits, settings.writable, settings.model, settings.memory_bytes, tell, settings.graph
     )  # fmt: skip
     return make_app(service, settings.key, settings.local)
 

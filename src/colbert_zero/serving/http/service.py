@@ -16,6 +16,7 @@ from colbert_zero.evaluation.ranking import embed
 from colbert_zero.files import Tell
 from colbert_zero.models.encoders import with_own_tokenizer
 from colbert_zero.models.encoding import Task
+from colbert_zero.models.graphs import Graph
 from colbert_zero.models.pooling import with_pooling
 from colbert_zero.serving.http.batching import Batcher, Group
 from colbert_zero.serving.http.current import Current
@@ -86,6 +87,7 @@ class Service:
         model: Where the index's model is now; where it was, without.
         memory_bytes: As of `Index.open`.
         tell: Told what happens to the index.
+        graph: That encodes queries in PyTorch's place.
 
     Raises:
         ColbertZeroError: It is no index, or its model cannot be loaded.
@@ -99,10 +101,11 @@ class Service:
         model: str | None = None,
         memory_bytes: int | None = None,
         tell: Tell = print,
+        graph: Graph | None = None,
     ):
         self.path, self.limits, self.writable = path, limits, writable
         self._tell, self._place = tell, model
-        self.current = Current(path, model, memory_bytes, tell, self._changed)
+        self.current = Current(path, model, memory_bytes, tell, self._changed, graph)
         # Counted in from here on: what is only starting has no generation.
         self.metrics = Metrics()
         self._changed(self.current.state.index)

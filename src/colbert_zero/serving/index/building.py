@@ -28,6 +28,7 @@ from colbert_zero.evaluation.ranking import embed
 from colbert_zero.files import Progress, Tell, atomic_folder, to_json, writing
 from colbert_zero.maxsim.packed import Packed
 from colbert_zero.models.checkpoints import Encoder
+from colbert_zero.models.graphs import Graph, computed_by
 from colbert_zero.models.pooling import pooling_of, with_pooling
 from colbert_zero.processes import appears, from_main, is_main, process_rank, wait, world_size
 from colbert_zero.serving.identity import load_identified, load_known
@@ -45,6 +46,7 @@ from colbert_zero.serving.index.manifest import (
     LONGEST_NAME,
     MOST_SEGMENTS,
     NAME,
+    PYTORCH,
     SEGMENT_DOCUMENTS,
     SEGMENTS,
     Corpus,
@@ -82,12 +84,14 @@ class Settings:
         pool: Tokens of a document that become one vector, about; None: as the model does.
         passages: Tokens that the passages of long documents overlap by; None: a document is one, its end cut off.
         segment_documents: Documents of a segment, which are committed together.
+        graph: That encodes documents in PyTorch's place, of the same model.
     """
 
     storage: Storage = "float16"
     pool: float | None = None
     passages: int | None = None
     segment_documents: int = SEGMENT_DOCUMENTS
+    graph: Graph | None = None
 
 
 DEFAULTS = Settings()
@@ -170,6 +174,7 @@ def build(
         if seen.corpus.documents == 0:
             raise ColbertZeroError(f"--corpus: no document with a text in {', '.join(documents.paths)}")
         encoder, identity = load_identified(model, "MODEL", tell)
+        encoder = computed_by(encoder, settings.graph) if settings.graph else encoder
         encoder = encoder if settings.pool is None else with_pooling(encoder, settings.pool)
         Cutter(encoder, settings.passages)
         manifest = Manifest(
@@ -178,6 +183,7 @@ def build(
             pool=pooling_of(encoder),
             passages=settings.passages,
             segment_documents=settings.segment_documents,
+            encoded_by=settings.graph.words if settings.graph else PYTORCH,
             corpus=seen.corpus.model_copy(update={"paths": documents.paths}),
             unfinished=Unfinished(digest=seen.corpus.digest, documents=seen.corpus.documents),
         )
@@ -202,6 +208,7 @@ def add(
     tell: Tell = print,
     progress: Progress | None = None,
     loaded: tuple[ModelIdentity, Encoder] | None = None,
+    graph: Graph | None = None,
 ) -> Added:
     """Add documents to an index. Of the same id, text and metadata as one that is there, it is passed over.
 
@@ -215,6 +222,7 @@ def add(
         tell: Told what is unusual.
         progress: Told how far it is.
         loaded: A model that is loaded already; taken if it is the index's.
+        graph: That encodes documents in PyTorch's place: the one that the index was made with.
 
     Raises:
         ColbertZeroError: A document cannot be used, has no id, or its id is taken; the model is not there, or another.
@@ -224,8 +232,9 @@ def add(
     with _held(index, tell):
         seen: Seen = from_main(Seen.of(documents, index, replace) if is_main() else None)
         manifest = read_manifest(index)
+        _check_encoded_alike(manifest, graph, index)
         same = loaded is not None and loaded[0] == manifest.model
-        encoder = loaded[1] if loaded and same else load_known(manifest.model, model, tell)
+        encoder = loaded[1] if loaded and same else load_known(manifest.model, model, tell, graph)
         return _add(index, with_pooling(encoder, manifest.pool), documents, seen, progress)
 
 
@@ -241,13 +250,21 @@ def _foreign(out: Path) -> Iterator[Path]:
     return (path for path in out.iterdir() if path.name not in (".lock", SEGMENTS, COMING) and path.suffix != ".tmp")
 
 
+def _check_encoded_alike(there: Manifest, graph: Graph | None, index: Path) -> None:
+    """Refuse to put vectors of one arithmetic beside those of another."""
+    own = graph.words if graph else PYTORCH
+    if there.encoded_by != own:
+        mend = "leave --graph out" if there.encoded_by == PYTORCH else "name that graph (--graph, --runtime)"
+        raise ColbertZeroError(f"{index}: its documents were encoded by {there.encoded_by}, not {own}; {mend}")
+
+
 def _check_same(there: Manifest, wanted: Manifest, out: Path) -> None:
     """Refuse to go on with another model, other settings or another corpus.
 
     Raises:
         ColbertZeroError: Names what differs.
     """
-    for what in ("storage", "pool", "passages", "segment_documents"):
+    for what in ("storage", "pool", "passages", "segment_documents", "encoded_by"):
         if getattr(there, what) != getattr(wanted, what):
             raise ColbertZeroError(
                 f"--out {out} holds an index whose {what} is {getattr(there, what)}, not {getattr(wanted, what)}; "

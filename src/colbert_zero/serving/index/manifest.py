@@ -112,6 +112,9 @@ class Unfinished(Part):
     """Still to come."""
 
 
+PYTORCH = "PyTorch"
+
+
 class Manifest(Part):
     """An index."""
 
@@ -127,6 +130,8 @@ class Manifest(Part):
     passages: Count | None
     """Tokens that passages of a document overlap by; None where documents are one passage each."""
     segment_documents: Annotated[Count, Field(gt=0)]
+    encoded_by: _Short = PYTORCH
+    """What computed the documents' vectors: PyTorch, or a graph by `export` and its runtime."""
     corpus: Corpus
     unfinished: Unfinished | None = None
     cut: Count = 0

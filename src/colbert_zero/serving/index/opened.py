@@ -19,6 +19,7 @@ from colbert_zero.evaluation.ranking import embed
 from colbert_zero.evaluation.runs import Run
 from colbert_zero.maxsim.packed import Packed
 from colbert_zero.models.checkpoints import Encoder
+from colbert_zero.models.graphs import Graph
 from colbert_zero.serving.explaining import Explainer, Explanation
 from colbert_zero.serving.identity import load_known
 from colbert_zero.serving.index.building import DEFAULTS, Settings
@@ -164,9 +165,15 @@ class Index:
     """
 
     def __init__(
-        self, path: Path, manifest: Manifest, model: str | None, memory_bytes: int, tell: Callable[[str], None]
+        self,
+        path: Path,
+        manifest: Manifest,
+        model: str | None,
+        memory_bytes: int,
+        tell: Callable[[str], None],
+        graph: Graph | None,
     ):
-        self.path, self.manifest = path, manifest
+        self.path, self.manifest, self._graph = path, manifest, graph
         self._place, self._memory_bytes, self._tell = model, memory_bytes, tell
         self._encoder: Encoder | None = None
         self.damaged: dict[str, str] = {}
@@ -187,6 +194,7 @@ class Index:
         model: str | None = None,
         memory_bytes: int | None = None,
         tell: Callable[[str], None] = print,
+        graph: Graph | None = None,
     ) -> Self:
         """Open an index. No vector is read and no model loaded before they are needed.
 
@@ -195,6 +203,7 @@ class Index:
             model: Where its model is now; where it was when the index was made, without.
             memory_bytes: Vectors that may stay in memory between searches; a quarter of the machine's, without.
             tell: Told what is unusual of the model.
+            graph: That encodes queries in PyTorch's place, of the same model.
 
         Raises:
             ColbertZeroError: It is no index.
@@ -204,7 +213,7 @@ class Index:
         memory = psutil.virtual_memory().total // 4 if memory_bytes is None else memory_bytes
         manifest = read_manifest(folder)
         for _ in range(ATTEMPTS):
-            index = cls(folder, manifest, model, memory, tell)
+            index = cls(folder, manifest, model, memory, tell, graph)
             # What was compacted away between the manifest and its segments is not damaged.
             if not index.damaged or (newer := read_manifest(folder)).generation == manifest.generation:
                 break
@@ -249,7 +258,7 @@ class Index:
 
     def anew(self) -> "Index":
         """What is at its place now, opened again, with the model that is loaded if it is the same; raises as `open`."""
-        newer = Index.open(self.path, self._place, self._memory_bytes, self._tell)
+        newer = Index.open(self.path, self._place, self._memory_bytes, self._tell, self._graph)
         if newer.manifest.model == self.manifest.model:
             newer._encoder = self._encoder
         return newer
@@ -283,7 +292,7 @@ class Index:
             ColbertZeroError: It is not where it was, or another.
         """
         if self._encoder is None:
-            self._encoder = load_known(self.manifest.model, self._place, self._tell)
+            self._encoder = load_known(self.manifest.model, self._place, self._tell, self._graph)
         return self._encoder
 
     @property

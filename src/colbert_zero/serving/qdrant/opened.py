@@ -19,6 +19,7 @@ from colbert_zero.errors import ColbertZeroError, short
 from colbert_zero.evaluation.ranking import embed
 from colbert_zero.evaluation.runs import Run
 from colbert_zero.models.checkpoints import Encoder
+from colbert_zero.models.graphs import Graph
 from colbert_zero.serving.explaining import Explainer
 from colbert_zero.serving.identity import load_known
 from colbert_zero.serving.index.opened import Answer, Hit, check_asked
@@ -76,7 +77,9 @@ class QdrantIndex:
         exact: bool,
         candidates: int | None,
         tell: Callable[[str], None],
+        graph: Graph | None,
     ):
+        self._graph = graph
         self.path, self.manifest = collection.address, collection.record()
         self._collection, self._place, self._tell, self._owner = collection, model, tell, True
         self._exact, self._candidates = exact, candidates
@@ -91,6 +94,7 @@ class QdrantIndex:
         exact: bool = False,
         candidates: int | None = None,
         tell: Callable[[str], None] = print,
+        graph: Graph | None = None,
     ) -> Self:
         """Open an index. No model is loaded before it is needed.
 
@@ -100,6 +104,7 @@ class QdrantIndex:
             exact: Rank every passage by MaxSim, not the candidates alone.
             candidates: Passages that MaxSim ranks; 300, or k where that is more, without.
             tell: Told what is unusual.
+            graph: That encodes queries in PyTorch's place, of the same model.
 
         Raises:
             ColbertZeroError: It cannot be reached, or is no index.
@@ -109,7 +114,7 @@ class QdrantIndex:
         address = address_of(address) if isinstance(address, str) else address
         collection = Collection(address, tell)
         try:
-            return cls(collection, model, exact, candidates, tell)
+            return cls(collection, model, exact, candidates, tell, graph)
         except BaseException:
             collection.close()
             raise
@@ -130,7 +135,7 @@ class QdrantIndex:
         """The same collection opened again, with the model that is loaded if it is the same; raises as `open`."""
         # The local mode's folder is open once: who opened it lets go of it.
         collection = Collection(self.path, self._tell) if self.path.remote else self._collection
-        newer = QdrantIndex(collection, self._place, self._exact, self._candidates, self._tell)
+        newer = QdrantIndex(collection, self._place, self._exact, self._candidates, self._tell, self._graph)
         newer._owner = self.path.remote
         if newer.manifest.model == self.manifest.model:
             newer._encoder = self._encoder
@@ -158,7 +163,7 @@ class QdrantIndex:
             ColbertZeroError: It is not where it was, or another.
         """
         if self._encoder is None:
-            self._encoder = load_known(self.manifest.model, self._place, self._tell)
+            self._encoder = load_known(self.manifest.model, self._place, self._tell, self._graph)
         return self._encoder
 
     @property

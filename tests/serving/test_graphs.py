@@ -1,0 +1,166 @@
+"""A graph by `export` that encodes in PyTorch's place (the extra `cpu`, else most are skipped)."""
+
+import importlib.util
+import json
+import warnings
+
+import pytest
+import torch
+
+from colbert_zero.data.documents import documents_of
+from colbert_zero.errors import ColbertZeroError
+from colbert_zero.evaluation.exporting import export_checked
+from colbert_zero.models import graphs
+from colbert_zero.models.checkpoints import load_model
+from colbert_zero.models.encoding import encode
+from colbert_zero.models.graphs import computed_by, graph_at
+from colbert_zero.models.pooling import with_pooling
+from colbert_zero.serving.index.building import Settings, add, build
+from colbert_zero.serving.index.manifest import read_manifest
+from colbert_zero.serving.index.opened import Index
+from helpers import DOCUMENTS
+
+
+def quiet(_):
+    pass
+
+
+PACKAGES = ("onnx", "onnxruntime", "onnxscript", "openvino")
+INSTALLED = [
+    pytest.mark.skipif(any(importlib.util.find_spec(name) is None for name in PACKAGES), reason="needs the extra cpu"),
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("default"),
+]  # fmt: skip
+RUNTIMES = pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "openvino-bfloat16"])
+
+
+def installed(test):
+    for mark in INSTALLED:
+        test = mark(test)
+    return test
+
+
+@pytest.fixture(scope="module")
+def exported(served_folder, collection, tmp_path_factory):
+    """Of the served index's model; float32 and int8."""
+    folder = tmp_path_factory.mktemp("graphs") / "onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        export_checked(served_folder.parent / "model", collection, folder, 100.0, lambda *_: None)
+    return folder
+
+
+@installed
+@RUNTIMES
+def test_a_search_by_a_graph_finds_what_a_search_by_pytorch_finds(exported, served_folder, runtime):
+    queries = ["lift of a wing", "heat", "shock waves in a supersonic flow"]
+    with (
+        Index.open(served_folder, tell=quiet) as plain,
+        Index.open(served_folder, tell=quiet, graph=graph_at(exported, runtime)) as fast,
+    ):
+        for own, other in zip(plain.search_all(queries, 10), fast.search_all(queries, 10), strict=True):
+            assert [hit.id for hit in own] == [hit.id for hit in other]
+            assert [hit.score for hit in own] == pytest.approx([hit.score for hit in other], abs=1e-4)
+        parts = fast.explain(queries[0], fast.search(queries[0], 1)[0].id)
+        assert parts.score == pytest.approx(fast.search(queries[0], 1)[0].score, abs=1e-4)
+
+
+@installed
+@RUNTIMES
+def test_documents_are_encoded_and_pooled_alike_and_a_second_call_leaves_the_first_ones_vectors(
+    exported, served_folder, runtime
+):
+    model = load_model(served_folder.parent / "model", device="cpu")
+    own = computed_by(model, graph_at(exported, runtime))
+    texts = list(DOCUMENTS.values())
+    first = encode(own, texts[:2], "document")
+    before = first.values.clone()
+    encode(own, texts[2:4], "document")
+    assert torch.equal(first.values, before)
+    for one, other in ((model, own), (with_pooling(model, 2), with_pooling(own, 2))):
+        wanted, found = encode(one, texts, "document"), encode(other, texts, "document")
+        assert torch.equal(wanted.lengths, found.lengths)
+        torch.testing.assert_close(wanted.values, found.values, rtol=0, atol=1e-5)
+
+
+@installed
+def test_an_index_says_what_encoded_it_and_takes_no_vectors_of_another_arithmetic(exported, served_folder, tmp_path):
+    model, graph = str(served_folder.parent / "model"), graph_at(exported / "model_int8.onnx")
+    for name, texts in (("first", ["A wing.", "Heat."]), ("more", ["Drag."])):
+        rows = (f'{{"_id": "{text}", "text": "{text}"}}\n' for text in texts)
+        (tmp_path / f"{name}.jsonl").write_text("".join(rows))
+    first, more = (documents_of([str(tmp_path / f"{name}.jsonl")], "--corpus") for name in ("first", "more"))
+    index = tmp_path / "index"
+    build(model, first, index, Settings(graph=graph), quiet)
+    assert read_manifest(index).encoded_by == "model_int8.onnx by onnxruntime"
+    with pytest.raises(ColbertZeroError, match=r"encoded by model_int8.onnx by onnxruntime, not PyTorch; name"):
+        add(index, more, tell=quiet)
+    with pytest.raises(ColbertZeroError, match=r"whose encoded_by is model_int8.onnx by onnxruntime, not PyTorch"):
+        build(model, first, index, Settings(), quiet)
+    assert add(index, more, tell=quiet, graph=graph).documents == 1
+
+
+@installed
+def test_a_graph_of_another_model_is_refused(exported, served_folder, tiny_multi_vector, tmp_path):
+    other = load_model(served_folder.parent / "model", device="cpu")
+    with torch.no_grad():
+        next(other.parameters())[0, 0] += 1
+    with pytest.raises(ColbertZeroError, match="is not a graph of this model; export the model that the index has"):
+        computed_by(other, graph_at(exported))
+
+
+@installed
+def test_a_file_that_is_no_graph_is_one_message(exported, served_folder, tmp_path):
+    for name in ("onnx.json", "model.onnx"):
+        (tmp_path / name).write_bytes((exported / name).read_bytes()[: 10_000 if name == "onnx.json" else 100])
+    for runtime in ("onnxruntime", "openvino"):
+        with pytest.raises(ColbertZeroError, match=f"{runtime} cannot load it"):
+            computed_by(load_model(served_folder.parent / "model"), graph_at(tmp_path, runtime))
+
+
+@installed
+def test_int8_that_loses_more_than_is_allowed_is_refused_and_nothing_is_kept(served_folder, collection, tmp_path):
+    # Whatever it loses is more than this.
+    with pytest.raises(
+        ColbertZeroError, match=r"--int8: loses -?\d+\.\d\d points of nDCG@10 on .*, more than -101; leave"
+    ):
+        export_checked(served_folder.parent / "model", collection, tmp_path / "out", -101.0, lambda *_: None)
+    assert not (tmp_path / "out").exists()
+
+
+@installed
+def test_the_commands_take_a_graph(exported, served_folder, command):
+    code, plain, err = command("search", served_folder, "lift of a wing", "--json")
+    assert code == 0, err
+    code, fast, err = command("search", served_folder, "lift of a wing", "--json", "--graph", exported)
+    assert code == 0, err
+    found, wanted = ([hit["id"] for hit in json.loads(out)["hits"]] for out in (fast, plain))
+    assert found == wanted
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("search", "INDEX", "wing", "--graph", "nowhere"), "--graph nowhere: has no nowhere; name a folder by"),
+        (("search", "INDEX", "wing", "--runtime", "openvino"), "--runtime: runs a graph; name that too"),
+        (("serve", "INDEX", "--graph", "x", "--writable", "--key", "k"), "--graph: encodes queries; what is added"),
+        (("index", "add", "qdrant+file:x/y", "--corpus", "INDEX.jsonl", "--graph", "x"), "on Qdrant it is for search"),
+    ],
+)  # fmt: skip
+def test_a_graph_that_is_not_there_or_does_not_go_with_the_rest_is_one_message(
+    served_folder, command, arguments, message, monkeypatch, tmp_path
+):
+    pytest.importorskip("qdrant_client")
+    monkeypatch.chdir(tmp_path)
+    code, _, err = command(*(word.replace("INDEX", str(served_folder)) for word in arguments))
+    assert (code, message in " ".join(err.split())) == (2, True), err
+
+
+def test_a_runtime_that_is_not_installed_is_told(monkeypatch, tmp_path):
+    for name in ("onnx.json", "model.onnx"):
+        (tmp_path / name).write_text("{}")
+    monkeypatch.setattr(graphs, "find_spec", lambda name: None)
+    for runtime in ("onnxruntime", "openvino-bfloat16"):
+        package = runtime.removesuffix("-bfloat16")
+        with pytest.raises(ColbertZeroError, match=rf"{package} is not installed; pip install 'colbert-zero\[cpu\]'"):
+            graph_at(tmp_path, runtime)
