@@ -52,8 +52,9 @@ types: install
 docs: install
 	$(BIN)/python docs/generate.py
 
+# All, or some: make benchmark ARGS="maxsim index --quick". It says first how long it takes.
 benchmark: install
-	for script in maxsim distillation training_step evaluation resume data mining leaks index gpu; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	$(BIN)/python benchmarks/run.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) out .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -1,0 +1,55 @@
+"""Run benchmarks one after the other, and say first how long they take: python benchmarks/run.py [NAME …] [--quick]
+
+Without names all that need no data of yours. Minutes are those of two cores of an AMD EPYC without AVX-512, peers
+installed; another machine takes others. Leave the machine alone meanwhile. What is missing (a peer, an extra, a GPU) is
+told by each benchmark and left out. `supervision`, `index_quality`, `qdrant_engine` and `serve` want data or a model:
+see their first lines.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+MINUTES = {  # whole, quick
+    "maxsim": (12, 2),
+    "compiled_maxsim": (5, 1),
+    "distillation": (3, 2),
+    "evaluation": (9, 2),
+    "encoding": (3, 1),
+    "index": (6, 1),
+    "indexing": (18, 1),
+    "training_step": (60, 6),
+    "data": (15, 2),
+    "resume": (15, 2),
+    "leaks": (12, 2),
+    "mining": (26, 4),
+    "gpu": (10, 1),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(MINUTES))
+    parser.add_argument("--quick", action="store_true", help="smaller cases of each")
+    asked = parser.parse_args()
+    names = asked.names or list(MINUTES)
+    if unknown := set(names) - set(MINUTES):
+        parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(MINUTES)}")
+    print(f"about {sum(MINUTES[name][asked.quick] for name in names)} minutes:")
+    for name in names:
+        print(f"  {name:16} {MINUTES[name][asked.quick]:3} min", flush=True)
+    failed = []
+    for name in names:
+        print(f"\n{name}", flush=True)
+        started = time.monotonic()
+        command = [sys.executable, f"{name}.py", *(["--quick"] if asked.quick else [])]
+        if subprocess.run(command, cwd=Path(__file__).parent).returncode:
+            failed.append(name)
+        print(f"{name}: {(time.monotonic() - started) / 60:.1f} min", flush=True)
+    sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
