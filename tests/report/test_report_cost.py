@@ -21,6 +21,11 @@ def for_less(records: Records, pipeline: str) -> str:
     return next(text for about, text in findings(records) if about == "For less" and text.startswith(pipeline))
 
 
+def cost_table(records):
+    [found] = [table for table in phase_tables(records) if table.title == "Cost of each phase alone"]
+    return found
+
+
 @pytest.mark.parametrize(
     ("currency", "cost", "whole", "words"),
     [
@@ -95,7 +100,7 @@ def test_the_tables_have_compute_and_both_times(tmp_path):
     assert (row["compute"], row["share of its compute"], row["device time"]) == ("2.5 PFLOP", "8.1 %", "2.5 min")
     assert row["CPU time"] == "3.3 min"
     assert cells(scores_table(records, "nDCG@10"), "after distillation = full")["compute"] == "31 PFLOP"
-    phase = cells(phase_tables(records)[2], "dense-unsupervised")
+    phase = cells(cost_table(records), "dense-unsupervised")
     assert [phase[key] for key in ("compute", "of it padding", "of it second pass")] == ["1.6 PFLOP", "5 %", "20 %"]
     assert [phase[key] for key in ("wall-clock", "processes", "CPU time", "threads", "busy")] == [
         "1.6 min", "1", "1.6 min", "2", "50 %",
@@ -122,7 +127,7 @@ def test_older_records_cost_what_their_time_was_and_say_so(tmp_path):
     assert "(1.6 min against 31 min of device time)" in said["Against dense"]
     assert cells(glance(records), "kd-only")["share of its time"] == "8.1 %"
     # Their `flops` was an estimate, and is not shown for a count.
-    phase = cells(phase_tables(records)[2], "unsupervised")
+    phase = cells(cost_table(records), "unsupervised")
     assert [phase[key] for key in ("compute", "wall-clock", "CPU time", "busy")] == ["–", "30 min", "–", "–"]
     assert "FLOP" not in write_report(tmp_path).read_text()
 
@@ -150,3 +155,16 @@ def test_a_teachers_training_and_its_scoring_stand_apart(tmp_path):
     write_json(tmp_path / "teachers.json", {"fused": teacher})
     untrained = cells(teachers_table(Records(tmp_path)), "fused")
     assert (untrained["training, from zero"], untrained["scoring"]) == ("none", "–")
+
+
+def test_a_phase_says_what_computed_it_and_an_older_one_what_it_knows(tmp_path):
+    records = records_of(tmp_path, result_record(ALL))
+    phase = next(iter(records.phases.values()))
+    phase["machine"] = {"device": "cpu", "host": "wing", "torch": "2.13.0", "attention": "eager", "maxsim": "torch",
+                        "precision": "bfloat16"}  # fmt: skip
+    phase["precision"] = "auto"
+    [table] = [table for table in phase_tables(records) if table.title == "What computed each phase"]
+    assert table.groups[0][1][0][1:] == ["cpu", "wing", "2.13.0", "bfloat16", "auto", "eager", "torch"]
+    del phase["machine"]["precision"]
+    [table] = [table for table in phase_tables(records) if table.title == "What computed each phase"]
+    assert table.groups[0][1][0][4] == "–"

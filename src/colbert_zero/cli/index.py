@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 from colbert_zero.cli import on_qdrant
 from colbert_zero.cli.graphs import GraphOption, RuntimeOption, graph_of
 from colbert_zero.cli.on_qdrant import BackendOption, FolderOption, UrlOption
-from colbert_zero.cli.options import read_queries, start_processes
+from colbert_zero.cli.options import PrecisionOption, read_queries, start_processes
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.serving.index.manifest import SEGMENT_DOCUMENTS
 from colbert_zero.terminal import RichShow, console
@@ -86,6 +86,7 @@ def build(
     segment_documents: Annotated[
         int, typer.Option(min=1, max=10_000_000, help="Documents written, and kept, together.")
     ] = SEGMENT_DOCUMENTS,
+    precision: PrecisionOption = "float32",
     graph: GraphOption = None,
     runtime: RuntimeOption = "onnxruntime",
     on_bad_rows: BadRowsOption = "error",
@@ -119,6 +120,10 @@ def build(
     if place is not None and segment_documents != SEGMENT_DOCUMENTS:
         raise ColbertZeroError("--segment-documents: Qdrant makes its own segments; leave it out")
     encoded_by = graph_of(graph, runtime, place)
+    if precision != "float32" and (graph or place):
+        raise ColbertZeroError(
+            "--precision: is PyTorch's, in an index of files; leave it out with --graph or on Qdrant"
+        )
     documents = documents_of(corpus, "--corpus", on_bad_rows)
     if place is not None:
         from colbert_zero.serving.qdrant.changing import QdrantSettings
@@ -129,7 +134,7 @@ def build(
     show = RichShow()
     with show.counted("documents") as advance:
         added = build_index(
-            model, documents, out, Settings(store, pool, passages, segment_documents, encoded_by), show.say,
+            model, documents, out, Settings(store, pool, passages, segment_documents, encoded_by, precision), show.say,
             advance,
         )  # fmt: skip
     _tell(added, out)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import typer
 
-from colbert_zero.cli.options import start_processes
+from colbert_zero.cli.options import Precision, PrecisionOption, start_processes
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.recipe.schema import RERANKED
 from colbert_zero.terminal import RichShow, console, evaluation_table, published_lines
@@ -57,6 +57,7 @@ def evaluate(
             min=1, metavar="N", help="Pool documents' tokens, about N into one; 1 pools none, also where MODEL does."
         ),
     ] = None,
+    precision: PrecisionOption = "float32",
     rerank: Annotated[
         int | None,
         typer.Option(
@@ -86,6 +87,7 @@ def evaluate(
       colbert-zero evaluate bm25 --collection data/scifact
       colbert-zero evaluate my/model --collection data/scifact --without-layers
       colbert-zero evaluate my/model --collection data/scifact --pool 2
+      colbert-zero evaluate my/model --collection data/scifact --precision auto
       colbert-zero evaluate cross-encoder/ms-marco-MiniLM-L6-v2 --collection beir/scifact --rerank 100
     """
     import torch
@@ -104,10 +106,12 @@ def evaluate(
 
     tasks = [word for word in dict.fromkeys(collection) if word.startswith(MTEB)]
     _check_options(model, tasks, bare, pool, json_file, run_file)
+    if model == "bm25" and precision != "float32":
+        raise ColbertZeroError("--precision: bm25 encodes nothing; leave it out")
     start_processes()
     found = [find_task(word) for word in tasks]
     commit = None if model == "bm25" else find_checkpoint(model, "MODEL", RichShow().say, cross_encoder=True)
-    reranks = _reranks(model, commit, bool(tasks), bare, pool, rerank)
+    reranks = _reranks(model, commit, bool(tasks), bare, pool, precision, rerank)
     if pool and pool > 1 and kind_of(place_of(model), commit) != "multi-vector":
         raise ColbertZeroError(f"--pool: {model} is no multi-vector checkpoint, so it has no token vectors to pool")
     tell_refused(refused(torch.device(get_device_name())), RichShow().say)
@@ -119,7 +123,7 @@ def evaluate(
     for one in loaded:
         for told in one.peculiarities():
             console.print(f"{one.name}: {told}", markup=False, soft_wrap=True)
-    evaluated = _evaluated(model, commit, bare, pool, (rerank or RERANKED) if reranks else None)
+    evaluated = _evaluated(model, commit, bare, pool, precision, (rerank or RERANKED) if reranks else None)
     tag, several = Path(model).name or "run", len(loaded) + len(tasks) > 1
     records = {one.name: _ranked(evaluated.rank, one, runs.get(one.name), tag, several) for one in loaded}
     records |= {word: _by_mteb(evaluated.encoder, task) for word, task in zip(tasks, found, strict=True)}
@@ -145,13 +149,16 @@ class _Evaluated(NamedTuple):
     told: list[str]
 
 
-def _evaluated(model: str, commit: str | None, bare: bool, pool: int | None, most: int | None) -> _Evaluated:
+def _evaluated(
+    model: str, commit: str | None, bare: bool, pool: int | None, precision: Precision, most: int | None
+) -> _Evaluated:
     """BM25, a cross-encoder that ranks `most` of BM25's best anew, or a checkpoint."""
     from colbert_zero.evaluation.ranking import rank, rank_bm25
     from colbert_zero.files import place_of
     from colbert_zero.models.checkpoints import load_model
     from colbert_zero.models.layers import without_layers
     from colbert_zero.models.pooling import pooling_of, with_pooling
+    from colbert_zero.models.precision import decided, encoding_in, why
     from colbert_zero.teaching.reranking import rerank
     from colbert_zero.teaching.scorers import ByCrossEncoder
 
@@ -162,22 +169,28 @@ def _evaluated(model: str, commit: str | None, bare: bool, pool: int | None, mos
             lambda collection, progress: rerank(scorer, collection, rank_bm25(collection, most), most, progress),
             None, {"rerank": most}, told,
         )  # fmt: skip
-    about = {"without_layers": bare, "pool": 1.0}
+    about = {"without_layers": bare, "pool": 1.0, "precision": "float32"}
     if model == "bm25":
         return _Evaluated(lambda collection, progress: rank_bm25(collection), None, about, [])
     encoder = load_model(model, revision=commit)
     encoder = without_layers(encoder, model) if bare else encoder
     encoder = with_pooling(encoder, pool) if pool else encoder
+    arithmetic = decided(precision, encoder.device)
+    encoder = encoding_in(encoder, arithmetic)
     told = ["every transformer layer taken out"] if bare else []
+    if precision != "float32":
+        told.append(f"encoded in {arithmetic}" + (f", {why(encoder.device)}" if precision == "auto" else ""))
     if (pooled := pooling_of(encoder)) > 1:
         told.append(f"documents' tokens pooled, about {pooled:g} into one")
     return _Evaluated(
         lambda collection, progress: rank(encoder, collection, progress=progress),
-        encoder, about | {"pool": pooled}, told,
+        encoder, about | {"pool": pooled, "precision": arithmetic}, told,
     )  # fmt: skip
 
 
-def _reranks(model: str, commit: str | None, tasks: bool, bare: bool, pool: int | None, rerank: int | None) -> bool:
+def _reranks(
+    model: str, commit: str | None, tasks: bool, bare: bool, pool: int | None, precision: Precision, rerank: int | None
+) -> bool:
     """Whether the model is a cross-encoder; options that are none of its, or of its alone, are refused."""
     from colbert_zero.files import place_of
     from colbert_zero.models.kinds import is_cross_encoder
@@ -186,7 +199,8 @@ def _reranks(model: str, commit: str | None, tasks: bool, bare: bool, pool: int 
         if rerank:
             raise ColbertZeroError(f"--rerank: {model} ranks whole collections by itself; leave it out")
         return False
-    given = {"--without-layers": bare, "--pool": pool, "--collection mteb:…": tasks}
+    half = precision != "float32"
+    given = {"--without-layers": bare, "--pool": pool, "--precision": half, "--collection mteb:…": tasks}
     for option in (option for option, value in given.items() if value):
         raise ColbertZeroError(f"{option}: {model} is a cross-encoder, which has no embeddings; leave it out")
     return True

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -26,6 +26,14 @@ RefreshOption = Annotated[
     bool,
     typer.Option(
         "--refresh-base", help="Take the commit that the Hub's base has today, in place of the one this study keeps."
+    ),
+]
+
+Precision = Literal["float32", "bfloat16", "auto"]
+PrecisionOption = Annotated[
+    Precision,
+    typer.Option(
+        help="Encode with the encoder's weights in this; auto: bfloat16 where the device multiplies it faster."
     ),
 ]
 

@@ -1,11 +1,13 @@
-"""In which arithmetic an encoder computes: what `auto` comes to on a device, and attention that is fast in it."""
+"""In which arithmetic an encoder computes: what `auto` comes to on a device, attention fast in it, a copy to encode."""
 
+import copy
+from collections import OrderedDict
 from contextlib import suppress
 from typing import Any, Literal, cast
 
 import torch
 
-from colbert_zero.models.checkpoints import Trainable
+from colbert_zero.models.checkpoints import Encoder, Trainable
 
 Arithmetic = Literal["float32", "bfloat16"]
 
@@ -43,3 +45,27 @@ def attend_fast(model: Trainable, arithmetic: Arithmetic) -> None:
     if arithmetic == "bfloat16" and model.device.type == "cpu":
         with suppress(ValueError):  # an architecture without it, which keeps its own
             cast(Any, model)[0].get_submodule("model").set_attn_implementation("eager")
+
+
+def encoding_in(model: Encoder, arithmetic: Arithmetic) -> Encoder:
+    """The same model for encoding: in bfloat16 a copy whose encoder's weights are that; else itself.
+
+    Hidden states are float32 again before they are projected, pooled and brought to length 1.
+
+    Args:
+        model: Dense or multi-vector; stays as it is.
+        arithmetic: Of the copy's encoder.
+    """
+    if arithmetic == "float32":
+        return model
+    first = copy.copy(cast(Any, model)[0])
+    encoder = copy.deepcopy(first.get_submodule("model")).to(torch.bfloat16)
+    first._modules, first._forward_hooks = {**first._modules, "model": encoder}, OrderedDict(first._forward_hooks)
+    first.register_forward_hook(_in_float32)
+    own = copy.copy(model)
+    own._modules = {**own._modules, next(iter(own._modules)): first}
+    return own
+
+
+def _in_float32(_: Any, __: Any, features: dict[str, Any]) -> dict[str, Any]:
+    return features | {"token_embeddings": features["token_embeddings"].float()}

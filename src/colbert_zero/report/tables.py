@@ -215,6 +215,15 @@ def phase_tables(records: Records) -> list[Table]:
         "threads": _get("threads"),
         "busy": _counted(lambda p: percent(busy_share(p) or 0)),
     }
+    computed = {
+        "device": _of_machine("device"),
+        "host": _of_machine("host"),
+        "torch": _of_machine("torch"),
+        "arithmetic": _of_machine("precision"),
+        "asked": _get("precision"),
+        "attention": _of_machine("attention"),
+        "MaxSim": _of_machine("maxsim"),
+    }
     read = {
         "texts": _get("texts", quantity),
         "tokens": _get("tokens", quantity),
@@ -245,6 +254,7 @@ def phase_tables(records: Records) -> list[Table]:
         *([_phase_table(records, LAYERS, layers)] if any(p.get("layers") for p in records.phases.values()) else []),
         *([_phase_table(records, CUT, cut)] if any(p.get("sampled") for p in records.phases.values()) else []),
         _phase_table(records, "Prompts, markers and lengths", prompts, words=(0, 1, 2, 3, 4)),
+        _phase_table(records, "What computed each phase", computed, words=tuple(range(8))),
         _phase_table(records, "Cost of each phase alone", cost),
         _phase_table(records, "What each phase read and held", read),
     ]
@@ -254,6 +264,11 @@ def _of_sample(task: str, part: str, whole: str) -> Callable[[Record], str]:
     return lambda phase: (
         percent(found[part] / found[whole]) if (found := (phase.get("sampled") or {}).get(task)) else "–"
     )
+
+
+def _of_machine(key: str) -> Callable[[Record], str]:
+    # Records of before a key was kept lack it.
+    return lambda phase: phase.get("machine", {}).get(key) or "–"
 
 
 def _of_layers(show: Callable[[Record], str]) -> Callable[[Record], str]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from dataclasses import replace as with_values
 from itertools import chain, islice
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from colbert_zero.maxsim.packed import Packed
 from colbert_zero.models.checkpoints import Encoder
 from colbert_zero.models.graphs import Graph, computed_by
 from colbert_zero.models.pooling import pooling_of, with_pooling
+from colbert_zero.models.precision import decided, encoding_in
 from colbert_zero.processes import appears, from_main, is_main, process_rank, wait, world_size
 from colbert_zero.serving.identity import load_identified, load_known
 from colbert_zero.serving.index.changing import (
@@ -47,6 +48,7 @@ from colbert_zero.serving.index.manifest import (
     MOST_SEGMENTS,
     NAME,
     PYTORCH,
+    PYTORCH_HALF,
     SEGMENT_DOCUMENTS,
     SEGMENTS,
     Corpus,
@@ -85,6 +87,7 @@ class Settings:
         passages: Tokens that the passages of long documents overlap by; None: a document is one, its end cut off.
         segment_documents: Documents of a segment, which are committed together.
         graph: That encodes documents in PyTorch's place, of the same model.
+        precision: PyTorch's: float32, bfloat16, or auto, which is what the device is faster in.
     """
 
     storage: Storage = "float16"
@@ -92,6 +95,13 @@ class Settings:
     passages: int | None = None
     segment_documents: int = SEGMENT_DOCUMENTS
     graph: Graph | None = None
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+
+    def encoded_by(self, device: torch.device) -> str:
+        """What computes the documents' vectors on this device, as the manifest says it."""
+        if self.graph:
+            return self.graph.words
+        return PYTORCH_HALF if decided(self.precision, device) == "bfloat16" else PYTORCH
 
 
 DEFAULTS = Settings()
@@ -174,7 +184,8 @@ def build(
         if seen.corpus.documents == 0:
             raise ColbertZeroError(f"--corpus: no document with a text in {', '.join(documents.paths)}")
         encoder, identity = load_identified(model, "MODEL", tell)
-        encoder = computed_by(encoder, settings.graph) if settings.graph else encoder
+        encoded_by = settings.encoded_by(encoder.device)
+        encoder = _encoding_by(encoder, encoded_by, settings.graph)
         encoder = encoder if settings.pool is None else with_pooling(encoder, settings.pool)
         Cutter(encoder, settings.passages)
         manifest = Manifest(
@@ -183,7 +194,7 @@ def build(
             pool=pooling_of(encoder),
             passages=settings.passages,
             segment_documents=settings.segment_documents,
-            encoded_by=settings.graph.words if settings.graph else PYTORCH,
+            encoded_by=encoded_by,
             corpus=seen.corpus.model_copy(update={"paths": documents.paths}),
             unfinished=Unfinished(digest=seen.corpus.digest, documents=seen.corpus.documents),
         )
@@ -234,7 +245,8 @@ def add(
         manifest = read_manifest(index)
         _check_encoded_alike(manifest, graph, index)
         same = loaded is not None and loaded[0] == manifest.model
-        encoder = loaded[1] if loaded and same else load_known(manifest.model, model, tell, graph)
+        encoder = loaded[1] if loaded and same else load_known(manifest.model, model, tell)
+        encoder = _encoding_by(encoder, manifest.encoded_by, graph)
         return _add(index, with_pooling(encoder, manifest.pool), documents, seen, progress)
 
 
@@ -252,10 +264,18 @@ def _foreign(out: Path) -> Iterator[Path]:
 
 def _check_encoded_alike(there: Manifest, graph: Graph | None, index: Path) -> None:
     """Refuse to put vectors of one arithmetic beside those of another."""
+    by_pytorch = there.encoded_by in (PYTORCH, PYTORCH_HALF)
     own = graph.words if graph else PYTORCH
-    if there.encoded_by != own:
-        mend = "leave --graph out" if there.encoded_by == PYTORCH else "name that graph (--graph, --runtime)"
+    if own != there.encoded_by and not (by_pytorch and graph is None):
+        mend = "leave --graph out" if by_pytorch else "name that graph (--graph, --runtime)"
         raise ColbertZeroError(f"{index}: its documents were encoded by {there.encoded_by}, not {own}; {mend}")
+
+
+def _encoding_by(encoder: Encoder, what: str, graph: Graph | None) -> Encoder:
+    """A model as the index's documents are encoded."""
+    if graph:
+        return computed_by(encoder, graph)
+    return encoding_in(encoder, "bfloat16" if what == PYTORCH_HALF else "float32")
 
 
 def _check_same(there: Manifest, wanted: Manifest, out: Path) -> None:

@@ -112,7 +112,7 @@ class Unfinished(Part):
     """Still to come."""
 
 
-PYTORCH = "PyTorch"
+PYTORCH, PYTORCH_HALF = "PyTorch", "PyTorch in bfloat16"
 
 
 class Manifest(Part):
@@ -131,7 +131,7 @@ class Manifest(Part):
     """Tokens that passages of a document overlap by; None where documents are one passage each."""
     segment_documents: Annotated[Count, Field(gt=0)]
     encoded_by: _Short = PYTORCH
-    """What computed the documents' vectors: PyTorch, or a graph by `export` and its runtime."""
+    """What computed the documents' vectors: PyTorch, the same in bfloat16, or a graph by `export` and its runtime."""
     corpus: Corpus
     unfinished: Unfinished | None = None
     cut: Count = 0
