@@ -53,6 +53,17 @@ def put(text: str) -> None:
 
 stderr = Console(stderr=True, highlight=False)
 
+
+def say(text: str, style: str | None = None) -> None:
+    """Print a line of any text, which is no markup, and is not broken."""
+    console.print(text, style=style, markup=False, soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    """The same on standard error."""
+    stderr.print(text, markup=False, soft_wrap=True)
+
+
 _SWEEP_COLLECTIONS = 4
 _SHOWN_ROWS, _SHOWN_TEXTS, _SHOWN_CHARACTERS = 20, 3, 150
 _SHOWN_PARTS = 12
@@ -66,7 +77,7 @@ class RichShow:
 
     def say(self, text: str) -> None:
         """One line."""
-        console.print(text, markup=False, soft_wrap=True)
+        say(text)
 
     @contextmanager
     def counted(self, name: str) -> Iterator[Callable[[int, int], None]]:
@@ -123,21 +134,19 @@ class RichShow:
 def print_plan(study: Any, phases: list[Any]) -> None:
     """What will be done: data, phases, texts, tokens."""
     recipe = study.recipe
-    console.print(f"{recipe.name} → {study.folder}", style="bold", markup=False, soft_wrap=True)
+    say(f"{recipe.name} → {study.folder}", style="bold")
     start = recipe.model.base or f"{recipe.model.architecture['model_type']}, from scratch"
-    console.print(f"  model {start}", markup=False, soft_wrap=True)
+    say(f"  model {start}")
     for name, source in study.sources.items():
         dropped = sum(source.record["dropped"].values())
-        console.print(
+        say(
             f"  source {name}: {source.record['rows']:,} rows in {len(source.parts)} parts, {dropped:,} left out, "
-            f"{source.record['held_out']:,} held out", markup=False, soft_wrap=True,
-        )  # fmt: skip
+            f"{source.record['held_out']:,} held out"
+        )
     for name, collection in study.collections.items():
-        console.print(
-            f"  collection {name}: {collection.documents_count:,} documents, {len(collection.qrels):,} queries",
-            markup=False, soft_wrap=True,
-        )  # fmt: skip
-    console.print(f"  disk {study.disk.words()}", markup=False, soft_wrap=True)
+        counts = f"{collection.documents_count:,} documents, {len(collection.qrels):,} queries"
+        say(f"  collection {name}: {counts}")
+    say(f"  disk {study.disk.words()}")
     console.print(plan_table(phases, console.width))
 
 
@@ -173,10 +182,9 @@ def print_results(results: dict[str, Any]) -> None:
             console.print()
         console.print(table)
     if any(marked(name, sizes) != name for name, sizes in results["collections"].items()):
-        console.print(
+        say(
             f"{SEEN} queries of it are in the training data, so that scores, and means over them, may be too high: "
-            "`colbert-zero leaks` shows them", markup=False, soft_wrap=True,
-        )  # fmt: skip
+            "`colbert-zero leaks` shows them")  # fmt: skip
 
 
 def results_tables(results: dict[str, Any], width: int) -> list[Table]:

@@ -29,7 +29,7 @@ from colbert_zero.cli import (
     teach,
 )
 from colbert_zero.errors import STOPPED, ColbertZeroError, ProcessLost, Stopped
-from colbert_zero.terminal import console, stderr
+from colbert_zero.terminal import say, warn
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -74,7 +74,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     if left_over := launcher.forget_left_overs():
-        stderr.print(f"colbert-zero: {left_over}", markup=False, soft_wrap=True)
+        warn(f"colbert-zero: {left_over}")
     # Threads that wait by spinning slow each other down by an order of magnitude once another process wants a core;
     # threads that never spin are a quarter slower alone. Read when torch is imported, which the commands do.
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -89,7 +89,7 @@ def main() -> None:
             watch = _watch()
             raise watch.cause_of(error) if watch else error  # noqa: B904 - it may be the error itself
     except Stopped as stop:
-        console.print(f"colbert-zero: {stop}", markup=False, soft_wrap=True)
+        say(f"colbert-zero: {stop}")
         if watch := _watch():
             watch.leave(stopped=True)
     except ColbertZeroError as error:
@@ -117,7 +117,7 @@ def _end(message: str, code: int) -> None:
     watch, rank = _watch(), launcher.launched_rank()
     if watch.fail(message) if watch else rank == "0":
         who = f"process {rank}: " if rank != "0" else ""
-        stderr.print(f"colbert-zero: {who}{message}", markup=False, soft_wrap=True)
+        warn(f"colbert-zero: {who}{message}")
     if watch and sys.modules["colbert_zero.processes"].world_size() > 1:
         # Leaving the interpreter would wait for exchanges that nobody answers.
         sys.stdout.flush()

@@ -20,7 +20,7 @@ from colbert_zero.recipe.data import Docstrings
 from colbert_zero.recipe.reading import load_recipe
 from colbert_zero.report.trained import Found, find_model
 from colbert_zero.report.words import duration
-from colbert_zero.terminal import RichShow, console, stderr
+from colbert_zero.terminal import RichShow, say, stderr
 
 _RECIPE = "quickstart"
 
@@ -72,7 +72,7 @@ def demo(
         def begun() -> None:
             url = f"http://127.0.0.1:{bound.getsockname()[1]}/"
             _took("server", url, began)
-            _say("Search in it there; Ctrl-C ends it.")
+            say("Search in it there; Ctrl-C ends it.")
             if browser and (sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
                 threading.Thread(target=_open, args=(url,), daemon=True).start()
 
@@ -89,7 +89,7 @@ def _trained() -> Found:
     """The quickstart's best model."""
     folder = Path("out") / _RECIPE
     if not (folder / "results.json").is_file():
-        _say(f"{folder} is not there yet: training the quickstart, some minutes on two cores")
+        say(f"{folder} is not there yet: training the quickstart, some minutes on two cores")
         study.run(_RECIPE, folder)
     return find_model(str(folder))
 
@@ -118,7 +118,7 @@ def _index(found: Found, packages: list[str], out: Path) -> Path:
             advance,
         )  # fmt: skip
     left_out = sum(written.left_out.values())
-    _say(f"  documentation of {', '.join(written.packages)}: {written.documents:,} docstrings; {left_out:,} left out, "
+    say(f"  documentation of {', '.join(written.packages)}: {written.documents:,} docstrings; {left_out:,} left out, "
          "most of them too short")  # fmt: skip
     with show.counted("documents") as advance:
         added = build(
@@ -126,19 +126,15 @@ def _index(found: Found, packages: list[str], out: Path) -> Path:
             advance,
         )  # fmt: skip
     if added.cut:
-        _say(f"  {added.cut:,} are longer than the model reads: their ends cannot be found")
+        say(f"  {added.cut:,} are longer than the model reads: their ends cannot be found")
     return index
 
 
 def _took(what: str, where: str, began: float) -> float:
     """Say what is there and how long it took; the time now."""
     now = time.monotonic()
-    _say(f"{what}: {where} ({duration(now - began)})")
+    say(f"{what}: {where} ({duration(now - began)})")
     return now
-
-
-def _say(text: str) -> None:
-    console.print(text, markup=False, soft_wrap=True)
 
 
 def _open(url: str) -> None:

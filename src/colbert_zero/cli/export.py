@@ -8,7 +8,7 @@ import typer
 from colbert_zero.cli.options import is_first, start_processes
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.report.trained import find_model
-from colbert_zero.terminal import RichShow, console
+from colbert_zero.terminal import RichShow, say
 
 
 def export(
@@ -53,12 +53,12 @@ def export(
     start_processes()
     from colbert_zero.models.bases import find_checkpoint
 
-    find_checkpoint(str(found.folder), "MODEL", _say)
+    find_checkpoint(str(found.folder), "MODEL", say)
     if collection is None:
         from colbert_zero.models.pylate import export_pylate
 
         apart = export_pylate(found.folder, out)
-        _say(f"{out}: PyLate's layout; read again it gives the model's vectors, to {apart:.0e}")
+        say(f"{out}: PyLate's layout; read again it gives the model's vectors, to {apart:.0e}")
     else:
         _to_onnx(found.folder, collection, out, most_lost if int8 else None)
 
@@ -75,13 +75,9 @@ def _to_onnx(model: Path, name: str, out: Path, most_lost: float | None) -> None
         raise ColbertZeroError(f"--collection {name}: has {len(loaded)} collections; name one of them")
     with RichShow().counted("ranking") as advance:
         checked = export_checked(model, loaded[0], out, most_lost, advance)
-    _say(f"{out}: ranks {checked['queries']:,} queries of {checked['collection']} as the model does; scores differ by "
+    say(f"{out}: ranks {checked['queries']:,} queries of {checked['collection']} as the model does; scores differ by "
          f"at most {checked['largest_difference']:.0e}")  # fmt: skip
     for graph, score in checked[MEASURE].items():
-        _say(f"  {graph:16} {MEASURE} {score:.4f}")
+        say(f"  {graph:16} {MEASURE} {score:.4f}")
     if most_lost is not None:
-        _say(f"  int8 has another order of the first ten in {checked['int8_other_first_ten']:,} queries")
-
-
-def _say(text: str) -> None:
-    console.print(text, markup=False, soft_wrap=True)
+        say(f"  int8 has another order of the first ten in {checked['int8_other_first_ten']:,} queries")

@@ -12,7 +12,7 @@ import typer
 from colbert_zero.cli.leaks import SOURCE, refuse_existing
 from colbert_zero.cli.options import start_processes
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.terminal import RichShow, console
+from colbert_zero.terminal import RichShow, say
 
 
 def filter_pairs(
@@ -73,7 +73,7 @@ def filter_pairs(
                     source, rank, identity, top, sample, seed, judged, advance
                 )
             for line in _lines(source.name, records[source.name], top):
-                console.print(line, markup=False, soft_wrap=True)
+                say(line)
         if is_main():
             if out.suffix:
                 write_rows(sources[0], kept[sources[0].name], out.with_suffix(""))
@@ -84,7 +84,7 @@ def filter_pairs(
             if json_file:
                 write_json(json_file, {"judge": judge, "commit": commit, "top": top, "sample": sample, "seed": seed,
                                        "sources": records})  # fmt: skip
-            console.print(f"Written: {out}", markup=False, soft_wrap=True)
+            say(f"Written: {out}")
     if is_main():
         shutil.rmtree(judged)
     leave()

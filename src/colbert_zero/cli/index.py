@@ -12,7 +12,7 @@ from colbert_zero.cli.on_qdrant import BackendOption, FolderOption, UrlOption
 from colbert_zero.cli.options import PrecisionOption, read_queries, start_processes
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.serving.index.manifest import SEGMENT_DOCUMENTS
-from colbert_zero.terminal import RichShow, console
+from colbert_zero.terminal import RichShow, say
 
 if TYPE_CHECKING:
     from colbert_zero.serving.index.building import Added
@@ -203,7 +203,7 @@ def delete(
         on_qdrant.delete(place, wanted)
         return
     count = delete_documents(index, wanted, RichShow().say)
-    _say(f"{index}: {count:,} deleted; `colbert-zero index compact {index}` gives their place on the disk back")
+    say(f"{index}: {count:,} deleted; `colbert-zero index compact {index}` gives their place on the disk back")
     _tell_state(index)
 
 
@@ -281,21 +281,21 @@ def check(
     _tell_state(index)
     known = state.manifest.model
     place = f"{known.place} at {known.commit}" if known.commit else known.place
-    _say(f"  model {place}, {known.representation}; queries of at most {known.query_tokens or 'any number of'} tokens, "
+    say(f"  model {place}, {known.representation}; queries of at most {known.query_tokens or 'any number of'} tokens, "
          f"documents of {known.document_tokens or 'any number'}")  # fmt: skip
     if state.manifest.cut:
-        _say(f"  {state.manifest.cut:,} documents were longer than that when they came: their ends are cut off")
-    _say(f"  {state.bytes / 1e6:,.1f} MB on disk")
+        say(f"  {state.manifest.cut:,} documents were longer than that when they came: their ends are cut off")
+    say(f"  {state.bytes / 1e6:,.1f} MB on disk")
     for entry in state.manifest.segments:
         if entry.name in state.damaged:
-            _say(f"  segment {entry.name} is damaged, {entry.live:,} documents: {state.damaged[entry.name]}")
+            say(f"  segment {entry.name} is damaged, {entry.live:,} documents: {state.damaged[entry.name]}")
     for identifier in state.twice:
-        _say(f"  the id {identifier} is there twice")
+        say(f"  the id {identifier} is there twice")
     if state.damaged or state.twice:
-        _say(f"{index}: restore it from a copy, or leave the damaged out (`colbert-zero index compact {index} "
+        say(f"{index}: restore it from a copy, or leave the damaged out (`colbert-zero index compact {index} "
              "--drop-damaged`) and add their documents again (`index add`)")  # fmt: skip
         raise typer.Exit(1)
-    _say(f"{index}: every byte is as it was written")
+    say(f"{index}: every byte is as it was written")
     if first:
         _tell_recalls(index, first, list(queries.values()), k, model)
 
@@ -307,13 +307,13 @@ def _tell_recalls(index: Path, first: list[str], queries: list[str], k: int, mod
     from colbert_zero.serving.index.opened import Index
 
     disable_progress_bar()
-    with Index.open(index, model, tell=_say) as opened:
+    with Index.open(index, model, tell=say) as opened:
         asked = queries or first_sentences(opened)
         if not asked:
-            _say(f"{index}: no document is left, so there is nothing to compare first stages by")
+            say(f"{index}: no document is left, so there is nothing to compare first stages by")
         whose = "queries" if queries else "first sentences of documents, which are easier than queries"
         for recall in recalls(opened, asked, first, k) if asked else ():
-            _say(
+            say(
                 f"{index}: {recall.first} has {recall.mean:.1%} of the {k} best of exact search, "
                 f"{recall.whole:.1%} of the queries have all; {len(asked):,} {whose}; a query takes "
                 f"{1e3 * recall.seconds:,.0f} ms, exact search {1e3 * recall.exact_seconds:,.0f} ms"
@@ -331,13 +331,9 @@ def _leave() -> None:
     leave()
 
 
-def _say(text: str) -> None:
-    console.print(text, markup=False, soft_wrap=True)
-
-
 def _tell(added: "Added", index: Path) -> None:
     for line in added.told(index):
-        _say(line)
+        say(line)
     _tell_state(index)
 
 
@@ -349,9 +345,9 @@ def _tell_state(index: Path) -> None:
     gone = f" ({deleted:,} deleted ones still on the disk)" if deleted else ""
     pooled = f", about {manifest.pool:g} tokens a vector" if manifest.pool > 1 else ""
     cut = "" if manifest.passages is None else f", passages that overlap by {manifest.passages} tokens"
-    _say(
+    say(
         f"{index}: {manifest.documents:,} documents{gone} in {len(manifest.segments):,} segments, "
         f"{manifest.tokens:,} vectors of {manifest.model.dim} in {manifest.storage}{pooled}{cut}"
     )
     if manifest.unfinished:
-        _say(f"  unfinished: {manifest.unfinished.documents:,} documents are still to come; the same command goes on")
+        say(f"  unfinished: {manifest.unfinished.documents:,} documents are still to come; the same command goes on")

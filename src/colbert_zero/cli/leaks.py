@@ -8,7 +8,7 @@ import typer
 
 from colbert_zero.cli.options import is_first
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.terminal import RichShow, console, leaks_lines, leaks_table
+from colbert_zero.terminal import RichShow, console, leaks_lines, leaks_table, say
 
 SOURCE = (
     "A file or glob of rows (.jsonl, .parquet, .tsv; .gz too), a data set of the Hub or its folder, or RECIPE:NAME for "
@@ -76,7 +76,7 @@ def leaks(
         if collections:
             console.print(leaks_table(found.record))
         for line in leaks_lines(found.record):
-            console.print(line, markup=False, soft_wrap=True)
+            say(line)
         if write_clean:
             for name, rows in write_clean_rows(sources, found, write_clean, drop).items():
                 all_rows = found.record["sources"][name]["rows"]

@@ -10,7 +10,7 @@ import typer
 from colbert_zero.cli.options import Precision, PrecisionOption, start_processes
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.recipe.schema import RERANKED
-from colbert_zero.terminal import RichShow, console, evaluation_table, published_lines
+from colbert_zero.terminal import RichShow, console, evaluation_table, published_lines, say
 
 
 def evaluate(
@@ -122,13 +122,13 @@ def evaluate(
     runs = _run_files(run_file, [one.name for one in loaded])
     for one in loaded:
         for told in one.peculiarities():
-            console.print(f"{one.name}: {told}", markup=False, soft_wrap=True)
+            say(f"{one.name}: {told}")
     evaluated = _evaluated(model, commit, bare, pool, precision, (rerank or RERANKED) if reranks else None)
     tag, several = Path(model).name or "run", len(loaded) + len(tasks) > 1
     records = {one.name: _ranked(evaluated.rank, one, runs.get(one.name), tag, several) for one in loaded}
     records |= {word: _by_mteb(evaluated.encoder, task) for word, task in zip(tasks, found, strict=True)}
     for told in evaluated.told:
-        console.print(f"{model}: {told}", markup=False, soft_wrap=True)
+        say(f"{model}: {told}")
     _tell({"model": model, "commit": commit, **evaluated.about}, records, published, json_file)
     leave()
 
@@ -301,6 +301,6 @@ def _tell(about: dict[str, Any], records: dict[str, dict[str, Any]], published: 
         whole = {**about, "collections": records, "scores": scores, "mean": mean}
     if published:
         for line in published_lines(list(scores)):
-            console.print(line, markup=False, soft_wrap=True)
+            say(line)
     if json_file and is_main():
         write_json(json_file, whole)

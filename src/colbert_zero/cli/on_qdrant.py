@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.terminal import RichShow, console
+from colbert_zero.terminal import RichShow, say
 
 if TYPE_CHECKING:
     from colbert_zero.data.documents import Documents
@@ -92,49 +92,49 @@ def _added(place: "Address", make: Callable[[RichShow, Callable[[int, int], None
     with show.counted("documents") as advance:
         added = make(show, advance)
     for line in added.told(place):
-        _say(line)
+        say(line)
 
 
 def delete(place: "Address", ids: list[str]) -> None:
     """`index delete`."""
     from colbert_zero.serving.qdrant.changing import delete as delete_documents
 
-    _say(f"{place}: {delete_documents(place, ids, _say):,} deleted")
+    say(f"{place}: {delete_documents(place, ids, say):,} deleted")
 
 
 def compact(place: "Address") -> None:
     """`index compact`."""
-    _say(f"{place}: Qdrant gives the place of deleted documents back by itself; there is nothing to do")
+    say(f"{place}: Qdrant gives the place of deleted documents back by itself; there is nothing to do")
 
 
 def check(place: "Address") -> None:
     """`index check`."""
     from colbert_zero.serving.qdrant.changing import check as check_index
 
-    state = check_index(place, _say)
+    state = check_index(place, say)
     record, known = state.record, state.record.model
     pooled = f", about {record.pool:g} tokens a vector" if record.pool > 1 else ""
     cut = "" if record.passages is None else f", passages that overlap by {record.passages} tokens"
     beside = "" if record.quantization == "none" else f" and {record.quantization} quantisation"
-    _say(
+    say(
         f"{place}: {state.documents:,} documents, {state.points:,} points; vectors of {known.dim} in {record.storage}"
         f"{beside}{pooled}{cut}; Qdrant's status is {state.status}"
     )
     at = f" at {known.commit}" if known.commit else ""
-    _say(
+    say(
         f"  model {known.place}{at}, {known.representation}; queries of at most "
         f"{known.query_tokens or 'any number of'} tokens, documents of {known.document_tokens or 'any number'}"
     )
     if state.cut:
-        _say(f"  {state.cut:,} documents were longer than that when they came: their ends are cut off")
+        say(f"  {state.cut:,} documents were longer than that when they came: their ends are cut off")
     if record.unfinished:
-        _say(f"  unfinished: {record.unfinished.documents:,} documents are still to come; the same command goes on")
+        say(f"  unfinished: {record.unfinished.documents:,} documents are still to come; the same command goes on")
     for name, why in state.broken.items():
-        _say(f"  document {name}: {why}")
+        say(f"  document {name}: {why}")
     if state.broken:
-        _say(f"{place}: delete these documents (`index delete`), and add them again (`index add`)")
+        say(f"{place}: delete these documents (`index delete`), and add them again (`index add`)")
         raise typer.Exit(1)
-    _say(f"{place}: all texts and metadata are as they were written; vectors are Qdrant's to check")
+    say(f"{place}: all texts and metadata are as they were written; vectors are Qdrant's to check")
 
 
 def _started() -> RichShow:
@@ -147,7 +147,3 @@ def _started() -> RichShow:
     if world_size() > 1:
         raise ColbertZeroError("index --backend qdrant: one process encodes and uploads; start it without torchrun")
     return RichShow()
-
-
-def _say(text: str) -> None:
-    console.print(text, markup=False, soft_wrap=True)

@@ -11,7 +11,7 @@ import typer
 from colbert_zero.errors import ColbertZeroError, short
 from colbert_zero.launcher import check_launched, launched_rank
 from colbert_zero.recipe.schema import Recipe
-from colbert_zero.terminal import RichShow, console
+from colbert_zero.terminal import RichShow, console, say
 
 if TYPE_CHECKING:
     from colbert_zero.study.study import Study
@@ -90,7 +90,7 @@ def start_processes() -> None:
     gpus = torch.cuda.device_count()
     if gpus > 1 and processes.world_size() == 1:
         hint = f"One of {gpus} GPUs is used; for all: torchrun --nproc-per-node {gpus} -m colbert_zero"
-        console.print(" ".join([hint, *sys.argv[1:]]), markup=False, soft_wrap=True)
+        say(" ".join([hint, *sys.argv[1:]]))
 
 
 def read_queries(path: Path) -> dict[str, str]:

@@ -13,7 +13,7 @@ import typer
 from colbert_zero.cli.options import OutOption, RecipeArgument, SetOption, is_first, start_processes, study_in
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.recipe.reading import load_recipe
-from colbert_zero.terminal import RichShow, console, put
+from colbert_zero.terminal import RichShow, console, put, say
 
 
 def plan(
@@ -88,7 +88,7 @@ def plan(
             json.dumps({**whole, "money": money, "budget": fits, "told": asked.told, "kept": kept and str(kept)}) + "\n"
         )
         return
-    console.print(f"\n{checked.name} on {machine.words}", style="bold", markup=False, soft_wrap=True)
+    say(f"\n{checked.name} on {machine.words}", style="bold")
     for table in (
         words.phases_table(phases, machine, console.width),
         words.sums_table(pipelines, phases, machine.on.count, price),
@@ -102,7 +102,7 @@ def plan(
     if kept:
         lines.append(f"Kept in {kept}; the report of a run there shows it beside what was done")
     for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
+        say(line)
 
 
 def _hours(budget: str) -> float:

@@ -7,7 +7,7 @@ import typer
 from colbert_zero.cli.options import is_first
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.report.trained import find_model
-from colbert_zero.terminal import console
+from colbert_zero.terminal import say
 
 
 def publish(
@@ -49,9 +49,6 @@ def publish(
     from colbert_zero.models.publishing import publish as publish_model
 
     disable_progress_bar()
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, soft_wrap=True)
 
     done = publish_model(found, to, licence, private, say)
     say(f"checked: sentence-transformers alone gives the same, to {done.difference:.0e}")

@@ -8,7 +8,7 @@ import typer
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.recipe.reading import device_hours, load_recipe, shipped_recipes
 from colbert_zero.recipe.schema import Recipe
-from colbert_zero.terminal import console, put
+from colbert_zero.terminal import console, put, say
 
 recipes_app = typer.Typer(
     invoke_without_command=True, help="The shipped recipes, one line each; `recipes show NAME` prints one."
@@ -24,12 +24,10 @@ def list_recipes(context: typer.Context) -> None:
         console.print(f"{'':{width}}  {'H100-hours':>10}", style="bold")
         for name, path in shipped.items():
             span = "–" if (known := hours.get(name)) is None else f"{known[0]} to {known[1]}"
-            console.print(f"{name:{width}}  {span:>10}  {load_recipe(path).description}", markup=False, soft_wrap=True)
-        console.print(
+            say(f"{name:{width}}  {span:>10}  {load_recipe(path).description}")
+        say(
             "\nH100-hours: as `plan` reckons them where no text is at hand, each the longest allowed; –: of your own "
-            "data, or nothing is published. `plan NAME` says more.",
-            markup=False,
-            soft_wrap=True,
+            "data, or nothing is published. `plan NAME` says more."
         )
 
 

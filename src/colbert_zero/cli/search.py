@@ -13,7 +13,7 @@ from colbert_zero.cli.index import IndexArgument, ModelOption
 from colbert_zero.cli.on_qdrant import BackendOption, FolderOption, UrlOption
 from colbert_zero.cli.options import read_queries
 from colbert_zero.errors import ColbertZeroError, short
-from colbert_zero.terminal import answer_table, console, put, stderr
+from colbert_zero.terminal import answer_table, console, put, say, warn
 
 
 def search(
@@ -105,18 +105,15 @@ def search(
 
     disable_progress_bar()
 
-    def tell(line: str) -> None:
-        stderr.print(line, markup=False, soft_wrap=True)
-
     stage: dict[str, Any] = {"first": first} if first else {}
-    with open_index(place or index, model, tell, graph=encoded_by, **options) as opened:
+    with open_index(place or index, model, warn, graph=encoded_by, **options) as opened:
         if run_file:
             run = opened.run(queries, k, chosen, **stage)
             write_run(run_file, run, index.name or "index")
             for note in opened.notes_of(first) if isinstance(opened, Index) else opened.notes_of(k):
-                console.print(f"note: {note}", markup=False, soft_wrap=True)
+                say(f"note: {note}")
             found = sum(map(len, run.values()))
-            console.print(f"{run_file}: {found:,} documents of {len(run):,} queries", markup=False, soft_wrap=True)
+            say(f"{run_file}: {found:,} documents of {len(run):,} queries")
             return
         answer = opened.search(query or "", k, chosen, explain, **stage)
     if as_json:

@@ -9,7 +9,7 @@ from colbert_zero.cli import on_qdrant
 from colbert_zero.cli.graphs import GraphOption, RuntimeOption, graph_of
 from colbert_zero.cli.index import IndexArgument, ModelOption
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.terminal import console, stderr
+from colbert_zero.terminal import say, warn
 
 
 def serve(
@@ -90,23 +90,22 @@ def serve(
     with bind(host, port) as bound:
         local = is_local(bound.getsockname()[0])
         if not local and key is None:
-            _tell(f"warning: whoever reaches {host} can search and read this index; set a key (COLBERT_ZERO_KEY)")
+            warn(f"warning: whoever reaches {host} can search and read this index; set a key (COLBERT_ZERO_KEY)")
         settings = Settings(whole, limits, key, writable, local, model, memory // workers, workers, encoded_by)
         address = f"[{host}]" if ":" in host else host
-        with open_index(whole, model, _tell, graph=encoded_by) as opened:
-            console.print(f"{place or index}: {len(opened):,} documents", markup=False, soft_wrap=True)
+        with open_index(whole, model, warn, graph=encoded_by) as opened:
+            say(f"{place or index}: {len(opened):,} documents")
             for note in opened.notes:
-                _tell(f"note: {note}")
+                warn(f"note: {note}")
             if workers > 1:
                 # A mistake is told once, here, and not by each of them.
                 opened.encoder  # noqa: B018
         serve_until_stopped(
-            settings, bound, _tell,
-            lambda: console.print(
-                f"http://{address}:{bound.getsockname()[1]}/ answers; Ctrl-C ends it", markup=False, soft_wrap=True
-            ),
+            settings, bound, warn,
+            lambda: say(
+                f"http://{address}:{bound.getsockname()[1]}/ answers; Ctrl-C ends it"),
         )  # fmt: skip
-    console.print("stopped: all that was accepted is answered", markup=False, soft_wrap=True)
+    say("stopped: all that was accepted is answered")
 
 
 def check_installed() -> None:
@@ -127,7 +126,3 @@ def _check(key: str | None, writable: bool, workers: int) -> None:
         )
     if writable and workers > 1:
         raise ColbertZeroError("--writable: one process writes; leave --workers out, or serve read-only")
-
-
-def _tell(line: str) -> None:
-    stderr.print(line, markup=False, soft_wrap=True)

@@ -15,7 +15,7 @@ from colbert_zero.cli.options import (
     is_first,
 )
 from colbert_zero.recipe.reading import load_recipe
-from colbert_zero.terminal import best_overrides, console, print_plan, print_results, sweep_table
+from colbert_zero.terminal import best_overrides, console, print_plan, print_results, say, sweep_table
 
 
 def run(
@@ -55,7 +55,7 @@ def run(
         results = run_study(study, chosen, command_line())
         print_results(results)
         if not console.quiet:
-            console.print(f"\nReport: {write_report(study.folder)}", markup=False, soft_wrap=True)
+            say(f"\nReport: {write_report(study.folder)}")
 
 
 def train(
@@ -84,7 +84,7 @@ def train(
         study.prepare(nodes)
         print_plan(study, outline(study, nodes))
         study.train(chain)
-        console.print(f"Checkpoint: {study.phase_folder(chain) / 'model'}", markup=False, soft_wrap=True)
+        say(f"Checkpoint: {study.phase_folder(chain) / 'model'}")
 
 
 def sweep(
@@ -117,7 +117,7 @@ def sweep(
     console.print()
     console.print(sweep_table(record))
     if record["best"]:
-        console.print(f"\nBest: {best_overrides(record)}\nPlot: {folder / 'sweep.png'}", markup=False, soft_wrap=True)
+        say(f"\nBest: {best_overrides(record)}\nPlot: {folder / 'sweep.png'}")
 
 
 def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a finished run.")]) -> None:
@@ -133,5 +133,5 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folde
     if not is_first():
         return
     for told in write_cards(folder):
-        console.print(told, markup=False, soft_wrap=True)
-    console.print(f"Report: {write_report(folder)}", markup=False, soft_wrap=True)
+        say(told)
+    say(f"Report: {write_report(folder)}")

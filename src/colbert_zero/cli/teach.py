@@ -10,7 +10,7 @@ import typer
 from colbert_zero.cli.options import start_processes
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.files import is_commit
-from colbert_zero.terminal import RichShow, console
+from colbert_zero.terminal import RichShow, console, say
 
 if TYPE_CHECKING:
     from colbert_zero.teaching.candidates import Candidates
@@ -113,8 +113,8 @@ def teach(
             )
     if report or is_main():
         for line in in_words(read_record(out)):
-            console.print(line, markup=False, soft_wrap=True)
-        console.print(f"Tables: {out}", markup=False, soft_wrap=True)
+            say(line)
+        say(f"Tables: {out}")
     if not report:
         leave()
 

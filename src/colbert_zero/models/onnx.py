@@ -6,7 +6,10 @@ graph is exported by PyTorch's own exporter. It ends in the vectors that are sco
 needs nothing more than the tokenizer; which tokens are scored is a matter of ids, and stands in `onnx.json`.
 """
 
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -74,8 +77,7 @@ def export_onnx(encoder: Encoder, folder: Path, int8: bool) -> list[Path]:
     inputs = [name for name in _INPUTS if name in features]
     texts, tokens = torch.export.Dim("texts", min=1), torch.export.Dim("tokens", min=2)
     try:
-        with evaluating(encoder), torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the exporter's own
+        with evaluating(encoder), torch.no_grad(), _quiet():
             torch.onnx.export(
                 _Graph(encoder).eval(), tuple(features[name] for name in inputs), str(folder / MODEL), dynamo=True,
                 input_names=inputs, output_names=[OUTPUT], external_data=False, verbose=False,
@@ -88,12 +90,26 @@ def export_onnx(encoder: Encoder, folder: Path, int8: bool) -> list[Path]:
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
         # A scale for each output: with one for a whole matrix, vectors of MiniLM kept a cosine of .95, with these .98.
-        quantize_dynamic(str(folder / MODEL), str(folder / INT8), weight_type=QuantType.QInt8, per_channel=True)
+        with _quiet():
+            quantize_dynamic(str(folder / MODEL), str(folder / INT8), weight_type=QuantType.QInt8, per_channel=True)
         graphs.append(folder / INT8)
     encoder.tokenizer.save_pretrained(str(folder))
     cast(Any, encoder)[0].get_submodule("model").config.save_pretrained(str(folder))
     write_json(folder / SETTINGS, _settings(encoder, inputs))
     return graphs
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the exporters say of packages and steps that are nothing to the user."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _check(encoder: Encoder) -> None:
