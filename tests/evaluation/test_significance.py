@@ -10,6 +10,8 @@ from colbert_zero.errors import ColbertZeroError
 from colbert_zero.evaluation.significance import (
     bootstrap_means,
     compare,
+    equal_within,
+    equivalent,
     holm,
     paired_randomisation,
     percentile_interval,
@@ -197,6 +199,7 @@ def test_compare_pairs_the_queries_by_id_and_corrects_means_and_details_apart():
     better, same, one = rows[:3]
     assert better["difference"] == pytest.approx(0.1)
     assert better["interval"] == pytest.approx([0.1, 0.1])
+    assert (better["equal_within"], same["equal_within"]) == (pytest.approx(0.1), 0)
     assert (better["p_value"], better["p_value_holm"], better["queries"]) == (0.001, 0.002, 45)
     assert (same["difference"], same["p_value"], same["p_value_holm"]) == (0, 1, 1)
     assert (one["p_value"], one["p_value_holm"], one["queries"]) == (0.001, 0.004, 30)
@@ -253,3 +256,26 @@ def test_compare_names_what_is_missing():
         compare(per_query, [("a", "b")], "nDCG@10")
     with pytest.raises(ColbertZeroError, match="empty has no query"):
         compare(per_query, [("empty", "a")], "RR@10")
+
+
+def test_systems_are_equal_where_both_one_sided_tests_reject():
+    """Against the t-test's form of the same: the bootstrap's middle 90 % is nearly the mean ± 1.645 standard errors."""
+    differences = np.random.default_rng(5).normal(0.01, 0.2, 400)
+    error = differences.std() / 20
+    wanted = abs(differences.mean()) + 1.645 * error
+    assert equal_within(bootstrap_means([differences]).mean(axis=0)) == pytest.approx(wanted, rel=0.03)
+    assert equivalent([differences], 1.1 * wanted)
+    assert not equivalent([differences], 0.9 * wanted)
+
+
+def test_few_queries_show_nothing_to_be_equal():
+    """Not significant, and not equal either."""
+    differences = np.array([0.5, -0.5, 0.4, -0.4])
+    assert paired_randomisation(differences, np.zeros(4)) == 1
+    assert not equivalent([differences], 0.1)
+
+
+@pytest.mark.parametrize("margin", [0, -1, float("nan")])
+def test_a_margin_is_above_0(margin):
+    with pytest.raises(ValueError, match="a margin is above 0"):
+        equivalent([np.zeros(3)], margin)

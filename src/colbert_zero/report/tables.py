@@ -142,13 +142,14 @@ def comparisons_table(records: Records) -> Table:
                     f"{better} is better" if is_significant(test) else "not shown",
                     points(test["difference"], signed=True),
                     interval(test),
+                    points(test["equal_within"]) if "equal_within" in test else "–",
                     f"{test['p_value']:.4f}",
                     f"{test['p_value_holm']:.4f}",
                 ]
             )
         if rows:
             groups.append((f"{measure}, {family}", rows))
-    columns = ["difference", "collection", "verdict", "points", "95 % interval", "p", "p (Holm)"]
+    columns = ["difference", "collection", "verdict", "points", "95 % interval", "equal within", "p", "p (Holm)"]
     return Table("Differences and their tests", columns, groups, words=(0, 1, 2))
 
 
