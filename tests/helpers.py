@@ -176,6 +176,70 @@ def launch(world, *command):
     return [sys.executable, *launcher, *command]
 
 
+class Commands:
+    """Runs the program's commands in forks of one process that has imported it: none waits seconds for imports."""
+
+    CODE = """
+import json, os, sys
+import sentence_transformers, torch
+from transformers import BertModel
+from colbert_zero import cli
+from colbert_zero.serving.index import building, changing
+MORE
+said = os.open("said.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+for line in sys.stdin:
+    if not (child := os.fork()):
+        os.dup2(said, 1), os.dup2(said, 2)
+        sys.argv = ["colbert-zero", *json.loads(line)]
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+    print(child, flush=True)
+    print(os.waitpid(child, 0)[1], flush=True)
+"""
+
+    def __init__(self, folder, more=""):
+        self._said = folder / "said.log"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", self.CODE.replace("MORE", more)], cwd=folder, text=True,
+            env=environment(TOKENIZERS_PARALLELISM="false"), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._process.communicate()
+
+    def start(self, *arguments):
+        """Begin a command; its process's number."""
+        self._process.stdin.write(json.dumps([str(word) for word in arguments]) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def ended(self):
+        """Its exit status, once it has ended: 0 of success."""
+        return int(self._process.stdout.readline())
+
+    def succeed(self, *arguments):
+        """Run a command that must succeed."""
+        self.start(*arguments)
+        assert self.ended() == 0, self._said.read_text()
+
+
+def alive(process):
+    """Whether a process of this number has not ended."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return False
+    return state.rpartition(")")[2].split()[0] != "Z"
+
+
 def succeed(command, folder, **variables):
     """Run a command that must succeed; returns what it printed."""
     done = subprocess.run(command, cwd=folder, env=environment(**variables), capture_output=True, text=True)
