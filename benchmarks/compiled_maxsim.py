@@ -9,8 +9,10 @@ no program reaches. Needs g++.
 """
 
 import ctypes
+import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -124,6 +126,8 @@ def share(path: str, batch: int, rounds: int) -> float:
 
 def main() -> None:
     asked = parser_of(__doc__, "one round of the small step alone").parse_args()
+    if not shutil.which("g++") or not torch.cpu._is_avx2_supported():
+        sys.exit("not measured: needs g++ and a processor with AVX2")
     torch.set_num_threads(1)
     rounds = 1 if asked.quick else 5
     with tempfile.TemporaryDirectory() as folder:

@@ -18,8 +18,8 @@ import torch
 
 from colbert_zero.models.checkpoints import Encoder, load_model
 from colbert_zero.models.encoding import encode
-from colbert_zero.models.graphs import MODEL, Graph, computed_by
-from colbert_zero.models.onnx import INT8, export_onnx
+from colbert_zero.models.graphs import MODEL, Graph, check_runtime, computed_by
+from colbert_zero.models.onnx import INT8, check_installed, export_onnx
 from colbert_zero.models.precision import faster
 from evaluation import texts
 from harness import parser_of, report
@@ -42,6 +42,8 @@ def main() -> None:
     parser.add_argument("--model", help="a multi-vector model, in place of random weights")
     parser.add_argument("--rounds", type=int, default=7)
     asked = parser.parse_args()
+    check_installed()
+    check_runtime("openvino")
     count, rounds = (16, 2) if asked.quick else (64, asked.rounds)
     corpus, queries = (list(found.values()) for found in texts(count))
     documents = [f"{text} {text}" for text in corpus]  # as long as the model reads

@@ -1,9 +1,9 @@
 """Run benchmarks one after the other, and say first how long they take: python benchmarks/run.py [NAME …] [--quick]
 
 Without names all that need no data of yours. Minutes are those of two cores of an AMD EPYC without AVX-512, peers
-installed; another machine takes others. Leave the machine alone meanwhile. What is missing (a peer, an extra, a GPU) is
-told by each benchmark and left out. `supervision`, `index_quality`, `qdrant_engine` and `serve` want data or a model:
-see their first lines.
+installed; another machine takes others. Leave the machine alone meanwhile. A peer that is missing is told and left out;
+`encoding` wants the extra cpu, `compiled_maxsim` g++ and AVX2, `gpu` a GPU; each ends with a message without.
+`supervision`, `index_quality`, `qdrant_engine` and `serve` want data or a model: see their first lines.
 """
 
 import argparse

@@ -23,7 +23,8 @@ def test_auto_is_bfloat16_where_the_processor_has_matrix_units_for_it(monkeypatc
     cpu = torch.device("cpu")
     assert decided("auto", cpu) == ("bfloat16" if units else "float32")
     assert (decided("bfloat16", cpu), decided("float32", cpu)) == ("bfloat16", "float32")
-    assert ("no matrix units" in why(cpu)) is not units
+    assert ("no matrix units" in why(decided("auto", cpu))) is not units
+    assert why("float32", 2) == "float32 here: not every process's device has matrix units for bfloat16"
 
 
 @pytest.mark.parametrize("kind", ["tiny_multi_vector", "tiny_dense"])
@@ -88,4 +89,4 @@ def test_evaluate_tells_its_arithmetic(tiny_multi_vector, command, collection, t
     assert "encoded in bfloat16" in told["bfloat16"]
     code, _, err = command("evaluate", "bm25", "--collection", tmp_path / "c", "--precision", "auto")
     assert (code, "--precision: bm25 encodes nothing" in " ".join(err.split())) == (2, True), err
-    assert "encoded in float32, here: this processor has no matrix units for bfloat16" in told["auto"]
+    assert "encoded in float32 here: the device has no matrix units for bfloat16" in told["auto"]

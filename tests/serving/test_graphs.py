@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import re
+import shutil
 import warnings
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from colbert_zero.data.documents import documents_of
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.evaluation.exporting import export_checked
+from colbert_zero.files import file_fingerprint
 from colbert_zero.models import graphs
 from colbert_zero.models.checkpoints import load_model
 from colbert_zero.models.encoding import encode
@@ -92,10 +95,10 @@ def test_an_index_says_what_encoded_it_and_takes_no_vectors_of_another_arithmeti
     first, more = (documents_of([str(tmp_path / f"{name}.jsonl")], "--corpus") for name in ("first", "more"))
     index = tmp_path / "index"
     build(model, first, index, Settings(graph=graph), quiet)
-    assert read_manifest(index).encoded_by == "model_int8.onnx by onnxruntime"
-    with pytest.raises(ColbertZeroError, match=r"encoded by model_int8.onnx by onnxruntime, not PyTorch; name"):
+    assert re.fullmatch(r"model_int8.onnx \([0-9a-f]{12}\) by onnxruntime", read_manifest(index).encoded_by)
+    with pytest.raises(ColbertZeroError, match=r"encoded by model_int8.onnx \(.*\) by onnxruntime, not PyTorch; name"):
         add(index, more, tell=quiet)
-    with pytest.raises(ColbertZeroError, match=r"whose encoded_by is model_int8.onnx by onnxruntime, not PyTorch"):
+    with pytest.raises(ColbertZeroError, match=r"whose encoded_by is model_int8.onnx \(.*\) by onnxruntime"):
         build(model, first, index, Settings(), quiet)
     assert add(index, more, tell=quiet, graph=graph).documents == 1
 
@@ -110,12 +113,42 @@ def test_a_graph_of_another_model_is_refused(exported, served_folder, tiny_multi
 
 
 @installed
-def test_a_file_that_is_no_graph_is_one_message(exported, served_folder, tmp_path):
-    for name in ("onnx.json", "model.onnx"):
-        (tmp_path / name).write_bytes((exported / name).read_bytes()[: 10_000 if name == "onnx.json" else 100])
-    for runtime in ("onnxruntime", "openvino"):
-        with pytest.raises(ColbertZeroError, match=f"{runtime} cannot load it"):
-            computed_by(load_model(served_folder.parent / "model"), graph_at(tmp_path, runtime))
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_file_that_is_no_graph_is_one_message(exported, served_folder, tmp_path, runtime):
+    model = load_model(served_folder.parent / "model", device="cpu")
+    shutil.copy(exported / "model_int8.onnx", tmp_path / "model.onnx")
+    shutil.copy(exported / "onnx.json", tmp_path)
+    with pytest.raises(ColbertZeroError, match="is not as it was exported; export the model again"):
+        computed_by(model, graph_at(tmp_path, runtime))
+    (tmp_path / "model.onnx").write_bytes(b"no graph")
+    said = json.loads((exported / "onnx.json").read_text())
+    said["graphs"]["model.onnx"] = file_fingerprint(tmp_path / "model.onnx")
+    (tmp_path / "onnx.json").write_text(json.dumps(said))
+    with pytest.raises(ColbertZeroError, match=f"{runtime} cannot load it"):
+        computed_by(model, graph_at(tmp_path, runtime))
+
+
+@installed
+def test_a_server_does_not_write_to_an_index_that_a_graph_encoded(exported, served_folder, command, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"_id": "a", "text": "A wing."}\n')
+    corpus, index = documents_of([str(tmp_path / "a.jsonl")], "--corpus"), tmp_path / "index"
+    build(str(served_folder.parent / "model"), corpus, index, Settings(graph=graph_at(exported)), quiet)
+    code, _, err = command("serve", index, "--writable", "--key", "k", "--port", "0")
+    assert (code, "which the server does not do; leave --writable out" in " ".join(err.split())) == (2, True), err
+    code, out, err = command("index", "check", index)
+    assert (code, "documents were encoded by model.onnx (" in out) == (0, True), out + err
+
+
+WRONG = [b"", b"{", b"[]", b"\xff", b'{"graphs": 1}', b"[" * 100_000, b'{"a": "' + b"x" * 3_000_000]
+
+
+@pytest.mark.parametrize("content", WRONG, ids=range(len(WRONG)))
+def test_settings_that_are_none_are_one_message(tiny_multi_vector, tmp_path, content, monkeypatch):
+    monkeypatch.setattr(graphs, "find_spec", lambda name: True)
+    (tmp_path / "model.onnx").write_bytes(b"")
+    (tmp_path / "onnx.json").write_bytes(content)
+    with pytest.raises(ColbertZeroError, match=r"onnx.json: cannot be read .*; export the model again"):
+        computed_by(tiny_multi_vector, graph_at(tmp_path))
 
 
 @installed

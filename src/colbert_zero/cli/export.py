@@ -27,9 +27,11 @@ def export(
         bool, typer.Option("--int8", help="For onnx: also a graph with int8 weights; its cost in nDCG@10 is told.")
     ] = False,
     most_lost: Annotated[
-        float,
-        typer.Option(min=0, metavar="POINTS", help="Of --int8: the nDCG@10 × 100 it may lose, or is refused."),
-    ] = 1.0,
+        float | None,
+        typer.Option(
+            min=0, metavar="POINTS", help="Of --int8: the nDCG@10 × 100 it may lose, or is refused; 1 by default."
+        ),
+    ] = None,
 ) -> None:
     """Export a multi-vector model: to PyLate's layout, or to an ONNX graph that ends in the vectors that are scored.
 
@@ -47,6 +49,8 @@ def export(
         raise ColbertZeroError("--collection goes with --to onnx: it is what the graph must rank as the model does")
     if int8 and to != "onnx":
         raise ColbertZeroError("--int8 goes with --to onnx; leave it out")
+    if most_lost is not None and not int8:
+        raise ColbertZeroError("--most-lost goes with --int8; leave it out")
     found = find_model(model)
     if out.exists():
         raise ColbertZeroError(f"--out {out} is there already; name another, or remove it")
@@ -60,7 +64,7 @@ def export(
         apart = export_pylate(found.folder, out)
         say(f"{out}: PyLate's layout; read again it gives the model's vectors, to {apart:.0e}")
     else:
-        _to_onnx(found.folder, collection, out, most_lost if int8 else None)
+        _to_onnx(found.folder, collection, out, (1.0 if most_lost is None else most_lost) if int8 else None)
 
 
 def _to_onnx(model: Path, name: str, out: Path, most_lost: float | None) -> None:

@@ -283,6 +283,7 @@ def check(
     place = f"{known.place} at {known.commit}" if known.commit else known.place
     say(f"  model {place}, {known.representation}; queries of at most {known.query_tokens or 'any number of'} tokens, "
          f"documents of {known.document_tokens or 'any number'}")  # fmt: skip
+    say(f"  documents were encoded by {state.manifest.encoded_by}")
     if state.manifest.cut:
         say(f"  {state.manifest.cut:,} documents were longer than that when they came: their ends are cut off")
     say(f"  {state.bytes / 1e6:,.1f} MB on disk")

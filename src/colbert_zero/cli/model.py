@@ -179,7 +179,7 @@ def _evaluated(
     encoder = encoding_in(encoder, arithmetic)
     told = ["every transformer layer taken out"] if bare else []
     if precision != "float32":
-        told.append(f"encoded in {arithmetic}" + (f", {why(encoder.device)}" if precision == "auto" else ""))
+        told.append(f"encoded in {why(arithmetic) if precision == 'auto' else arithmetic}")
     if (pooled := pooling_of(encoder)) > 1:
         told.append(f"documents' tokens pooled, about {pooled:g} into one")
     return _Evaluated(

@@ -65,9 +65,14 @@ def serve(
     encoded_by = graph_of(graph, runtime)
     place = on_qdrant.address(index, "files", None, None)
     if place is None:
-        from colbert_zero.serving.index.manifest import read_manifest
+        from colbert_zero.serving.index.manifest import PYTORCH, PYTORCH_HALF, read_manifest
 
-        read_manifest(index)
+        encoded = read_manifest(index).encoded_by
+        if writable and encoded not in (PYTORCH, PYTORCH_HALF):
+            raise ColbertZeroError(
+                f"--writable: the documents of {index} were encoded by {encoded}, which the server does not do; leave "
+                "--writable out, and add with `colbert-zero index add --graph`"
+            )
     elif writable:
         raise ColbertZeroError(
             "--writable: an index on Qdrant is served read-only; change it by `colbert-zero index add --backend qdrant`"

@@ -2,8 +2,8 @@
 
 Text is matched, not parsed: strings, comments and lines joined by backslashes are known, brackets in a body are not. A
 line in brackets that is indented less than its function ends the body too early, and leaves a bracket without its
-partner: what is left is no Python, and the caller parses the whole file. Every pattern is possessive, so that the time
-is linear in the text.
+partner: what is left is no Python, and the caller parses the whole file. A body that is no Python is not noticed.
+Every pattern is possessive, and nothing is searched for twice, so that the time is linear in the text.
 """
 
 import re
@@ -21,6 +21,7 @@ _HEAD = re.compile(rf"{_STRING}|\#[^\n]*+|\\.|[()\[\]{{}}:]", re.S)
 
 
 _LINE_END = re.compile(r"[ \t\r]*+(?:\#[^\n]*+)?\n")
+_UNUSUAL = re.compile(r"\r(?!\n)|\f")  # ends of lines, and blanks that reset the indentation
 _SAYS = re.compile(r"[rRuUbBfF]{0,2}[\"'(]")
 
 
@@ -47,14 +48,18 @@ def outline(source: str) -> str:
             'Of a wing.'
         <BLANKLINE>
     """
+    if _UNUSUAL.search(source):
+        return source
     source = f"\n{source}"  # so that a line begins behind a newline
     kept, done, place = [], 0, 0
     while found := _NEXT.search(source, place):
         place, indent = found.end(), found["indent"]
         if indent is None:
             continue
-        end = _header_end(source, place)
-        newline = _LINE_END.match(source, end) if end else None
+        if (end := _header_end(source, place)) is None:
+            break  # nor will a later head end
+        place = end
+        newline = _LINE_END.match(source, end)
         body = _body(indent).match(source, newline.end()) if newline else None
         if newline is None or body is None or (not body["doc"] and _SAYS.match(source, body.end())):
             continue

@@ -13,13 +13,16 @@ import torch
 from sentence_transformers.base.modules import Dense, Normalize
 
 from colbert_zero.errors import ColbertZeroError, reason
-from colbert_zero.files import read_json
+from colbert_zero.files import file_fingerprint, parse_json
 from colbert_zero.models.checkpoints import Encoder
 
 MODEL, SETTINGS = "model.onnx", "onnx.json"
 OUTPUT = "token_embeddings"
 
 Runtime = Literal["onnxruntime", "openvino", "openvino-bfloat16"]
+
+_LARGEST = 1 << 20
+"""Characters of onnx.json; it has a thousandth of that."""
 
 _Run = Callable[[dict[str, np.ndarray]], np.ndarray]
 
@@ -34,7 +37,7 @@ class Graph:
     @property
     def words(self) -> str:
         """What an index says computed its vectors."""
-        return f"{self.file.name} by {self.runtime}"
+        return f"{self.file.name} ({file_fingerprint(self.file)[:12]}) by {self.runtime}"
 
 
 def graph_at(place: Path, runtime: Runtime = "onnxruntime") -> Graph:
@@ -71,17 +74,26 @@ def computed_by(encoder: Encoder, graph: Graph) -> Encoder:
     Raises:
         ColbertZeroError: The graph is another model's, or cannot be loaded.
     """
-    settings = graph.file.parent / SETTINGS
-    # While a graph is checked, before it is kept, its settings are those of this very model.
-    if read_json(settings).get("weights") != weights_digest(encoder):
+    if encoder.device.type != "cpu":
+        raise ColbertZeroError(
+            f"--graph: computes on the processor, and the model is on {encoder.device}; leave --graph out, or hide the "
+            "device (CUDA_VISIBLE_DEVICES=)"
+        )
+    settings = _settings(graph.file.parent / SETTINGS)
+    if settings.get("weights") != weights_digest(encoder):
         raise ColbertZeroError(f"{graph.file}: is not a graph of this model; export the model that the index has")
+    if settings.get("graphs", {}).get(graph.file.name) != file_fingerprint(graph.file):
+        raise ColbertZeroError(f"{graph.file}: is not as it was exported; export the model again")
     try:
         inputs, run = _RUNTIMES[graph.runtime](graph.file)
     except Exception as error:  # of the runtime, with a file that is no graph
         raise ColbertZeroError(f"{graph.file}: {graph.runtime} cannot load it ({reason(error)})") from None
 
     def forward(features: dict[str, Any], **_: Any) -> dict[str, Any]:
-        found = run({name: features[name].numpy() for name in inputs})
+        try:
+            found = run({name: features[name].numpy() for name in inputs})
+        except Exception as error:  # of the runtime: memory, an operation it lacks
+            raise ColbertZeroError(f"{graph.file}: {graph.runtime} cannot run it ({reason(error)})") from None
         return features | {OUTPUT: torch.from_numpy(found)}
 
     first = copy.copy(cast(Any, encoder)[0])
@@ -90,6 +102,22 @@ def computed_by(encoder: Encoder, graph: Graph) -> Encoder:
     rest = [module for module in list(encoder)[1:] if not isinstance(module, Dense | Normalize)]
     own._modules = {str(place): module for place, module in enumerate([first, *rest])}
     return own
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    """What `export` wrote beside its graphs.
+
+    Raises:
+        ColbertZeroError: It is not that.
+    """
+    try:
+        with open(file, encoding="utf-8") as opened:
+            found = parse_json(opened.read(_LARGEST))
+        if not isinstance(found, dict) or not isinstance(found.get("graphs", {}), dict):
+            raise ValueError("no settings of an export")
+    except (OSError, ValueError) as error:
+        raise ColbertZeroError(f"{file}: cannot be read ({reason(error)}); export the model again") from None
+    return found
 
 
 def weights_digest(encoder: Encoder) -> str:

@@ -21,7 +21,7 @@ from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 from torch import Tensor, nn
 
 from colbert_zero.errors import ColbertZeroError, reason
-from colbert_zero.files import write_json
+from colbert_zero.files import file_fingerprint, write_json
 from colbert_zero.models.checkpoints import Encoder
 from colbert_zero.models.comparing import unknown_modules
 from colbert_zero.models.encoding import evaluating, prompt_of
@@ -95,7 +95,8 @@ def export_onnx(encoder: Encoder, folder: Path, int8: bool) -> list[Path]:
         graphs.append(folder / INT8)
     encoder.tokenizer.save_pretrained(str(folder))
     cast(Any, encoder)[0].get_submodule("model").config.save_pretrained(str(folder))
-    write_json(folder / SETTINGS, _settings(encoder, inputs))
+    digests = {graph.name: file_fingerprint(graph) for graph in graphs}
+    write_json(folder / SETTINGS, _settings(encoder, inputs) | {"graphs": digests})
     return graphs
 
 

@@ -30,10 +30,16 @@ def decided(asked: str, device: torch.device) -> Arithmetic:
     return faster(device) if asked == "auto" else cast(Arithmetic, asked)
 
 
-def why(device: torch.device) -> str:
-    """What `decided` went by, in words."""
-    units = "matrix units" if faster(device) == "bfloat16" else "no matrix units"
-    return f"here: this {'GPU' if device.type == 'cuda' else 'processor'} has {units} for bfloat16"
+def why(arithmetic: Arithmetic, processes: int = 1) -> str:
+    """What `auto` came to, in words.
+
+    Args:
+        arithmetic: That.
+        processes: That decided together.
+    """
+    units = "the device has" if processes == 1 else "every process's device has"
+    other = "the device has no" if processes == 1 else "not every process's device has"
+    return f"{arithmetic} here: {units if arithmetic == 'bfloat16' else other} matrix units for bfloat16"
 
 
 def attend_fast(model: Trainable, arithmetic: Arithmetic) -> None:
@@ -59,7 +65,10 @@ def encoding_in(model: Encoder, arithmetic: Arithmetic) -> Encoder:
     if arithmetic == "float32":
         return model
     first = copy.copy(cast(Any, model)[0])
-    encoder = copy.deepcopy(first.get_submodule("model")).to(torch.bfloat16)
+    encoder = copy.deepcopy(first.get_submodule("model"))
+    # Weights alone: frequencies of positions, which are buffers, would be off by half a turn at some hundred tokens.
+    for weights in encoder.parameters():
+        weights.data = weights.data.to(torch.bfloat16)
     first._modules, first._forward_hooks = {**first._modules, "model": encoder}, OrderedDict(first._forward_hooks)
     first.register_forward_hook(_in_float32)
     own = copy.copy(model)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from colbert_zero.models.precision import decided
+from colbert_zero.models.precision import faster
 from colbert_zero.planning.model import Size
 from colbert_zero.planning.work import Counts, Devices
 from colbert_zero.recipe.schema import Phase
@@ -90,7 +90,7 @@ def memory_of(spec: Phase, counts: Counts, steps: int, size: Size, on: Devices, 
     """
     # With gradient_checkpointing a layer keeps what comes in, and one at a time all of it.
     kept_layers = 1 + size.layers * 2 * 2 / ACTIVATIONS["bfloat16"] if spec.gradient_checkpointing else size.layers
-    of_token = ACTIVATIONS[decided(spec.precision, torch.device(on.kind))] * kept_layers * size.width
+    of_token = ACTIVATIONS[_arithmetic(spec, on.kind == "cuda")] * kept_layers * size.width
     encoded = (counts.tokens + counts.padding) / steps / on.count
     kept = min(spec.mini_batch_tokens, encoded)
     vectors = counts.tokens if spec.representation == "multi-vector" else counts.texts
@@ -102,7 +102,14 @@ def memory_of(spec: Phase, counts: Counts, steps: int, size: Size, on: Devices, 
 
 def hours_on(device: dict[str, Any], spec: Phase, operations: Operations, count: int) -> tuple[float, float]:
     """Hours on so many devices of the table, least and most; what they exchange is left out."""
-    peak = device["float32" if spec.precision == "float32" else "bfloat16"] * 1e12 * count * 3600
+    peak = device[_arithmetic(spec, gpu=True)] * 1e12 * count * 3600
     encoding, scoring = operations.recorded + operations.attention, operations.maxsim
     slow, fast = ((encoding / share + scoring / other) / peak for share, other in zip(ENCODING, SCORING, strict=True))
     return fast, slow
+
+
+def _arithmetic(spec: Phase, gpu: bool) -> str:
+    """What `auto` will come to: on every GPU of the table bfloat16; a processor is this one, or is not known."""
+    if spec.precision != "auto":
+        return spec.precision
+    return "bfloat16" if gpu else faster(torch.device("cpu"))

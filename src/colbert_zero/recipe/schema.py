@@ -263,7 +263,8 @@ class Phase(Entry):
     """Arithmetic of the encoder in both of its passes, and on CUDA of the products in scores; weights, sums of products
     and losses are float32. `auto` is bfloat16 where the device multiplies it faster (CUDA, a CPU's AMX), float32 else:
     decided when the phase starts, told, and kept by who goes on with it. The phase's id holds what is asked here, its
-    record what came of it."""
+    record what came of it. In bfloat16 a processor attends in plain products, unless `model.attention` says otherwise:
+    the gradient of fused attention is slow there."""
     gradient_checkpointing: Annotated[bool, Neutral(False)] = False
     """Keep of each layer of the encoder what comes in alone, and compute the rest again for the gradient (arXiv
     1604.06174): the same gradients, a third more computing, a fraction of the memory for a chunk of

@@ -23,19 +23,22 @@ _READ = (".json", ".safetensors", ".txt", ".model", ".metadata")
 _NOT_READ = {"checksums.json"}
 
 
-def load_identified(place: str, whose: str, tell: Callable[[str], None]) -> tuple[Encoder, ModelIdentity]:
+def load_identified(
+    place: str, whose: str, tell: Callable[[str], None], **options: Any
+) -> tuple[Encoder, ModelIdentity]:
     """A checkpoint, and what it is known by.
 
     Args:
         place: Folder or Hub id.
         whose: What names it, for messages.
         tell: Told which commit a Hub id is at.
+        options: Of `load_model`.
 
     Raises:
         ColbertZeroError: It is not there, or gives no embeddings.
     """
     commit = find_checkpoint(place, whose, tell)
-    return _loaded(place, commit)
+    return _loaded(place, commit, options)
 
 
 def load_known(
@@ -66,7 +69,8 @@ def load_known(
             f"{place or known.place} is not the model that this index was made with: {_differs(known, place, commit)}. "
             "Vectors of two models cannot be compared; search with that one (--model PLACE), or index again with this"
         )
-    encoder = load_model(place_of(place or known.place), revision=commit)
+    options = {"device": "cpu"} if graph else {}
+    encoder = load_model(place_of(place or known.place), revision=commit, **options)
     return computed_by(encoder, graph) if graph else encoder
 
 
@@ -76,9 +80,9 @@ def _differs(known: ModelIdentity, place: str | None, commit: str | None) -> str
     return "its files have changed since" if place in (None, known.place) else f"that was {known.place}"
 
 
-def _loaded(place: str, commit: str | None) -> tuple[Encoder, ModelIdentity]:
+def _loaded(place: str, commit: str | None, options: dict[str, Any]) -> tuple[Encoder, ModelIdentity]:
     folder = place_of(place)
-    encoder = load_model(folder, revision=commit)
+    encoder = load_model(folder, revision=commit, **options)
     transformer: Any = encoder[0]
     multi_vector = isinstance(encoder, MultiVectorEncoder)
     skipped, expansion = scored_in_words(encoder) if multi_vector else ([], "false")

@@ -14,7 +14,7 @@ import torch
 
 from colbert_zero.maxsim.backends import can_score, refused, wanted
 from colbert_zero.models.checkpoints import Trainable
-from colbert_zero.models.precision import Arithmetic, decided
+from colbert_zero.models.precision import Arithmetic, decided, faster
 from colbert_zero.processes import gather_objects
 
 _TF32_VARIABLES = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
@@ -85,6 +85,8 @@ def going_on(
             if "flash" not in recorded["attention"] and hasattr(model[0], "data_collator"):
                 # It takes the padding out for flash attention, which the others need.
                 setattr(model[0], "data_collator", None)  # noqa: B010
+    if kept["precision"] == "bfloat16" and faster(model.device) == "float32" == own["precision"]:
+        tell("goes on in bfloat16, as it began, though this host is faster in float32")
     pairs = {key: (recorded[key], kept[key]) for key in ("maxsim", "attention", "torch", "threads")}
     pairs["device"] = torch.device(recorded["device"]).type, model.device.type
     if "tf32" in recorded:  # older checkpoints have none

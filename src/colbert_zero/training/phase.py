@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sentence_transformers.util import get_device_name
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
@@ -19,7 +20,7 @@ from colbert_zero.maxsim.backends import scoring_with, tell_refused
 from colbert_zero.models.checkpoints import Encoder
 from colbert_zero.models.cross_encoders import assemble_cross_encoder, pair_tokeniser
 from colbert_zero.models.encoders import assemble, save_model, tokeniser
-from colbert_zero.models.precision import attend_fast, decided, why
+from colbert_zero.models.precision import Arithmetic, attend_fast, why
 from colbert_zero.models.scored_tokens import unknown_words
 from colbert_zero.processes import agree, average_gradients, from_main, is_main, share, sums, wait, world_size
 from colbert_zero.recipe.schema import Phase
@@ -113,7 +114,8 @@ def train_phase(
     spec, steps, work = training.spec, training.steps, folder.with_name(folder.name + ".unfinished")
     share(spec.global_batch_size, f"phases.{training.name}.global_batch_size")
     resumed = _resumed_step(work, training, say)
-    model = _assembled(training, parts, not resumed)
+    precision = agreed_precision(spec.precision, torch.device(get_device_name()))
+    model = _assembled(training, parts, None if resumed else precision)
     if spec.low_rank:
         add_adapters(model, spec.low_rank, training.seed)
     trained_parameters = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
@@ -123,7 +125,6 @@ def train_phase(
     trained = nn.ModuleDict({"model": model, "objective": objective}).train()
     encoder = as_trained(model, spec)
     optimizer, schedule = optimiser_of(trained, spec, steps)
-    precision = agreed_precision(spec.precision, model.device)
     if "attn_implementation" not in training.options:
         attend_fast(model, precision)
     machine = machine_of(model, precision)
@@ -139,7 +140,7 @@ def train_phase(
         batches.restore_streams(state["streams"])
         machine = going_on(model, state["machine"], machine, lambda text: say(f"phases.{training.name}: {text}"))
     elif spec.precision == "auto":
-        log.tell(f"phases.{training.name}.precision: auto, which is {precision} {why(model.device)}")
+        log.tell(f"phases.{training.name}.precision: auto, which is {why(precision, world_size())}")
     context = autocast_of(machine["precision"], model.device)
     if spec.representation == "multi-vector" and (unknown := unknown_words(model, training.scored)):
         log.tell(f"model.skip_list: no single tokens of this tokenizer, so not skipped: {' '.join(unknown)}")
@@ -217,12 +218,12 @@ def train_phase(
     return record
 
 
-def _assembled(training: Training, parts: Mapping[str, Part], new: bool) -> Any:
-    """The model that the phase starts from; a new training may fit its head to the data."""
+def _assembled(training: Training, parts: Mapping[str, Part], fitted_in: Arithmetic | None) -> Any:
+    """The model that the phase starts from; a new training may fit its head to the data, in this arithmetic."""
     spec = training.spec
 
     def fit(model: Encoder) -> None:
-        fit_head(model, parts, training.order, autocast_of(decided(spec.precision, model.device), model.device))
+        fit_head(model, parts, training.order, autocast_of(fitted_in or "float32", model.device))
 
     if spec.reads_pairs:
         return assemble_cross_encoder(
@@ -237,13 +238,7 @@ def _assembled(training: Training, parts: Mapping[str, Part], new: bool) -> Any:
         training.name,
         spec.allow_prompt_mismatch,
         training.head,
-        (
-            lambda model: fit_head(
-                model, parts, training.order, autocast_of(decided(spec.precision, model.device), model.device)
-            )
-        )
-        if new
-        else None,
+        fit if fitted_in else None,
         training.scored,
         **training.options,
     )

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from dataclasses import replace as with_values
 from itertools import chain, islice
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -96,12 +96,6 @@ class Settings:
     segment_documents: int = SEGMENT_DOCUMENTS
     graph: Graph | None = None
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
-
-    def encoded_by(self, device: torch.device) -> str:
-        """What computes the documents' vectors on this device, as the manifest says it."""
-        if self.graph:
-            return self.graph.words
-        return PYTORCH_HALF if decided(self.precision, device) == "bfloat16" else PYTORCH
 
 
 DEFAULTS = Settings()
@@ -183,9 +177,10 @@ def build(
         seen: Seen = from_main(Seen.of(documents, out, True) if is_main() else None)
         if seen.corpus.documents == 0:
             raise ColbertZeroError(f"--corpus: no document with a text in {', '.join(documents.paths)}")
-        encoder, identity = load_identified(model, "MODEL", tell)
-        encoded_by = settings.encoded_by(encoder.device)
-        encoder = _encoding_by(encoder, encoded_by, settings.graph)
+        on_cpu: dict[str, Any] = {"device": "cpu"} if settings.graph else {}
+        encoder, identity = load_identified(model, "MODEL", tell, **on_cpu)
+        encoded_by = from_main(_encoded_by(settings, encoder.device, out) if is_main() else None)
+        encoder = computed_by(encoder, settings.graph) if settings.graph else _in(encoder, encoded_by)
         encoder = encoder if settings.pool is None else with_pooling(encoder, settings.pool)
         Cutter(encoder, settings.passages)
         manifest = Manifest(
@@ -245,9 +240,9 @@ def add(
         manifest = read_manifest(index)
         _check_encoded_alike(manifest, graph, index)
         same = loaded is not None and loaded[0] == manifest.model
-        encoder = loaded[1] if loaded and same else load_known(manifest.model, model, tell)
-        encoder = _encoding_by(encoder, manifest.encoded_by, graph)
-        return _add(index, with_pooling(encoder, manifest.pool), documents, seen, progress)
+        encoder = loaded[1] if loaded and same else load_known(manifest.model, model, tell, graph)
+        encoder = with_pooling(_in(encoder, manifest.encoded_by), manifest.pool)
+        return _add(index, encoder, documents, seen, progress)
 
 
 @contextmanager
@@ -271,11 +266,19 @@ def _check_encoded_alike(there: Manifest, graph: Graph | None, index: Path) -> N
         raise ColbertZeroError(f"{index}: its documents were encoded by {there.encoded_by}, not {own}; {mend}")
 
 
-def _encoding_by(encoder: Encoder, what: str, graph: Graph | None) -> Encoder:
-    """A model as the index's documents are encoded."""
-    if graph:
-        return computed_by(encoder, graph)
-    return encoding_in(encoder, "bfloat16" if what == PYTORCH_HALF else "float32")
+def _encoded_by(settings: Settings, device: torch.device, out: Path) -> str:
+    """What computes the documents' vectors; where `auto` was decided before, that stays."""
+    if settings.graph:
+        return settings.graph.words
+    if settings.precision == "auto" and (out / NAME).is_file():
+        before = read_manifest(out).encoded_by
+        if before in (PYTORCH, PYTORCH_HALF):
+            return before
+    return PYTORCH_HALF if decided(settings.precision, device) == "bfloat16" else PYTORCH
+
+
+def _in(encoder: Encoder, encoded_by: str) -> Encoder:
+    return encoding_in(encoder, "bfloat16" if encoded_by == PYTORCH_HALF else "float32")
 
 
 def _check_same(there: Manifest, wanted: Manifest, out: Path) -> None:

@@ -20,6 +20,9 @@ from colbert_zero.serving.index.segments import DamagedError, Segment, ranges
 BLOCK_TOKENS = 1 << 17
 """Vectors of a block of documents; one longer document is a block of its own."""
 
+INT8_BLOCK_TOKENS = 1 << 14
+"""The same of int8, whose block is put into float32 as a whole: it should lie in a processor's cache."""
+
 _QUERIES_AT_ONCE = 2048
 
 
@@ -66,8 +69,9 @@ def best_documents(
         some = Packed(queries.values[starts[first] : starts[first + len(lengths)]], lengths)
         best: list[list[tuple[float, Place]]] = [[] for _ in lengths]
         for segment in segments:
+            tokens = block_tokens if segment.scales is None else min(block_tokens, INT8_BLOCK_TOKENS)
             mask = segment.found if chosen is None else segment.found & chosen(segment)
-            for numbers in _blocks(segment, np.flatnonzero(mask), block_tokens):
+            for numbers in _blocks(segment, np.flatnonzero(mask), tokens):
                 keep_best(best, _scores(segment, some, numbers), _id_of(segment, numbers), depth)
                 if release:
                     rows = segment.starts[segment.first_passages[[numbers[0], numbers[-1] + 1]]]
