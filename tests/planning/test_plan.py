@@ -252,6 +252,21 @@ def test_hours_are_operations_by_shares_of_the_peak():
     assert most == pytest.approx((encoding / 0.2 + scoring / 0.12) / (8 * 989e12 * 3600))
 
 
+@pytest.mark.parametrize("units", [True, False])
+def test_auto_is_planned_as_what_it_will_come_to(tmp_path, monkeypatch, units):
+    """On GPUs bfloat16, whatever this machine is; on this machine what its processor is faster in."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: units)
+    counts = Counts(texts=6, tokens=300, padding=0, repeated=300, squares=0, products=0, best=0)
+
+    def planned(precision, kind):
+        spec = spec_of(tmp_path, precision=precision)
+        hours = hours_on(device_named("h100"), spec, operations_of(spec, counts, SIZE), 8)
+        return memory_of(spec, counts, 10, SIZE, Devices(1, kind), None), hours if kind == "cuda" else None
+
+    assert planned("auto", "cuda") == planned("bfloat16", "cuda") != planned("float32", "cuda")
+    assert planned("auto", "cpu") == planned("bfloat16" if units else "float32", "cpu")
+
+
 @pytest.mark.parametrize(
     ("text", "count", "name"), [("8xH100", 8, "H100"), ("gh200", 1, "GH200"), ("16xA100", 16, "A100")]
 )

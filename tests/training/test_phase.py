@@ -305,10 +305,14 @@ def test_auto_is_decided_by_the_device_and_trains_as_if_that_had_been_asked_for(
     assert [f"precision: auto, which is {arithmetic} here" in text for text in records["auto"]["told"]] == [True]
 
 
-def test_a_resumed_training_keeps_the_arithmetic_that_auto_came_to(tiny_multi_vector):
+def test_a_resumed_training_keeps_the_arithmetic_that_auto_came_to(tiny_multi_vector, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     own, said = machine_of(tiny_multi_vector, "float32"), []
     assert going_on(tiny_multi_vector, own | {"precision": "bfloat16"}, own, said.append)["precision"] == "bfloat16"
-    assert not said
+    assert said == ["goes on in bfloat16, as it began, though this host is faster in float32"]
+    older = {key: value for key, value in own.items() if key != "precision"}
+    assert going_on(tiny_multi_vector, older, own, said.append) == own
+    assert len(said) == 1
 
 
 def test_a_resumed_training_keeps_what_it_began_with_and_says_what_this_host_cannot(tiny_multi_vector):
