@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: install quickstart demo fix test slow-test heavy-test check ci lint types docs benchmark clean
+.PHONY: install quickstart demo fix test slow-test check ci lint types docs benchmark clean
 
 install: $(VENV)/.installed
 
@@ -26,10 +26,6 @@ test: install
 
 slow-test: install
 	$(BIN)/python -m pytest -m slow
-
-# Programs killed again and again, and the demo from nothing.
-heavy-test: install
-	$(BIN)/python -m pytest -m heavy
 
 # What to run before a commit; and what `.ci/run` runs, with whole runs of minutes each.
 check: lint types test
