@@ -1,10 +1,10 @@
 """What models lose by being cut: python benchmarks/shrinking.py --collection PATH --model MODEL [--model MODEL …]
 
-Of each model (multi-vector and dense, say): nDCG@10 as it is and without layers, neurons, with zeros and on grids, and
-with its vocabulary cut to the collection's documents; the difference with its 95 % interval (paired bootstrap over
+Of each model (multi-vector and dense, say): nDCG@10 as it is and without layers, neurons, with zeros and on grids;
+the difference with its 95 % interval (paired bootstrap over
 queries); bytes of the weights as float32, and what they would take packed; documents a second of processor time, one
-thread, medians of three rounds in turn. Nothing is trained anew. Layers are chosen by token vectors of 32 documents, by
-no judgement. Then, of the first two models, whether one loses less than the other: the difference of their differences,
+thread, medians of rounds in turn. Nothing is trained anew. Layers are chosen by token vectors of 32 documents, by no
+judgement. Then, of the first two models, whether one loses less than the other: the difference of their differences,
 over the same queries.
 
 `--queries` and `--documents` take a part of the collection, by a seed: so many queries, with the documents that are
@@ -71,7 +71,7 @@ def part_of(whole: Collection, queries: int, documents: int, seed: int) -> Colle
     )
 
 
-def speed(models: dict[str, Encoder], texts: list[str], rounds: int = 3) -> dict[str, float]:
+def speed(models: dict[str, Encoder], texts: list[str], rounds: int) -> dict[str, float]:
     """Documents a second of processor time, which other work on the machine does not add to."""
     times: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(rounds):
@@ -87,6 +87,8 @@ def main() -> None:
     parser.add_argument("--collection", action="append", required=True, metavar="PATH", help="in BEIR layout")
     parser.add_argument("--model", action="append", required=True)
     parser.add_argument("--tokens", type=int, default=10**9, help="that a model reads of a text, at most")
+    parser.add_argument("--chosen-by", type=int, default=32, help="documents by which layers are chosen")
+    parser.add_argument("--rounds", type=int, default=3, help="of encoding those, for speed; 0: speed is not measured")
     parser.add_argument("--queries", type=int, default=10**9)
     parser.add_argument("--documents", type=int, default=10**9)
     parser.add_argument("--seed", type=int, default=1)
@@ -99,8 +101,8 @@ def main() -> None:
         part_of(load_beir(place, "test"), asked.queries, asked.documents, asked.seed) for place in asked.collection
     ]
     print("; ".join(f"{c.name}: {len(c.queries)} judged" for c in collections), flush=True)
-    texts = sample_of([text for c in collections for _, text in c.documents()], 32)
-    models = [Cut(folder, names, texts, asked.tokens) for folder in asked.model]
+    texts = sample_of([text for c in collections for _, text in c.documents()], asked.chosen_by)
+    models = [Cut(folder, names, texts, asked.tokens, asked.rounds) for folder in asked.model]
     rows, records = [], []
     for name in names:
         losses = []
@@ -135,7 +137,7 @@ def shown(lost: dict[str, Any]) -> tuple[float, str]:
 class Cut:
     """A model and all its cuts."""
 
-    def __init__(self, folder: str, names: dict[str, Cuts], texts: list[str], tokens: int) -> None:
+    def __init__(self, folder: str, names: dict[str, Cuts], texts: list[str], tokens: int, rounds: int) -> None:
         model = load_model(folder, device="cpu")
         first: Any = model[0]
         first.max_seq_length = min(tokens, first.max_seq_length)
@@ -153,7 +155,7 @@ class Cut:
             kept = kept_after(layers, left_out[: layers - cuts.layers]) if isinstance(cuts.layers, int) else None
             self.smaller[name] = cut(model, Cuts(kept, cuts.neurons, cuts.zeros, cuts.bits), folder)
         faster = {n: m for n, m in self.smaller.items() if n == "as it is" or "layers" in n or "neurons" in n}
-        self.per_second = speed(faster, texts)
+        self.per_second = speed(faster, texts, rounds) if rounds else {}
 
 
 if __name__ == "__main__":

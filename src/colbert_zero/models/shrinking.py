@@ -224,7 +224,7 @@ def smallest_zeroed(matrix: Tensor, share: float) -> Tensor:
     """
     count = round(share * matrix.numel())
     smallest = matrix.abs().flatten().argsort(stable=True)[:count]
-    return cast(Tensor, matrix.flatten().index_fill(0, smallest, 0.0).view_as(matrix))
+    return matrix.flatten().index_fill(0, smallest, 0.0).view_as(matrix)
 
 
 def on_grid(matrix: Tensor, bits: Bits) -> Tensor:
