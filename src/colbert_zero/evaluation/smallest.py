@@ -21,6 +21,7 @@ from colbert_zero.models.vocabulary import check_vocabulary
 from colbert_zero.report.records import MEASURE
 from colbert_zero.report.shrinking import AGREEMENT, combination
 from colbert_zero.report.words import size as in_bytes
+from colbert_zero.watch import stop_if_asked
 
 COMPARED = 200
 """Texts among which each finds its neighbours."""
@@ -131,13 +132,13 @@ class _Judge:
     def __init__(self, before: Encoder, texts: list[str], collection: Collection | None) -> None:
         self.collection = collection
         self.texts = sample_of(texts, COMPARED)
-        self.found = None if collection else neighbours(before, self.texts)
+        self.found = [] if collection else neighbours(before, self.texts)
         self.before = scores_of(before, collection) if collection else np.ones(len(self.texts))
 
     def scores(self, model: Encoder) -> np.ndarray:
-        if self.found is None and self.collection is not None:
+        if self.collection:
             return scores_of(model, self.collection)
-        return agreement(self.found or [], neighbours(model, self.texts))
+        return agreement(self.found, neighbours(model, self.texts))
 
     @property
     def measure(self) -> str:
@@ -170,9 +171,7 @@ def find_smallest(
     Raises:
         ColbertZeroError: None takes so few bytes; names the smallest.
     """
-    before = folder_bytes(Path(source.folder))
-    if before is None:
-        raise ColbertZeroError("--target: name the folder of a checkpoint; of one on the Hub bytes are not counted")
+    before = folder_bytes(source.place)
     most, texts = target_bytes(target, before), list(corpus.texts())
     cutting: Corpus | None = corpus
     try:
@@ -197,6 +196,7 @@ def find_smallest(
     try:
         for number, one in enumerate(asked, 1):
             folder = work / "model"
+            stop_if_asked()
             cuts = _cuts(one, source.layers)
             record = write_shrunk(source, folder, cuts, cutting if one.vocabulary else None, texts, _silent)
             model = load_model(folder, device="cpu")

@@ -23,6 +23,7 @@ from colbert_zero.models.axes import State, Table, built, join, pick, pick_layer
 from colbert_zero.models.checkpoints import Encoder
 from colbert_zero.models.encoding import Task, encode
 from colbert_zero.models.layers import replaced
+from colbert_zero.watch import stop_if_asked
 
 Bits = Literal[4, 8]
 """Of a number on a grid."""
@@ -310,6 +311,7 @@ def removals(
     for _ in steps:
         cosines: dict[int, float] = {}
         for number in left[1 if table.first_stays else 0 :]:
+            stop_if_asked()
             kept = [other for other in left if other != number]
             if kept:
                 without = with_encoder(model, keep_layers(encoder, kept, whose))

@@ -1,5 +1,6 @@
 """A checkpoint cut and written as an ordinary one, with a record of what was asked, done and lost."""
 
+import copy
 import platform
 import shutil
 import time
@@ -10,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from safetensors import safe_open
+from sentence_transformers.util import load_file_path
 
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.files import Progress, Tell, atomic_folder, write_json
@@ -76,8 +78,13 @@ class Source:
 
     Attributes:
         folder: Its own, or the Hub's id.
+        place: Its own, or that of the Hub's cache.
+        kind: Multi-vector, dense, or a plain encoder.
         model: Loaded; it stays as it is.
-        removals: Of its layers, one by one, down to a number; kept from trial to trial.
+        encoder: Its encoder.
+        table: Of that.
+        layers: How many there are.
+        stored: What its weights are stored as.
     """
 
     def __init__(self, folder: str, revision: str | None = None) -> None:
@@ -92,7 +99,8 @@ class Source:
         self.encoder = encoder_of(self.model, f"MODEL: {folder}")
         self.table = table_of(self.encoder, f"MODEL: {folder}")
         self.layers = layers_in(self.encoder, self.table)
-        self.stored = _stored_as(Path(folder))
+        self.place = _place_of(folder, revision)
+        self.stored = _stored_as(self.place)
         self._removals: list[Removal] = []
         self._vocabularies: dict[str, Vocabulary] = {}
 
@@ -171,9 +179,11 @@ def write_shrunk(
         vocabulary = source.vocabulary(corpus)
         model = with_encoder(model, keep_tokens(source.encoder, vocabulary, whose))
     model = cut(model, Cuts(kept, cuts.neurons, cuts.zeros, cuts.bits), whose)
+    if source.stored != torch.float32:
+        own: Any = copy.deepcopy(encoder_of(model, whose))
+        model = with_encoder(model, own.to(source.stored))
     with atomic_folder(out) as folder:
-        _save(model.to(source.stored), source, folder)
-        model.to(torch.float32)
+        _save(model, source, folder)
         if vocabulary is not None:
             rewrite_tokenizer(folder, vocabulary)
         _copy_meta(source, folder, tell)
@@ -186,22 +196,22 @@ def write_shrunk(
                 "neurons": cuts.neurons, "zeros": cuts.zeros, "bits": cuts.bits,
                 "vocabulary": corpus and corpus.name,
             },
-            "model": Path(source.folder).name,
+            "model": Path(source.folder).name if Path(source.folder).is_dir() else source.folder,
             "model_type": source.encoder.config.model_type,
             "layers_before": source.layers,
             "layers_kept": list(kept) if kept is not None else list(range(source.layers)),
             "removals": chosen,
             "parameters_before": parameters(source.model),
             "parameters": parameters(written),
-            "bytes_before": folder_bytes(Path(source.folder)),
-            "packed_bytes": packed_bytes(written.to(source.stored), cuts.bits),
+            "bytes_before": folder_bytes(source.place),
+            "packed_bytes": packed_bytes(model, cuts.bits),
             "zeros": zeros,
             "zeros_of": numbers,
             "bits": cuts.bits,
             "vocabulary_before": len(cast(Any, source.model.tokenizer).get_vocab()),
             "vocabulary": len(cast(Any, written.tokenizer).get_vocab()),
             "vocabulary_texts": vocabulary and vocabulary.texts,
-            "deviation": asdict(deviation(source.model, written.to(torch.float32), sample)),
+            "deviation": asdict(deviation(source.model, written, sample)),
             "deviation_on": "texts given" if texts else "texts of the program's own",
             "torch": torch.__version__, "processor": platform.processor(),
         }  # fmt: skip
@@ -212,16 +222,22 @@ def write_shrunk(
     return record
 
 
-def folder_bytes(folder: Path) -> int | None:
-    """Bytes of a checkpoint's files: weights, tokenizer and settings, no pages and records; None of a Hub id."""
-    if not folder.is_dir():
-        return None
+def folder_bytes(folder: Path) -> int:
+    """Bytes of a checkpoint's files: weights, tokenizer and settings, no pages and records."""
     files = (file for file in folder.rglob("*") if file.is_file() and file.suffix in (".safetensors", ".json", ".txt"))
     return sum(file.stat().st_size for file in files if file.name != RECORD)
 
 
+def _place_of(folder: str, revision: str | None) -> Path:
+    """A checkpoint's folder, or where the Hub's cache has it."""
+    if Path(folder).is_dir():
+        return Path(folder)
+    files = (load_file_path(folder, name, revision=revision) for name in ("config.json", "modules.json"))
+    return Path(next(file for file in files if file)).parent
+
+
 def _stored_as(folder: Path) -> torch.dtype:
-    """The type that a checkpoint's largest file of weights has most numbers in, float32 of a Hub id."""
+    """The type that a checkpoint's largest file of weights has most numbers in."""
     files = sorted(folder.glob("**/*.safetensors"), key=lambda file: -file.stat().st_size)
     if not files:
         return torch.float32
@@ -244,7 +260,7 @@ def _save(model: Encoder, source: Source, folder: Path) -> None:
 
 def _copy_meta(source: Source, folder: Path, tell: Tell) -> None:
     """Copy what sentence-transformers has no place for; a model's card is of the model before."""
-    own = Path(source.folder)
+    own = source.place
     if (own / META).is_file():
         shutil.copyfile(own / META, folder / META)
     if (own / "README.md").is_file():
