@@ -59,7 +59,10 @@ def layer_lines(removals: list[Record]) -> list[str]:
 def curve_plot(record: Record) -> Plot:
     """Score against bytes, and against documents a second."""
     tried, best = record["tried"], record["best"]
-    labels = [combination(point) for point in tried]
+    # The mark says whether the vocabulary is cut.
+    labels = [
+        f"{point['layers']} layers" + (f" × {point['neurons']:g}" if point["neurons"] < 1 else "") for point in tried
+    ]
 
     def draw(figure: Any) -> None:
         left, right = figure.subplots(1, 2, sharey=True)
@@ -78,14 +81,15 @@ def curve_plot(record: Record) -> Plot:
             axes.margins(x=0.2, y=0.15)
         left.axvline(record["target_bytes"] / 1e6, color=MUTED, linestyle=(0, (5, 4)), linewidth=1.3)
         left.set_ylabel(measure_in_words(record))
-        left.legend(frameon=False, loc="lower right")
-        named = [(point["bytes"] / 1e6, y, words, MUTED, number == best)
+        handles, names = left.get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside upper left", ncols=2, frameon=False)
+        named = [(point["bytes"] / 1e6, y, words, INK if number == best else MUTED, number == best)
                  for number, (point, y, words) in enumerate(zip(tried, ys, labels, strict=True))]  # fmt: skip
         place(figure, left, named)
 
     shows = (
-        "Each mark is a combination that was tried; the dashed line is the target, "
-        f"{size(record['target_bytes'])}, and the ring is what was written: {labels[best]}, "
+        "Each mark is a combination that was tried, of so many layers × the share of neurons; the dashed line is the "
+        f"target, {size(record['target_bytes'])}, and the ring is what was written: {combination(tried[best])}, "
         f"{points(tried[best]['score'])} at {size(tried[best]['bytes'])}."
     )
     return make_plot("curve", "Score against bytes and speed", shows, (10.5, 4.7), draw)
