@@ -61,7 +61,9 @@ def curve_plot(record: Record) -> Plot:
     tried, best = record["tried"], record["best"]
     # The mark says whether the vocabulary is cut.
     labels = [
-        f"{point['layers']} layers" + (f" × {point['neurons']:g}" if point["neurons"] < 1 else "") for point in tried
+        combination({**point, "neurons": 1.0, "vocabulary": False})
+        + (f" × {point['neurons']:g}" if point["neurons"] < 1 else "")
+        for point in tried
     ]
 
     def draw(figure: Any) -> None:
