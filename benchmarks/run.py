@@ -2,8 +2,8 @@
 
 Without names all that need no data of yours. Minutes are those of two cores of an AMD EPYC without AVX-512, peers
 installed; another machine takes others. Leave the machine alone meanwhile. What is missing (a peer, an extra, a GPU) is
-told by each benchmark and left out. `supervision`, `index_quality`, `qdrant_engine` and `serve` want data or a model:
-see their first lines.
+told by each benchmark and left out. `supervision`, `index_quality`, `qdrant_engine`, `serve` and `shrinking` want data
+or a model: see their first lines.
 """
 
 import argparse

@@ -1,15 +1,21 @@
 """What is tried to make a model smaller, and how a loss is measured."""
 
+import doctest
+
 import numpy as np
 import pytest
 
 from colbert_zero.errors import ColbertZeroError
+from colbert_zero.evaluation import shrinking, smallest
 from colbert_zero.evaluation.ranking import rank
 from colbert_zero.evaluation.runs import measure
 from colbert_zero.evaluation.shrinking import agreement, documents_per_second, loss, neighbours, scores_of
 from colbert_zero.evaluation.smallest import Combination, combinations, expected_bytes, target_bytes
+from colbert_zero.models import axes, shrunk
+from colbert_zero.models import shrinking as cuts
 from colbert_zero.models.shrinking import Cuts
 from colbert_zero.models.shrunk import Source, folder_bytes, write_shrunk
+from colbert_zero.report import shrinking as shown
 from helpers import DOCUMENTS
 
 TEXTS = list(DOCUMENTS.values())
@@ -72,3 +78,10 @@ def test_expected_bytes_are_near_those_that_are_written(tiny_multi_vector, tmp_p
         layers = tuple(range(one.layers))
         record = write_shrunk(source, tmp_path / "out", Cuts(layers, one.neurons), tell=print)
         assert record["bytes"] == pytest.approx(expected(one), rel=0.03)  # names of arrays and settings aside
+
+
+@pytest.mark.parametrize("module", [axes, cuts, shrunk, shrinking, smallest, shown])
+def test_the_examples_of_docstrings_are_true(module):
+    done = doctest.testmod(module)
+    assert done.attempted
+    assert not done.failed
