@@ -141,3 +141,25 @@ def pooled(vectors: Tensor, factor: int) -> Tensor:
         apart = {(a - (a > j), b - (b > j)): value for (a, b), value in apart.items() if j not in (a, b)}
     means = torch.stack([rest[cluster].mean(0) for cluster in members])
     return torch.nn.functional.normalize(torch.cat([vectors[:1].double(), means]), dim=1)
+
+
+def fewer_neurons(into: Tensor, bias: Tensor | None, out_of: Tensor, keep: int) -> tuple[Tensor, Tensor | None, Tensor]:
+    """A feed-forward layer's matrices with its most important neurons: a loop over neurons and numbers.
+
+    Args:
+        into: (neurons, hidden), or (2 × neurons, hidden) where the second half are gates.
+        bias: Of the same rows.
+        out_of: (hidden, neurons).
+        keep: How many stay.
+    """
+    neurons = out_of.shape[1]
+    rows = [[i, i + neurons] if len(into) == 2 * neurons else [i] for i in range(neurons)]
+
+    def length(vector: Tensor) -> float:
+        return math.sqrt(sum(float(x) ** 2 for x in vector))
+
+    importance = [length(out_of[:, i]) * math.prod(length(into[row]) for row in rows[i]) for i in range(neurons)]
+    chosen = sorted(sorted(range(neurons), key=lambda i: -importance[i])[:keep])
+    halves = [[rows[i][half] for i in chosen] for half in range(len(rows[0]))]
+    taken = [row for half in halves for row in half]
+    return into[taken], None if bias is None else bias[taken], out_of[:, chosen]

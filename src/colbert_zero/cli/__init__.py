@@ -11,6 +11,7 @@ import typer
 
 from colbert_zero import launcher
 from colbert_zero.cli import (
+    compress,
     data,
     demo,
     doctor,
@@ -52,6 +53,7 @@ for command in (
     demo.demo,
     publish.publish,
     export.export,
+    compress.compress,
     teach.teach,
     data.data,
     mine.mine,

@@ -37,7 +37,7 @@ def without_layers(model: Encoder, whose: str) -> Encoder:
         with evaluating(model):
             for name, values in _returned(transformer, found).items():
                 passing = nn.ModuleList(_passing(layer, values) for layer in found[name])
-                bare = _replaced(bare, ["0", *name.split(".")], passing)
+                bare = replaced(bare, ["0", *name.split(".")], passing)
             vectors = _vectors(bare[0])
         if not torch.allclose(vectors[0, ::2], vectors[1, ::2], atol=1e-5):
             raise LookupError("without those that were found, a token's vector still depends on the others")
@@ -100,9 +100,9 @@ def _vectors(transformer: Any) -> Tensor:
     return vectors.float()
 
 
-def _replaced(module: Any, path: list[str], part: nn.Module) -> Any:
+def replaced(module: Any, path: list[str], part: nn.Module) -> Any:
     """A module with another part at this path; what holds the part is copied, everything else is shared."""
     own = copy.copy(module)
     own._modules = dict(module._modules)
-    own._modules[path[0]] = _replaced(own._modules[path[0]], path[1:], part) if path[1:] else part
+    own._modules[path[0]] = replaced(own._modules[path[0]], path[1:], part) if path[1:] else part
     return own

@@ -1,0 +1,230 @@
+"""`compress`: a smaller model from a trained one."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from colbert_zero.cli.options import is_first, start_processes
+from colbert_zero.errors import ColbertZeroError
+from colbert_zero.terminal import RichShow, console
+
+
+def compress(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="A dense or multi-vector checkpoint: a folder, a study's, or a Hub id."),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")],
+    layers: Annotated[
+        str | None,
+        typer.Option(metavar="N|0,2,…", help="How many layers to keep, chosen by what hurts least; or which, from 0."),
+    ] = None,
+    neurons: Annotated[float, typer.Option(metavar="SHARE", help="Of each layer's neurons, to keep.")] = 1.0,
+    zeros: Annotated[
+        float, typer.Option(metavar="SHARE", help="Of each matrix in layers, the smallest, to make 0; no fewer bytes.")
+    ] = 0.0,
+    bits: Annotated[
+        int | None, typer.Option(metavar="8|4", help="Put every matrix on a grid of so many bits; no fewer bytes.")
+    ] = None,
+    vocabulary: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Keep the tokens of this corpus: JSON lines, Parquet or a BEIR folder."),
+    ] = None,
+    collection: Annotated[
+        str | None, typer.Option(metavar="PATH|NAME", help="To score before and after, as for `evaluate`.")
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="50MB|2x", help="Try layers, neurons and vocabulary; write the best of so few bytes."),
+    ] = None,
+    corpus: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Texts by which layers are chosen and --target tries; as for --vocabulary."),
+    ] = None,
+) -> None:
+    """Cut a model: fewer layers, neurons and tokens, zeros, weights on a grid. Nothing is trained.
+
+    What is written is an ordinary checkpoint, with compress.json in it: what was asked, done, and lost. Fewer layers
+    and neurons make it smaller and faster, fewer tokens smaller; zeros and grids stay float numbers in the file, and
+    show what a model would lose if it were stored so.
+
+    Examples:
+
+      colbert-zero compress my/model --out smaller --target 2x --corpus notes.jsonl
+      colbert-zero compress my/model --out smaller --target 50MB --corpus data/scifact --collection data/scifact
+      colbert-zero compress out/quickstart --out four-layers --layers 4 --corpus notes.jsonl
+      colbert-zero compress my/model --out cut --layers 0,2,3,5 --neurons 0.75 --collection data/scifact
+      colbert-zero compress my/model --out cut --vocabulary notes.jsonl
+      colbert-zero compress my/model --out coarse --bits 8 --zeros 0.5 --collection data/scifact
+    """
+    from colbert_zero.models.shrinking import Cuts
+
+    if not is_first():
+        raise ColbertZeroError("compress: one process does it; start it without torchrun")
+    kept = _layers(layers)
+    if bits not in (None, 4, 8):
+        raise ColbertZeroError(f"--bits {bits}: 8 or 4")
+    cuts = Cuts(kept, neurons, zeros, bits)  # type: ignore[arg-type]  # checked above
+    _check(cuts, vocabulary, target, corpus)
+    if out.exists():
+        raise ColbertZeroError(f"--out {out} is there already; name another, or remove it")
+    start_processes()
+    from colbert_zero.models.shrunk import Source, check_asked
+
+    folder, commit = _found(model)
+    source = Source(folder, commit)
+    place = corpus or vocabulary
+    read = _corpus(place, "--corpus" if corpus else "--vocabulary") if place else None
+    of_tokens = read if vocabulary == place else _corpus(vocabulary, "--vocabulary") if vocabulary else None
+    loaded = _collection(collection)
+    texts = list(read.texts()) if read else [text for _, text in loaded.documents()] if loaded else None
+    if texts is not None and not texts:
+        raise ColbertZeroError(f"{place or collection} has no text")
+    if target and read:
+        _smallest(source, out, target, read, loaded)
+        return
+    check_asked(source, cuts, of_tokens, texts)
+    _cut(source, out, cuts, of_tokens, texts, loaded)
+
+
+def _layers(asked: str | None) -> tuple[int, ...] | int | None:
+    if asked is None:
+        return None
+    words = [word.strip() for word in asked.split(",")]
+    try:
+        numbers = tuple(int(word) for word in (words if words[-1] else words[:-1]))
+    except ValueError:
+        numbers = ()
+    if not numbers:
+        raise ColbertZeroError(
+            f"--layers {asked}: write how many are kept (4), or which, with commas (0,2,3,5); one alone is 0,"
+        )
+    return numbers if "," in asked else numbers[0]
+
+
+def _check(cuts: Any, vocabulary: str | None, target: str | None, corpus: str | None) -> None:
+    """Refuse what does not go together, before anything is read."""
+    from colbert_zero.models.shrinking import Cuts
+
+    if target and (cuts != Cuts() or vocabulary):
+        raise ColbertZeroError(
+            "--target tries layers, neurons and vocabulary itself, and zeros and bits make no file smaller; leave "
+            "--layers, --neurons, --vocabulary, --zeros and --bits out"
+        )
+    if target and not corpus:
+        raise ColbertZeroError("--target wants --corpus PATH: texts to choose layers by, and to keep the tokens of")
+    if not target and cuts == Cuts() and not vocabulary:
+        raise ColbertZeroError("nothing is asked for; --target 2x --corpus PATH, or some of --layers, --neurons, "
+                               "--vocabulary, --zeros and --bits")  # fmt: skip
+
+
+def _found(model: str) -> tuple[str, str | None]:
+    """The folder, or Hub id and commit, of a model; a study's folder means its best pipeline."""
+    from colbert_zero.files import place_of
+    from colbert_zero.models.bases import find_checkpoint
+    from colbert_zero.report.trained import find_model
+
+    place = place_of(model)
+    if os.path.isdir(place) or os.path.isdir(os.path.expanduser(model.rpartition(":")[0])):
+        place = str(find_model(model).folder)
+    return place, find_checkpoint(place, "MODEL", _say)
+
+
+def _corpus(place: str, option: str) -> Any:
+    from colbert_zero.data.corpus import corpus_files, corpus_texts
+    from colbert_zero.models.shrunk import Corpus
+
+    files = corpus_files([place], option)
+    return Corpus(Path(place).name, lambda: (text for text in corpus_texts(files) if text))
+
+
+def _collection(name: str | None) -> Any:
+    if name is None:
+        return None
+    from colbert_zero.data.by_name import load_all
+
+    loaded = load_all([name])
+    if len(loaded) != 1:
+        raise ColbertZeroError(f"--collection {name}: has {len(loaded)} collections; name one of them")
+    return loaded[0]
+
+
+def _smallest(source: Any, out: Path, target: str, corpus: Any, collection: Any) -> None:
+    from colbert_zero.evaluation.smallest import find_smallest
+    from colbert_zero.report.shrinking import curve_lines, curve_plot, layer_lines, layers_plot
+
+    with RichShow().counted("combinations") as tried:
+        record = find_smallest(source, out, target, corpus, collection, _say, tried)
+    for line in [*layer_lines(record["removals"]), *curve_lines(record)]:
+        _say(line)
+    _picture(out, curve_plot(record))
+    if record["removals"]:
+        _picture(out, layers_plot(record["removals"]))
+    _tell(out, record)
+
+
+def _cut(source: Any, out: Path, cuts: Any, vocabulary: Any, texts: list[str] | None, collection: Any) -> None:
+    from colbert_zero.models.shrunk import write_shrunk
+    from colbert_zero.report.shrinking import layer_lines, layers_plot
+
+    with RichShow().counted("trials of layers") as tried:
+        record = write_shrunk(source, out, cuts, vocabulary, texts, _say, tried)
+    for line in layer_lines(record["removals"]):
+        _say(line)
+    if record["removals"]:
+        _picture(out, layers_plot(record["removals"]))
+    _tell(out, record)
+    if collection is not None:
+        _score(source, out, collection)
+
+
+def _score(source: Any, out: Path, collection: Any) -> None:
+    """Tell nDCG@10 before and after, and keep it in the record."""
+    from colbert_zero.evaluation.shrinking import loss, scores_of
+    from colbert_zero.files import read_json, write_json
+    from colbert_zero.models.checkpoints import load_model
+    from colbert_zero.models.shrunk import RECORD
+    from colbert_zero.report.words import points
+
+    found = loss(scores_of(source.model, collection), scores_of(load_model(out, device="cpu"), collection))
+    before = found["score"] - found["difference"]
+    low, high = (points(bound, signed=True) for bound in found["interval"])
+    apart = points(found["difference"], signed=True)
+    _say(f"  nDCG@10 × 100 on {collection.name}: {points(before)} before, {points(found['score'])} after: {apart} "
+         f"(95 % {low} to {high}, {found['queries']:,} queries)")  # fmt: skip
+    record = read_json(out / RECORD)
+    write_json(out / RECORD, record | {"collection": collection.name, "measure": "nDCG@10", "scored": found})
+
+
+def _picture(out: Path, plot: Any) -> None:
+    """Write a picture beside the model, which holds nothing but the checkpoint."""
+    from colbert_zero.files import atomic_file
+
+    path = out.with_name(f"{out.name}.{plot.name}.png")
+    with atomic_file(path, "wb") as file:
+        file.write(plot.png)
+    _say(f"{path}: {plot.shows}")
+
+
+def _tell(out: Path, record: dict[str, Any]) -> None:
+    from colbert_zero.report.words import size
+
+    lost = record["deviation"]
+    kept = f"layers {', '.join(map(str, record['layers_kept']))} of {record['layers_before']}"
+    _say(f"{out}: {size(record['bytes'])}, of {size(record['bytes_before'])}; {record['parameters']:,} parameters, of "
+         f"{record['parameters_before']:,}; {kept}")  # fmt: skip
+    if record["vocabulary"] != record["vocabulary_before"]:
+        _say(f"  vocabulary: {record['vocabulary']:,} tokens, of {record['vocabulary_before']:,}; words that are not "
+             "in the corpus are cut into smaller pieces than before")  # fmt: skip
+    if record["asked"]["zeros"] or record["bits"]:
+        _say(f"  zeros: {record['zeros']:,} of the {record['zeros_of']:,} numbers in the layers' matrices. Zeros and "
+             f"grids are float numbers in the file: packed it would take {size(record['packed_bytes'])}")  # fmt: skip
+    other = f"; {lost['retokenised']} of {2 * lost['texts']} have other tokens" if lost["retokenised"] else ""
+    _say(f"  token vectors of {lost['texts']} {record['deviation_on']}: mean cosine {lost['cosine']:.4f} with those "
+         f"before, at least {lost['least']:.4f}{other}")  # fmt: skip
+
+
+def _say(text: str) -> None:
+    console.print(text, markup=False, soft_wrap=True)

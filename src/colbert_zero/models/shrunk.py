@@ -1,0 +1,267 @@
+"""A checkpoint cut and written as an ordinary one, with a record of what was asked, done and lost."""
+
+import copy
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import safe_open
+from sentence_transformers.util import load_file_path
+
+from colbert_zero.errors import ColbertZeroError
+from colbert_zero.files import Progress, Tell, atomic_folder, write_json
+from colbert_zero.models.alignment import META
+from colbert_zero.models.axes import table_of
+from colbert_zero.models.checkpoints import Encoder, load_model
+from colbert_zero.models.comparing import TEXTS
+from colbert_zero.models.kinds import kind_of
+from colbert_zero.models.shrinking import (
+    Cuts,
+    Removal,
+    check_cuts,
+    cut,
+    deviation,
+    encoder_of,
+    kept_after,
+    layers_in,
+    packed_bytes,
+    parameters,
+    removals,
+    with_encoder,
+    zeros_in,
+)
+from colbert_zero.models.vocabulary import (
+    Vocabulary,
+    check_vocabulary,
+    keep_tokens,
+    rewrite_tokenizer,
+    vocabulary_of,
+)
+
+RECORD = "compress.json"
+"""In the new checkpoint."""
+
+SAMPLE = 64
+"""Texts whose token vectors are compared, where there are more."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents that a vocabulary is cut to.
+
+    Attributes:
+        name: For the record.
+        texts: Read as often as it is called.
+    """
+
+    name: str
+    texts: Callable[[], Iterable[str]]
+
+
+def sample_of(texts: list[str], count: int = SAMPLE) -> list[str]:
+    """So many of them, evenly spread; all where there are fewer.
+
+    Example:
+        >>> sample_of(["a", "b", "c", "d"], 2)
+        ['a', 'c']
+    """
+    return [texts[place * len(texts) // count] for place in range(count)] if len(texts) > count else texts
+
+
+class Source:
+    """A checkpoint to cut, loaded once for several trials.
+
+    Attributes:
+        folder: Its own, or the Hub's id.
+        place: Its own, or that of the Hub's cache.
+        kind: Multi-vector, dense, or a plain encoder.
+        model: Loaded; it stays as it is.
+        encoder: Its encoder.
+        table: Of that.
+        layers: How many there are.
+        stored: What its weights are stored as.
+    """
+
+    def __init__(self, folder: str, revision: str | None = None) -> None:
+        """Load it.
+
+        Raises:
+            ColbertZeroError: It cannot be loaded, or no table is known of its encoder.
+        """
+        options = {"revision": revision} if revision else {}
+        self.folder, self.kind = folder, kind_of(folder, revision)
+        self.model: Encoder = load_model(folder, device="cpu", **options)
+        self.encoder = encoder_of(self.model, f"MODEL: {folder}")
+        self.table = table_of(self.encoder, f"MODEL: {folder}")
+        self.layers = layers_in(self.encoder, self.table)
+        self.place = _place_of(folder, revision)
+        self.stored = _stored_as(self.place)
+        self._removals: list[Removal] = []
+        self._vocabularies: dict[str, Vocabulary] = {}
+
+    def removals(self, count: int, texts: list[str], progress: Progress | None = None) -> list[Removal]:
+        """Which layers to leave out until so many are left; of several questions with the same texts, asked once."""
+        if count == self.layers:
+            return removals(self.model, count, texts, self.folder, progress)
+        if len(self._removals) < self.layers - count:
+            self._removals = removals(self.model, count, texts, self.folder, progress)
+        return self._removals[: self.layers - count]
+
+    def vocabulary(self, corpus: Corpus) -> Vocabulary:
+        """The tokens of a corpus, read once."""
+        if corpus.name not in self._vocabularies:
+            self._vocabularies[corpus.name] = vocabulary_of(self.model, corpus.texts())
+        return self._vocabularies[corpus.name]
+
+
+def check_asked(source: Source, cuts: Cuts, corpus: Corpus | None, texts: list[str] | None) -> None:
+    """Refuse what cannot be done before anything is measured.
+
+    Raises:
+        ColbertZeroError: Names the cut and the mend.
+    """
+    check_cuts(source.encoder, cuts, f"MODEL: {source.folder}")
+    if isinstance(cuts.layers, int) and not texts:
+        raise ColbertZeroError(
+            f"layers: {cuts.layers}: which ones hurt least is measured on texts; add --corpus or --collection, or name "
+            f"those that are kept (--layers {','.join(map(str, range(cuts.layers)))})"
+        )
+    if corpus is not None:
+        check_vocabulary(source.model)
+
+
+def write_shrunk(
+    source: Source,
+    out: Path,
+    cuts: Cuts,
+    corpus: Corpus | None = None,
+    texts: list[str] | None = None,
+    tell: Tell = print,
+    progress: Progress | None = None,
+    also: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Cut a checkpoint and write it: an ordinary one of its kind, that transformers and sentence-transformers load.
+
+    It is loaded once more from the folder as it was written, and what the record says is measured on that.
+
+    Args:
+        source: The checkpoint.
+        out: The new folder; it appears whole, with the record in compress.json.
+        cuts: See there.
+        corpus: Documents that the vocabulary is cut to; None: it stays.
+        texts: By which layers are chosen and deviation is measured, the first `SAMPLE`, evenly spread; some short ones
+            of our own where there are none, for deviation alone.
+        tell: Told what is not copied.
+        progress: Of the trials by which layers are chosen.
+        also: What else the record is to hold.
+
+    Returns:
+        The record: docs/shrinking.md says what is in it.
+
+    Raises:
+        ColbertZeroError: It cannot be cut so; nothing is written.
+    """
+    check_asked(source, cuts, corpus, texts)
+    started, whose = time.monotonic(), f"MODEL: {source.folder}"
+    sample = sample_of(texts) if texts else [text for side in TEXTS.values() for text in side]
+    chosen: list[Removal] = []
+    kept = cuts.layers
+    if isinstance(kept, int):
+        chosen = source.removals(kept, sample, progress)
+        kept = kept_after(source.layers, chosen)
+    model, vocabulary = source.model, None
+    if corpus is not None:
+        vocabulary = source.vocabulary(corpus)
+        model = with_encoder(model, keep_tokens(source.encoder, vocabulary, whose))
+    model = cut(model, Cuts(kept, cuts.neurons, cuts.zeros, cuts.bits), whose)
+    if source.stored != torch.float32:
+        own: Any = copy.deepcopy(encoder_of(model, whose))
+        model = with_encoder(model, own.to(source.stored))
+    with atomic_folder(out) as folder:
+        _save(model, source, folder)
+        if vocabulary is not None:
+            rewrite_tokenizer(folder, vocabulary)
+        _copy_meta(source, folder, tell)
+        written = load_model(folder, device="cpu")
+        zeros, numbers = zeros_in(written, whose)
+        record: dict[str, Any] = {
+            "kind": "compress",
+            "asked": {
+                "layers": list(cuts.layers) if isinstance(cuts.layers, tuple) else cuts.layers,
+                "neurons": cuts.neurons, "zeros": cuts.zeros, "bits": cuts.bits,
+                "vocabulary": corpus and corpus.name,
+            },
+            "model": Path(source.folder).name if Path(source.folder).is_dir() else source.folder,
+            "model_type": source.encoder.config.model_type,
+            "layers_before": source.layers,
+            "layers_kept": list(kept) if kept is not None else list(range(source.layers)),
+            "removals": chosen,
+            "parameters_before": parameters(source.model),
+            "parameters": parameters(written),
+            "bytes_before": folder_bytes(source.place),
+            "packed_bytes": packed_bytes(model, cuts.bits),
+            "zeros": zeros,
+            "zeros_of": numbers,
+            "bits": cuts.bits,
+            "vocabulary_before": len(cast(Any, source.model.tokenizer).get_vocab()),
+            "vocabulary": len(cast(Any, written.tokenizer).get_vocab()),
+            "vocabulary_texts": vocabulary and vocabulary.texts,
+            "deviation": asdict(deviation(source.model, written, sample)),
+            "deviation_on": "texts given" if texts else "texts of the program's own",
+            "torch": torch.__version__, "processor": platform.processor(),
+        }  # fmt: skip
+        record["bytes"] = folder_bytes(folder)
+        record["seconds"] = round(time.monotonic() - started, 3)
+        record |= also or {}
+        write_json(folder / RECORD, record)
+    return record
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of a checkpoint's files: weights, tokenizer and settings, no pages and records."""
+    files = (file for file in folder.rglob("*") if file.is_file() and file.suffix in (".safetensors", ".json", ".txt"))
+    return sum(file.stat().st_size for file in files if file.name != RECORD)
+
+
+def _place_of(folder: str, revision: str | None) -> Path:
+    """A checkpoint's folder, or where the Hub's cache has it."""
+    if Path(folder).is_dir():
+        return Path(folder)
+    files = (load_file_path(folder, name, revision=revision) for name in ("config.json", "modules.json"))
+    return Path(next(file for file in files if file)).parent
+
+
+def _stored_as(folder: Path) -> torch.dtype:
+    """The type that a checkpoint's largest file of weights has most numbers in."""
+    files = sorted(folder.glob("**/*.safetensors"), key=lambda file: -file.stat().st_size)
+    if not files:
+        return torch.float32
+    with safe_open(files[0], "pt") as file:
+        numbers: dict[torch.dtype, int] = {}
+        for name in file.keys():  # noqa: SIM118 - it is no mapping
+            part = file.get_slice(name)
+            dtype = {"F16": torch.float16, "BF16": torch.bfloat16}.get(part.get_dtype(), torch.float32)
+            numbers[dtype] = numbers.get(dtype, 0) + int(torch.Size(part.get_shape()).numel())
+    return max(numbers, key=lambda dtype: numbers[dtype])
+
+
+def _save(model: Encoder, source: Source, folder: Path) -> None:
+    if source.kind == "encoder":  # one of transformers, without what sentence-transformers puts around it
+        encoder_of(model, source.folder).save_pretrained(folder)
+        cast(Any, model.tokenizer).save_pretrained(folder)
+    else:
+        model.save_pretrained(str(folder), create_model_card=False)
+
+
+def _copy_meta(source: Source, folder: Path, tell: Tell) -> None:
+    """Copy what sentence-transformers has no place for; a model's card is of the model before."""
+    own = source.place
+    if (own / META).is_file():
+        shutil.copyfile(own / META, folder / META)
+    if (own / "README.md").is_file():
+        tell(f"{own / 'README.md'} is not copied: it speaks of the model before it was cut")

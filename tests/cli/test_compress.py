@@ -1,0 +1,141 @@
+"""`compress` as a user types it, in this process."""
+
+import json
+
+import pytest
+from transformers import AutoModel
+
+from colbert_zero.data.layouts import write_beir
+from colbert_zero.models.checkpoints import load_model
+from helpers import DOCUMENTS
+
+
+@pytest.fixture
+def places(collection, tiny_multi_vector, tmp_path):
+    tiny_multi_vector.save_pretrained(str(tmp_path / "model"), create_model_card=False)
+    write_beir(collection, tmp_path / "tiny")
+    return tmp_path
+
+
+def files(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def test_layers_are_chosen_scored_before_and_after_and_shown(command, places):
+    arguments = ("compress", places / "model", "--out", places / "cut", "--layers", "1", "--neurons", "0.5")
+    code, out, error = command(*arguments, "--collection", places / "tiny")
+    assert code == 0, error
+    record = json.loads((places / "cut" / "compress.json").read_text())
+    assert record["asked"] == {"layers": 1, "neurons": 0.5, "zeros": 0.0, "bits": None, "vocabulary": None}
+    assert len(record["layers_kept"]) == 1
+    assert (record["collection"], record["scored"]["queries"]) == ("tiny", 5)
+    assert "cosine of token vectors without layer 0 " in out
+    assert "nDCG@10 × 100 on tiny: " in out
+    assert f"layers {record['layers_kept'][0]} of 2" in out
+    # Pictures stand beside the checkpoint, which holds nothing else.
+    assert (places / "cut.layers.png").read_bytes().startswith(b"\x89PNG")
+    assert not list((places / "cut").rglob("*.png"))
+    assert AutoModel.from_pretrained(places / "cut").config.num_hidden_layers == 1
+
+
+def test_zeros_and_grids_are_said_to_save_no_bytes(command, places):
+    code, out, _ = command("compress", places / "model", "--out", places / "cut", "--bits", "8", "--zeros", "0.5")
+    assert code == 0
+    assert "Zeros and grids are float numbers in the file: packed it would take" in out
+    assert "texts of the program's own" in out
+
+
+def test_a_vocabulary_is_cut_to_a_corpus(command, places):
+    code, out, _ = command("compress", places / "model", "--out", places / "cut", "--vocabulary", places / "tiny")
+    assert code == 0
+    assert "words that are not in the corpus are cut into smaller pieces than before" in out
+    assert load_model(places / "cut").tokenizer.tokenize("glucose") == ["glucose"]
+
+
+@pytest.mark.parametrize("scored", [True, False])
+def test_a_target_is_met_by_the_best_of_what_was_tried(command, places, scored):
+    more = ("--collection", places / "tiny") if scored else ()
+    before = sum(f.stat().st_size for f in (places / "model").rglob("*") if f.is_file())
+    target = f"{0.8 * before / 1000:.1f}KB"
+    arguments = ("compress", places / "model", "--out", places / "cut", "--target", target)
+    code, out, error = command(*arguments, "--corpus", places / "tiny", *more)
+    assert code == 0, error
+    record = json.loads((places / "cut" / "compress.json").read_text())
+    tried, best = record["tried"], record["tried"][record["best"]]
+    assert record["measure"] == ("nDCG@10" if scored else "agreement")
+    assert record["bytes"] == best["bytes"] <= record["target_bytes"] < before
+    assert all(point["meets"] == (point["bytes"] <= record["target_bytes"]) for point in tried)
+    assert best["score"] == max(point["score"] for point in tried if point["meets"])
+    assert not tried[0]["meets"]
+    assert tried[0]["difference"] == 0
+    assert (tried[0]["layers"], tried[0]["neurons"], tried[0]["vocabulary"]) == (2, 1.0, False)
+    assert {point["vocabulary"] for point in tried} == {True, False}
+    assert all(point["documents_per_second"] > 0 for point in tried)
+    assert len([line for line in out.splitlines() if line.startswith("→")]) == 1
+    assert (places / "cut.curve.png").read_bytes().startswith(b"\x89PNG")
+    assert {"model", "tiny", "cut", "cut.curve.png"} <= files(places) <= {
+        "model", "tiny", "cut", "cut.curve.png", "cut.layers.png",
+    }  # fmt: skip
+    assert load_model(places / "cut").get_embedding_dimension() == 16
+
+
+REFUSED = {
+    "nothing is asked for; --target 2x --corpus PATH, or some of --layers, --neurons, --vocabulary, --zeros and --bits":
+        (),
+    "--bits 5: 8 or 4": ("--bits", "5"),
+    "--layers four: write how many are kept (4), or which, with commas (0,2,3,5); one alone is 0,":
+        ("--layers", "four"),
+    "layers: [0, 7], and there are 0 to 1; name some of these": ("--layers", "0,7"),
+    "neurons: 2, of 64; the share that is kept is above 0, at most 1": ("--neurons", "2"),
+    "layers: 1: which ones hurt least is measured on texts; add --corpus or --collection, or name those that are kept "
+    "(--layers 0)": ("--layers", "1"),
+    "--target wants --corpus PATH: texts to choose layers by, and to keep the tokens of": ("--target", "2x"),
+    "--target tries layers, neurons and vocabulary itself, and zeros and bits make no file smaller; leave --layers, "
+    "--neurons, --vocabulary, --zeros and --bits out": ("--target", "2x", "--bits", "8"),
+    "--target 5: write bytes, as in 50MB, or how many times smaller, as in 2x":
+        ("--target", "5", "--corpus", "{tiny}"),
+    "--target 1KB: even 1 layer, 0.25 of the neurons, vocabulary cut would take about ":
+        ("--target", "1KB", "--corpus", "{tiny}"),
+    "--target 1GB: the model takes ": ("--target", "1GB", "--corpus", "{tiny}"),
+    "--corpus {model}: ": ("--layers", "1", "--corpus", "{model}"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_cannot_be_done_is_refused_and_nothing_is_written(command, places, message):
+    def filled(word):
+        return word.replace("{tiny}", str(places / "tiny")).replace("{model}", str(places / "model"))
+
+    if message.startswith("--corpus"):
+        message = f"--corpus: {places / 'model'} is a folder without corpus.jsonl"
+        words = ("--layers", "1", "--corpus", "{model}")
+    else:
+        words = REFUSED[message]
+    code, _, error = command("compress", places / "model", "--out", places / "cut", *map(filled, words))
+    assert code == 2
+    assert message in " ".join(error.split()), error
+    assert files(places) == {"model", "tiny"}
+
+
+def test_a_folder_that_is_there_is_not_written_over(command, places):
+    code, _, error = command("compress", places / "model", "--out", places / "tiny", "--bits", "8")
+    assert code == 2
+    assert "is there already; name another, or remove it" in " ".join(error.split())
+
+
+def test_a_model_that_is_none_of_the_known_types_is_refused(command, places):
+    file = places / "model" / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"model_type": "roberta", "architectures": ["RobertaModel"]}))
+    code, _, error = command("compress", places / "model", "--out", places / "cut", "--bits", "8")
+    assert code == 2
+    expected = "the arrays of a 'roberta' are not known here; known are bert, modernbert, distilbert, electra"
+    assert expected in " ".join(error.split())
+
+
+def test_a_corpus_of_few_texts_has_no_neighbours_to_agree_on(command, places):
+    (places / "few.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in list(DOCUMENTS.values())[:5]))
+    code, _, error = command("compress", places / "model", "--out", places / "cut", "--target", "1.1x", "--corpus",
+                             places / "few.jsonl")  # fmt: skip
+    assert code == 2
+    assert "the corpus has 5 texts; agreement is of the first 10 of more" in " ".join(error.split())
