@@ -11,6 +11,7 @@ import typer
 
 from colbert_zero import launcher
 from colbert_zero.cli import (
+    adapt,
     data,
     demo,
     doctor,
@@ -51,6 +52,7 @@ for command in (
     serve.serve,
     demo.demo,
     publish.publish,
+    adapt.adapt,
     export.export,
     teach.teach,
     data.data,
