@@ -141,3 +141,18 @@ def pooled(vectors: Tensor, factor: int) -> Tensor:
         apart = {(a - (a > j), b - (b > j)): value for (a, b), value in apart.items() if j not in (a, b)}
     means = torch.stack([rest[cluster].mean(0) for cluster in members])
     return torch.nn.functional.normalize(torch.cat([vectors[:1].double(), means]), dim=1)
+
+
+def sums_of_pairs(queries, documents, projection=None):
+    """G and C of `models.adapting`, token by token, in float64; queries and documents are lists of (tokens, dim)."""
+    dim = queries[0].shape[1]
+    width = dim if projection is None else projection.shape[1]
+    gram = torch.zeros(width, width, dtype=torch.float64)
+    cross = torch.zeros(width, dim, dtype=torch.float64)
+    for query, document in zip(queries, documents, strict=True):
+        for token in query.double():
+            picked = max(document.double(), key=lambda other: float(token @ other))
+            features = token if projection is None else torch.relu(token @ projection.double())
+            gram += torch.outer(features, features)
+            cross += torch.outer(features, picked - token)
+    return gram, cross

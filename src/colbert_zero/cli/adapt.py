@@ -104,13 +104,12 @@ def _domains(words: list[str], corpus: list[Path], folder: Path, show: RichShow)
 
 
 def _tell(fitted: "Fitted") -> None:
-    for name, measured in fitted.domains.items():
-        about = measured.about
+    for name, about in fitted.domains.items():
         low, high = (100 * value for value in about["interval"])
         same = f", {about['left_out']:,} left out (their query is held out)" if about["left_out"] else ""
         console.print(
-            f"{name}: {about['fitted']:,} pairs fitted to, {about['held_out']:,} held out{same}; held-out queries among "
-            f"{about['documents']:,} documents, nDCG@10 {100 * about['before']:.1f} → {100 * about['after']:.1f} "
+            f"{name}: {about['fitted']:,} pairs fitted to, {about['held_out']:,} held out{same}; held-out queries "
+            f"among {about['documents']:,} documents, nDCG@10 {100 * about['before']:.1f} → {100 * about['after']:.1f} "
             f"({100 * about['difference']:+.1f}, 95 % interval {low:+.1f} to {high:+.1f}, p = {about['p_value']:.3f})",
             markup=False, soft_wrap=True,
         )  # fmt: skip

@@ -10,8 +10,9 @@ it had a part in.
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from heapq import nsmallest
 from itertools import product
 from typing import Any, NamedTuple
@@ -34,10 +35,13 @@ from colbert_zero.models.adapting import (
     statistics_of_documents,
     statistics_of_pairs,
 )
-from colbert_zero.models.encoding import encode, reorder
+from colbert_zero.models.encoding import Task, encode, reorder
 from colbert_zero.watch import stop_if_asked
 
 MEASURE = "nDCG@10"
+
+Embed = Callable[[list[str], Task], Packed]
+"""Token vectors of texts, on the CPU."""
 
 FEWEST = 100
 """Pairs of a domain."""
@@ -121,7 +125,8 @@ def split(domain: Domain, seed: int) -> Split:
     if min(len(held), len(fitted)) < FEWEST_HELD_OUT or len(documents) < 2:
         raise ColbertZeroError(
             f"--pairs: {domain.name} has {len({d for _, d in pairs})} different documents and "
-            f"{len({q for q, _ in pairs})} different queries, too few to hold some out ({len(held)} pairs would be, {len(fitted)} left to fit to)"
+            f"{len({q for q, _ in pairs})} different queries, too few to hold some out "
+            f"({len(held)} pairs would be, {len(fitted)} left to fit to)"
         )
     return Split(fitted, held, len(pairs) - len(held) - len(fitted))
 
@@ -145,28 +150,32 @@ class HeldOut:
 
     Attributes:
         queries: Without an adapter.
-        before: As the given model has them.
         documents: Encoded.
         positive: Which documents are a query's own, (queries, documents), bool.
         fold: 0 or 1 of each query, (queries,).
-        candidates: The best documents before, and the query's own, (queries, n), int64.
+        before: nDCG@10 of each query of the given model, (queries,).
+        candidates: Its best documents, and the query's own, (queries, n), int64.
     """
 
     queries: Packed
-    before: Packed
     documents: Packed
     positive: np.ndarray
     fold: np.ndarray
-    scores_before: np.ndarray
+    before: np.ndarray
     candidates: Tensor
 
-    def ranked(self, queries: Packed) -> np.ndarray:
-        """nDCG@10 of each query among all documents."""
-        return ndcg(_all_scores(queries, self.documents), self.positive)
+    def judged(self, form: Form, choices: "Choices") -> np.ndarray:
+        """The nDCG@10 of each query among all documents, moved as the other fold chooses, (queries,)."""
+        found = np.empty(len(self.fold))
+        for fold, choice in enumerate(choices.judging):
+            rows = np.flatnonzero(self.fold == fold)
+            queries = _moved(form, reorder(self.queries, torch.from_numpy(rows)), choice.weights)
+            found[rows] = ndcg(_all_scores(queries, self.documents), self.positive[rows])
+        return found
 
-    def chosen_by(self, queries: Packed) -> np.ndarray:
-        """nDCG@10 of each query among its candidates."""
-        ways, found = self.candidates.shape[1], []
+    def among_candidates(self, form: Form, weights: Tensor) -> np.ndarray:
+        """The nDCG@10 of each query, moved, among its candidates."""
+        queries, ways, found = _moved(form, self.queries, weights), self.candidates.shape[1], []
         for rows in torch.arange(len(queries.lengths)).split(_BLOCK // 4):
             documents = reorder(self.documents, self.candidates[rows].flatten())
             found.append(packed_candidate_scores(reorder(queries, rows), documents, ways).cpu().numpy())
@@ -204,20 +213,6 @@ def ndcg(scores: np.ndarray, positive: np.ndarray, depth: int = 10) -> np.ndarra
     return found
 
 
-class Measured(NamedTuple):
-    """What adapting does on one domain's held-out pairs.
-
-    Attributes:
-        before: nDCG@10 of each query, (queries,).
-        after: Cross-fitted.
-        about: Counts, means, interval, for the record.
-    """
-
-    before: np.ndarray
-    after: np.ndarray
-    about: dict[str, Any]
-
-
 class Fitted(NamedTuple):
     """What came of it.
 
@@ -226,7 +221,7 @@ class Fitted(NamedTuple):
         weights: W with its step in it, (width, dim), float64.
         ridge: λ, chosen on all held-out pairs.
         step: Likewise.
-        domains: What it does on each.
+        domains: Counts of each, means before and after (cross-fitted), their difference, its interval and p-value.
         difference: Mean over domains of nDCG@10, after less before.
         interval: Of it, 95 %.
         seconds: That it took.
@@ -236,7 +231,7 @@ class Fitted(NamedTuple):
     weights: Tensor
     ridge: float
     step: float
-    domains: dict[str, Measured]
+    domains: dict[str, dict[str, Any]]
     difference: float
     interval: tuple[float, float]
     seconds: float
@@ -272,44 +267,85 @@ def fit(
     """
     started = time.monotonic()
     parts = {domain.name: split(domain, seed) for domain in domains}
-    total, done = sum(len(p.fitted) + len(p.held_out) for p in parts.values()), 0
-    statistics, held = known or no_statistics(form), dict[str, HeldOut]()
+    sizes = {name: len(part.fitted) + len(part.held_out) for name, part in parts.items()}
+    statistics, held, done = known or no_statistics(form), dict[str, HeldOut](), 0
+    embed = partial(_embed, bare)
     for domain in domains:
-        fitted, held_out, _ = parts[domain.name]
-        if form.way == "decorrelate":
-            for added in sums_of_documents(bare, form, _to_sum(domain, fitted, seed)):
-                statistics += added
-        else:
-            for added in sums_of_pairs(bare, form, fitted):
-                statistics, done = statistics + added, done + min(_BLOCK, len(fitted))
-                if progress:
-                    progress(min(done, total), total)
-        held[domain.name] = hold(model, bare, domain, held_out, fitted, seed)
-        done = sum(len(parts[name].fitted) + len(parts[name].held_out) for name in held)
+        for added, pairs in sums_of(embed, form, domain, parts[domain.name].fitted, seed):
+            statistics += added
+            if progress:
+                progress(done + pairs, sum(sizes.values()))
+        before = None if bare is model else partial(_embed, model)
+        held[domain.name] = hold(embed, before, domain, parts[domain.name], seed)
+        done += sizes[domain.name]
         if progress:
-            progress(done, total)
+            progress(done, sum(sizes.values()))
+    choices = choose(form, statistics, held)
+    measured = {name: one.judged(form, choices) for name, one in held.items()}
+    about = {
+        domain.name: {
+            "pairs": len(set(domain.pairs)),
+            "fitted": len(parts[domain.name].fitted),
+            "held_out": len(parts[domain.name].held_out),
+            "left_out": parts[domain.name].shared,
+            "queries": len(held[domain.name].before),
+            "documents": len(held[domain.name].documents.lengths),
+            **_compared(held[domain.name].before, measured[domain.name], seed),
+        }
+        for domain in domains
+    }
+    drawn = bootstrap_means([measured[name] - one.before for name, one in held.items()], seed=seed).mean(axis=0)
+    return Fitted(
+        statistics,
+        choices.of_all.weights,
+        choices.of_all.ridge,
+        choices.of_all.step,
+        about,
+        float(np.mean([one["difference"] for one in about.values()])),
+        percentile_interval(drawn),
+        time.monotonic() - started,
+    )
+
+
+class Choice(NamedTuple):
+    """How far queries are moved: λ, the step, and W with its step in it, (width, dim), float64."""
+
+    ridge: float
+    step: float
+    weights: Tensor
+
+
+class Choices(NamedTuple):
+    """What all held-out queries choose, and what those of each fold are judged by: the other fold's choice."""
+
+    of_all: Choice
+    judging: tuple[Choice, Choice]
+
+
+def choose(form: Form, statistics: Statistics, held: dict[str, HeldOut]) -> Choices:
+    """Choose λ and the step by the mean over domains of nDCG@10 among each held-out query's candidates.
+
+    Args:
+        form: Of the statistics.
+        statistics: Of the fitted pairs.
+        held: {domain: held-out pairs}.
+    """
     points = list(product(RIDGES, STEPS if form.way != "decorrelate" else STEPS[-1:]))
     solved = {ridge: solve(form, statistics, ridge) for ridge in RIDGES}
     # {domain: (points, queries)}
     tried = {
-        name: np.stack([one.chosen_by(_moved(form, one.queries, s * solved[r])) for r, s in points])
+        name: np.stack([one.among_candidates(form, step * solved[ridge]) for ridge, step in points])
         for name, one in held.items()
     }
-    chosen = [_best(tried, {name: one.fold != fold for name, one in held.items()}) for fold in (0, 1)]
-    ridge, step = points[_best(tried, {name: one.fold >= 0 for name, one in held.items()})]
-    measured = {}
-    for domain in domains:
-        one, at = held[domain.name], parts[domain.name]
-        ranked = {i: one.ranked(_moved(form, one.queries, points[i][1] * solved[points[i][0]])) for i in set(chosen)}
-        before, after = one.scores_before, np.where(one.fold == 0, ranked[chosen[0]], ranked[chosen[1]])
-        counts = {"pairs": len(set(domain.pairs)), "fitted": len(at.fitted), "held_out": len(at.held_out),
-                  "left_out": at.shared, "queries": len(before), "documents": len(one.documents.lengths)}  # fmt: skip
-        measured[domain.name] = Measured(before, after, {**counts, **_compared(before, after, seed)})
-    drawn = bootstrap_means([m.after - m.before for m in measured.values()], seed=seed).mean(axis=0)
-    difference = float(np.mean([m.about["difference"] for m in measured.values()]))
-    weights = step * solved[ridge]
-    seconds = time.monotonic() - started
-    return Fitted(statistics, weights, ridge, step, measured, difference, percentile_interval(drawn), seconds)
+
+    def best(counted: dict[str, np.ndarray]) -> Choice:
+        means = np.mean([scores[:, counted[name]].mean(1) for name, scores in tried.items()], axis=0)
+        ridge, step = points[int(np.argmax(means))]
+        return Choice(ridge, step, step * solved[ridge])
+
+    of_all = best({name: one.fold >= 0 for name, one in held.items()})
+    first, second = (best({name: one.fold != fold for name, one in held.items()}) for fold in (0, 1))
+    return Choices(of_all, (first, second))
 
 
 def _compared(before: np.ndarray, after: np.ndarray, seed: int) -> dict[str, Any]:
@@ -322,48 +358,53 @@ def _compared(before: np.ndarray, after: np.ndarray, seed: int) -> dict[str, Any
     }
 
 
-def _best(tried: dict[str, np.ndarray], counted: dict[str, np.ndarray]) -> int:
-    """The point with the best mean over domains of the mean over the counted queries; of equal ones the first."""
-    return int(np.argmax(np.mean([scores[:, counted[name]].mean(1) for name, scores in tried.items()], axis=0)))
-
-
 def _moved(form: Form, queries: Packed, weights: Tensor) -> Packed:
     return Packed(form.moved(queries.values, weights.float()), queries.lengths)
 
 
-def sums_of_pairs(bare: MultiVectorEncoder, form: Form, pairs: list[tuple[str, str]]) -> Iterator[Statistics]:
-    """The sums over pairs, some hundreds at a time."""
-    for start in range(0, len(pairs), _BLOCK):
+def sums_of(
+    embed: Embed, form: Form, domain: Domain, fitted: list[tuple[str, str]], seed: int
+) -> Iterator[tuple[Statistics, int]]:
+    """A domain's sums, some hundreds of texts at a time, and how many pairs are done.
+
+    Args:
+        embed: Without an adapter.
+        form: Of the sums.
+        domain: Of whose corpus, if it has one, `decorrelate` takes the documents.
+        fitted: Its pairs.
+        seed: Of which documents, if there are more than `MOST_SUMMED`.
+    """
+    if form.way == "decorrelate":
+        texts = sampled(domain.corpus or (document for _, document in fitted), MOST_SUMMED, seed)
+        for start in range(0, len(texts), _BLOCK):
+            stop_if_asked()
+            yield statistics_of_documents(form, embed(texts[start : start + _BLOCK], "document")), 0
+        return
+    for start in range(0, len(fitted), _BLOCK):
         stop_if_asked()
-        queries, documents = zip(*pairs[start : start + _BLOCK], strict=True)
-        encoded = _embed(bare, list(queries), "query"), _embed(bare, list(documents), "document")
-        yield statistics_of_pairs(form, *encoded)
-
-
-def sums_of_documents(bare: MultiVectorEncoder, form: Form, documents: list[str]) -> Iterator[Statistics]:
-    """The sums over documents alone, some hundreds at a time."""
-    for start in range(0, len(documents), _BLOCK):
-        stop_if_asked()
-        yield statistics_of_documents(form, _embed(bare, documents[start : start + _BLOCK], "document"))
-
-
-def _to_sum(domain: Domain, fitted: list[tuple[str, str]], seed: int) -> list[str]:
-    return sampled(domain.corpus or (document for _, document in fitted), MOST_SUMMED, seed)
+        block = fitted[start : start + _BLOCK]
+        queries, documents = embed([q for q, _ in block], "query"), embed([d for _, d in block], "document")
+        yield statistics_of_pairs(form, queries, documents), start + len(block)
 
 
 def hold(
-    model: MultiVectorEncoder,
-    bare: MultiVectorEncoder,
-    domain: Domain,
-    held_out: list[tuple[str, str]],
-    fitted: list[tuple[str, str]],
-    seed: int,
+    embed: Embed, before: Embed | None, domain: Domain, parts: Split, seed: int, most: int = MOST_RANKED
 ) -> HeldOut:
-    """Encode held-out queries and what they are ranked among; arguments as for `fit` and of `Split`."""
+    """Encode held-out queries and what they are ranked among.
+
+    Args:
+        embed: Without an adapter.
+        before: Queries as the given model has them, where that has an adapter.
+        domain: Its corpus, or its fitted documents, stand among the ranked.
+        parts: Of the domain.
+        seed: Of which documents.
+        most: Documents to rank.
+    """
+    fitted, held_out, _ = parts
     queries = list(dict.fromkeys(query for query, _ in held_out))
     own = list(dict.fromkeys(document for _, document in held_out))
     others = sampled(
-        set(domain.corpus or (document for _, document in fitted)) - set(own), max(0, MOST_RANKED - len(own)), seed
+        set(domain.corpus or (document for _, document in fitted)) - set(own), max(0, most - len(own)), seed
     )
     texts = {text: i for i, text in enumerate([*own, *others])}
     at, positive = {query: i for i, query in enumerate(queries)}, np.zeros((len(queries), len(texts)), bool)
@@ -373,16 +414,15 @@ def hold(
         fold[at[query]] = _digest(str(seed), document)[1] % 2
     if len(set(fold)) < 2:  # a handful of queries
         fold = np.arange(len(queries)) % 2
-    documents, plain = _embed(bare, list(texts), "document"), _embed(bare, queries, "query")
-    before = plain if bare is model else _embed(model, queries, "query")
-    scores = _all_scores(before, documents)
+    documents, plain = embed(list(texts), "document"), embed(queries, "query")
+    scores = _all_scores(before(queries, "query") if before else plain, documents)
     ways = min(len(texts), _CANDIDATES)
     # A query's own documents stand first, whatever their scores.
     candidates = np.argsort(-(scores + 1e6 * positive), axis=1, kind="stable")[:, :ways]
-    return HeldOut(plain, before, documents, positive, fold, ndcg(scores, positive), torch.from_numpy(candidates))
+    return HeldOut(plain, documents, positive, fold, ndcg(scores, positive), torch.from_numpy(candidates))
 
 
-def _embed(model: MultiVectorEncoder, texts: list[str], task: Any) -> Packed:
+def _embed(model: MultiVectorEncoder, texts: list[str], task: Task) -> Packed:
     """On the CPU, where float64 is at home."""
     found = encode(model, texts, task)
     return Packed(found.values.float().cpu(), found.lengths)

@@ -74,8 +74,8 @@ def check_model(model: str, way: Way | None, features: int | None, default: int,
     before = None if commit else read_adaptation(place)
     if has_route(encoder) and before is None:
         raise ColbertZeroError(
-            f"MODEL: {model} has a Router that `adapt` did not write, with modules for queries or documents alone; only "
-            "a model whose queries and documents go one way is adapted"
+            f"MODEL: {model} has a Router that `adapt` did not write, with modules for queries or documents alone; "
+            "only a model whose queries and documents go one way is adapted"
         )
     alignment = read_alignment(place) if commit is None else None
     if before is None:
@@ -126,21 +126,20 @@ def adapt(given: Given, domains: list[Domain], out: Path, progress: Progress | N
     fitted = fit(given.model, given.bare, domains, given.form, given.said.seed, given.known, progress)
     if not fitted.helps:
         return fitted
-    taken = {
-        name if name not in given.said.domains else f"{name}, {digest[:6]}": digest for name, digest in digests.items()
-    }
+    had = given.said.domains
+    taken = {f"{name} {digest[:6]}" if name in had else name: digest for name, digest in digests.items()}
     adaptation = replace(
         given.said,
         ridge=fitted.ridge,
         step=fitted.step,
-        domains={**given.said.domains, **taken},
+        domains={**had, **taken},
         found={
             "of": Path(given.name).name,
             "verdict": verdict(fitted),
             "measure": MEASURE,
             "difference": fitted.difference,
             "interval": list(fitted.interval),
-            "domains": {name: measured.about for name, measured in fitted.domains.items()},
+            "domains": fitted.domains,
             "seconds": fitted.seconds,
             "versions": {"colbert_zero": __version__, "torch": torch.__version__},
         },
