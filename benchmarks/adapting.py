@@ -1,15 +1,15 @@
 """Queries adapted to domains in sequence: python benchmarks/adapting.py MODEL DATA [--domains A,B,…] [--pairs N]
 
-DATA/pairs/NAME.jsonl.gz of each domain, N pairs evenly spread, each `query` and `document` encoded once. A seed says
-which fifth of a domain's documents is held out, and draws the projection. Of each way (linear, projection, decorrelate),
-as differences of nDCG@10 to the model as it is, in points, on held-out queries ranked among --documents of their domain:
+DATA/pairs/NAME.jsonl.gz of each domain, N pairs evenly spread, each text encoded once. A seed says which fifth of
+a domain's documents is held out, and draws the projection. Of each way (linear, projection, decorrelate), as
+differences of nDCG@10 to the model as it is, in points, on held-out queries ranked among --documents of their domain:
 
     after k        the sums of the first k domains, λ and step chosen on the k-th, scored on every domain
     all at once    the sums of all, λ and step chosen on all: one adapter for all
     its own        an adapter each: a domain's own sums, λ and step
 
-Queries are judged by what the other half of the held-out pairs chooses (cross-fitted). Intervals are 95 %, by a bootstrap
-over queries, each query's difference being its mean over the seeds that held it out.
+Queries are judged by what the other half of the held-out pairs chooses (cross-fitted). Intervals are 95 %, by a
+bootstrap over queries, each query's difference being its mean over the seeds that held it out.
 """
 
 import argparse
