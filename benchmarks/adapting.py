@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from sentence_transformers import MultiVectorEncoder
 
 from colbert_zero.evaluation.adapting import Domain, HeldOut, Split, choose, hold, split, sums_of
@@ -31,7 +32,7 @@ from colbert_zero.evaluation.significance import bootstrap_means, percentile_int
 from colbert_zero.maxsim.packed import Packed
 from colbert_zero.models.adapting import Form, Statistics, Way, form_of
 from colbert_zero.models.checkpoints import load_model
-from colbert_zero.models.encoding import encode, reorder
+from colbert_zero.models.encoding import concatenate, encode, reorder
 
 WAYS: tuple[Way, ...] = ("linear", "projection", "decorrelate")
 
@@ -47,16 +48,25 @@ def domain_of(data: Path, name: str, count: int) -> Domain:
     return Domain(name, [(row["query"], row["document"]) for row in rows])
 
 
-def encoded_once(model: MultiVectorEncoder, domains: list[Domain]) -> Callable[[list[str], str], Packed]:
-    """A function that gives vectors of the domains' texts, all of which are encoded here."""
-    tables = {}
-    for task, side in (("query", 0), ("document", 1)):
-        texts = list(dict.fromkeys(pair[side] for domain in domains for pair in domain.pairs))
-        tables[task] = {text: i for i, text in enumerate(texts)}, encode(model, texts, task)
+def encoded_once(model: MultiVectorEncoder, domains: list[Domain], keep: Path) -> Callable[[list[str], str], Packed]:
+    """A function that gives vectors of the domains' texts, which are encoded here, or were before."""
+    tables: dict[str, dict[str, int]] = {}
+    packed: dict[str, Packed] = {}
+    for side, task in enumerate(("query", "document")):
+        parts, texts = [], list[str]()
+        for domain in domains:
+            own = list(dict.fromkeys(pair[side] for pair in domain.pairs))
+            file = keep / f"{domain.name}-{domain.digest}-{task}.safetensors"
+            if not file.exists():
+                found = encode(model, own, task)
+                keep.mkdir(parents=True, exist_ok=True)
+                save_file({"values": found.values, "lengths": found.lengths}, file)
+            parts.append(Packed(**load_file(file)))
+            texts += own
+        tables[task], packed[task] = {text: i for i, text in enumerate(texts)}, concatenate(parts)
 
     def embed(texts: list[str], task: str) -> Packed:
-        at, packed = tables[task]
-        return reorder(packed, torch.tensor([at[text] for text in texts]))
+        return reorder(packed[task], torch.tensor([tables[task][text] for text in texts]))
 
     return embed
 
@@ -97,15 +107,20 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=1000)
     parser.add_argument("--documents", type=int, default=300, help="that held-out queries are ranked among")
     parser.add_argument("--features", type=int, default=1000, help="of the projection")
+    parser.add_argument("--ways", default=",".join(WAYS))
+    parser.add_argument(
+        "--keep", type=Path, default=Path("encoded"), help="where vectors are kept, of this model alone"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     asked = parser.parse_args()
     started = time.monotonic()
     model, names = load_model(asked.model, device="cpu"), asked.domains.split(",")
+    ways = [way for way in WAYS if way in asked.ways.split(",")]
     assert isinstance(model, MultiVectorEncoder)
     domains = [domain_of(asked.data, name, asked.pairs) for name in names]
-    embed = encoded_once(model, domains)
+    embed = encoded_once(model, domains, asked.keep)
     print(f"encoded after {time.monotonic() - started:.0f} s", flush=True)
-    found: dict[str, Differences] = {way: defaultdict(lambda: defaultdict(list)) for way in WAYS}
+    found: dict[str, Differences] = {way: defaultdict(lambda: defaultdict(list)) for way in ways}
     before: dict[str, list[float]] = defaultdict(list)
     for seed in range(1, asked.seeds + 1):
         parts: dict[str, Split] = {domain.name: split(domain, seed) for domain in domains}
@@ -113,7 +128,7 @@ def main() -> None:
         queries = {name: list(dict.fromkeys(q for q, _ in part.held_out)) for name, part in parts.items()}
         for name, one in held.items():
             before[name].append(100 * float(one.before.mean()))
-        for way in WAYS:
+        for way in ways:
             form = form_of(model, way, asked.features, seed)
             sums = {
                 d.name: reduce(add, [s for s, _ in sums_of(embed, form, d, parts[d.name].fitted, seed)])
