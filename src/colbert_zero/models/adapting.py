@@ -123,8 +123,8 @@ class Statistics:
 
 def no_statistics(form: Form) -> Statistics:
     """The sums over no tokens."""
-    zeros = {"dtype": torch.float64}
-    return Statistics(torch.zeros(form.width, form.width, **zeros), torch.zeros(form.width, form.dim, **zeros), 0)
+    gram, cross = (torch.zeros(form.width, size, dtype=torch.float64) for size in (form.width, form.dim))
+    return Statistics(gram, cross, 0)
 
 
 def statistics_of_pairs(form: Form, queries: Packed, documents: Packed) -> Statistics:
