@@ -145,12 +145,14 @@ def study(folder, recipe):
     return Study(check_recipe(recipe), folder / "out", Quiet(), folder / "cache")
 
 
-def synonyms():
-    """200 (query, document) pairs of the tiny encoder's words, in which no query has a word of its document."""
-    said = ["wing", "drag", "heat", "flow", "lift", "panel", "flutter", "speed", "angle", "pressure", "body", "layer"]
-    meant = ["blood", "lung", "heart", "oxygen", "lens", "eye", "plasma", "cells", "glucose", "child", "light", "root"]
-    triples = list(combinations(range(len(said)), 3))
-    return [(" ".join(said[i] for i in one), " ".join(meant[i] for i in one)) for one in triples[:200]]
+def triples(words, count):
+    """So many texts of three of twelve words of the tiny encoder's."""
+    return [" ".join(one) for one in combinations(words.split(), 3)][:count]
+
+
+WINGS = "wing drag heat flow lift panel flutter speed angle pressure body layer"
+
+BODIES = "blood lung heart oxygen lens eye plasma cells glucose child light root"
 
 
 STEPS = 240

@@ -2,17 +2,18 @@
 
 import numpy as np
 import pytest
-import torch
+from sentence_transformers import MultiVectorEncoder
 
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.evaluation import adapting
 from colbert_zero.evaluation.adapting import Domain, fit, ndcg, sampled, split, verdict
 from colbert_zero.models.adapting import form_of, with_route
 from colbert_zero.models.encoding import encode
-from helpers import synonyms
+from helpers import BODIES, WINGS, triples
 from oracles import ndcg as ndcg_of
 
-PAIRS = synonyms()
+# The tiny encoder gives queries other vectors than documents of the same text, by their marker and prompt.
+PAIRS = [(text, text) for text in triples(WINGS, 200)]
 
 
 def numbered(count, documents=None):
@@ -76,30 +77,29 @@ def test_texts_are_sampled_alike_in_any_order():
     assert sorted(sampled(texts, 100, 1)) == sorted(texts)
 
 
-def test_queries_in_other_words_than_documents_learn_them(tiny_multi_vector):
-    form = form_of(tiny_multi_vector, "projection", 200, 1)
+def test_queries_that_a_model_puts_elsewhere_than_their_documents_are_brought_there(tiny_multi_vector):
+    form = form_of(tiny_multi_vector, "linear", 0, 1)
     fitted = fit(tiny_multi_vector, tiny_multi_vector, [Domain("d", PAIRS)], form, 1)
     about = fitted.domains["d"]
     assert fitted.helps
-    assert about["after"] > about["before"] + 0.1
     assert about["interval"][0] > 0
-    assert about["p_value"] < 0.01
+    assert about["p_value"] < 0.05
     assert fitted.difference == pytest.approx(about["difference"])
+    assert about["difference"] == pytest.approx(about["after"] - about["before"])
     assert verdict(fitted).startswith(f"gains {100 * fitted.difference:.1f} points")
     # What was measured is what the modules do.
     adapted, parts = with_route(tiny_multi_vector, form, fitted.weights), split(Domain("d", PAIRS), 1)
     right = []
     for model in (tiny_multi_vector, adapted):
         queries = encode(model, [q for q, _ in parts.held_out], "query")
-        documents = encode(model, [d for _, d in parts.held_out], "document")
-        scores = adapting.packed_scores(queries, documents)
-        right.append(float((scores.argmax(1) == torch.arange(len(scores))).float().mean()))
+        scores = adapting.packed_scores(queries, encode(model, [d for _, d in parts.held_out], "document"))
+        right.append(ndcg(scores.numpy(), np.eye(len(scores), dtype=bool)).mean())
     assert right[1] > right[0]
 
 
 def test_the_order_of_domains_changes_nothing(tiny_multi_vector):
     form = form_of(tiny_multi_vector, "projection", 50, 1)
-    domains = [Domain("a", PAIRS[:110]), Domain("b", PAIRS[110:])]
+    domains = [Domain("a", PAIRS[:100]), Domain("b", PAIRS[100:])]
     one, other = (fit(tiny_multi_vector, tiny_multi_vector, d, form, 1) for d in (domains, domains[::-1]))
     assert (one.ridge, one.step) == (other.ridge, other.step)
     assert (one.weights - other.weights).abs().max() < 1e-9
@@ -108,7 +108,7 @@ def test_the_order_of_domains_changes_nothing(tiny_multi_vector):
 
 def test_domains_one_after_the_other_sum_to_what_they_do_together(tiny_multi_vector):
     form = form_of(tiny_multi_vector, "linear", 0, 1)
-    a, b = Domain("a", PAIRS[:110]), Domain("b", PAIRS[110:])
+    a, b = Domain("a", PAIRS[:100]), Domain("b", PAIRS[100:])
     both = fit(tiny_multi_vector, tiny_multi_vector, [a, b], form, 1).statistics
     first = fit(tiny_multi_vector, tiny_multi_vector, [a], form, 1)
     model = with_route(tiny_multi_vector, form, first.weights)
@@ -120,18 +120,16 @@ def test_domains_one_after_the_other_sum_to_what_they_do_together(tiny_multi_vec
     assert second.domains["b"]["before"] != plain
 
 
-def test_queries_that_are_their_documents_cannot_gain(tiny_multi_vector):
-    pairs = [(document, document) for _, document in PAIRS]
-    fitted = fit(
-        tiny_multi_vector, tiny_multi_vector, [Domain("d", pairs)], form_of(tiny_multi_vector, "linear", 0, 1), 1
-    )
+def test_queries_that_find_all_they_ask_for_cannot_gain(tiny_multi_vector):
+    alike = MultiVectorEncoder(modules=list(tiny_multi_vector), device="cpu")  # no prompt: a query is its document
+    fitted = fit(alike, alike, [Domain("d", PAIRS)], form_of(alike, "linear", 0, 1), 1)
+    assert fitted.domains["d"]["before"] == 1
     assert not fitted.helps
-    assert fitted.domains["d"]["before"] > 0.9
 
 
 def test_decorrelation_reads_the_corpus_and_no_query_of_the_fitted(tiny_multi_vector):
     form = form_of(tiny_multi_vector, "decorrelate", 0, 1)
-    corpus = [f"{document} body" for _, document in PAIRS]
+    corpus = triples(BODIES, 150)
     found = fit(tiny_multi_vector, tiny_multi_vector, [Domain("d", PAIRS, corpus)], form, 1)
     tokens = int(encode(tiny_multi_vector, corpus, "document").lengths.sum())
     assert found.statistics.tokens == tokens
