@@ -113,4 +113,9 @@ def _tell(fitted: "Fitted") -> None:
             f"({100 * about['difference']:+.1f}, 95 % interval {low:+.1f} to {high:+.1f}, p = {about['p_value']:.3f})",
             markup=False, soft_wrap=True,
         )  # fmt: skip
+        if about["difference"] < 0 < fitted.difference:
+            console.print(
+                f"{name} loses where others gain: adapt MODEL to it alone, in a folder of its own",
+                markup=False, soft_wrap=True,
+            )  # fmt: skip
     console.print(f"ridge {fitted.ridge:g}, step {fitted.step:g}, {fitted.seconds:.0f} s", markup=False, soft_wrap=True)
