@@ -13,6 +13,7 @@ from colbert_zero.terminal import RichShow, console
 
 if TYPE_CHECKING:
     from colbert_zero.evaluation.adapting import Domain, Fitted
+    from colbert_zero.models.adapting import Way
 
 PROJECTION = 2000
 
@@ -71,7 +72,9 @@ def adapt(
     for word in pairs:
         find_source(word, "--pairs", lambda _: None)
     files = corpus_files(corpus or [], "--corpus")
-    way = "decorrelate" if decorrelate else None if projection is None else "projection" if projection else "linear"
+    way: Way | None = "decorrelate" if decorrelate else None
+    if projection is not None and not decorrelate:
+        way = "projection" if projection else "linear"
     given = check_model(model, way, projection or None, PROJECTION, seed, show.say)
     with tempfile.TemporaryDirectory(prefix="colbert-zero-") as folder:
         domains = _domains(pairs, files, Path(folder), show)

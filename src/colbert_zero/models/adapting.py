@@ -100,7 +100,8 @@ def random_projection(dim: int, features: int, seed: int) -> Tensor:
         >>> random_projection(4, 2, seed=1).shape
         torch.Size([4, 2])
     """
-    return torch.randn(dim, features, generator=torch.Generator().manual_seed(seed)) / dim**0.5
+    drawn: Tensor = torch.randn(dim, features, generator=torch.Generator().manual_seed(seed))
+    return drawn * dim**-0.5
 
 
 @dataclass(frozen=True)
@@ -185,8 +186,10 @@ def solve(form: Form, statistics: Statistics, ridge: float) -> Tensor:
     identity = torch.eye(form.width, dtype=gram.dtype)
     scale = ridge * float(gram.trace()) / form.width
     if form.way == "decorrelate":
-        return torch.linalg.inv(gram / scale + identity) - identity
-    return torch.linalg.solve(gram + scale * identity, statistics.cross)
+        solved: Tensor = torch.linalg.inv(gram / scale + identity) - identity
+    else:
+        solved = torch.linalg.solve(gram + scale * identity, statistics.cross)
+    return solved
 
 
 def with_route(model: MultiVectorEncoder, form: Form, weights: Tensor) -> MultiVectorEncoder:
