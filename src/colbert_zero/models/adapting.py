@@ -17,6 +17,7 @@ targets are classes; here they are vectors, and only the query side is widened, 
 """
 
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,7 +102,7 @@ def random_projection(dim: int, features: int, seed: int) -> Tensor:
         torch.Size([4, 2])
     """
     drawn: Tensor = torch.randn(dim, features, generator=torch.Generator().manual_seed(seed))
-    return drawn * dim**-0.5
+    return drawn / math.sqrt(dim)
 
 
 @dataclass(frozen=True)
