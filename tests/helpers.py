@@ -10,6 +10,7 @@ import time
 from base64 import b64decode
 from hashlib import sha1
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import combinations
 from pathlib import Path
 
 import yaml
@@ -142,6 +143,16 @@ def with_cross_encoder(folder, phase=None, teacher=None, **changes):
 
 def study(folder, recipe):
     return Study(check_recipe(recipe), folder / "out", Quiet(), folder / "cache")
+
+
+def triples(words, count):
+    """So many texts of three of twelve words of the tiny encoder's."""
+    return [" ".join(one) for one in combinations(words.split(), 3)][:count]
+
+
+WINGS = "wing drag heat flow lift panel flutter speed angle pressure body layer"
+
+BODIES = "blood lung heart oxygen lens eye plasma cells glucose child light root"
 
 
 STEPS = 240

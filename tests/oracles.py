@@ -163,3 +163,18 @@ def fewer_neurons(into: Tensor, bias: Tensor | None, out_of: Tensor, keep: int) 
     halves = [[rows[i][half] for i in chosen] for half in range(len(rows[0]))]
     taken = [row for half in halves for row in half]
     return into[taken], None if bias is None else bias[taken], out_of[:, chosen]
+
+
+def sums_of_pairs(queries, documents, projection=None):
+    """G and C of `models.adapting`, token by token, in float64; queries and documents are lists of (tokens, dim)."""
+    dim = queries[0].shape[1]
+    width = dim if projection is None else projection.shape[1]
+    gram = torch.zeros(width, width, dtype=torch.float64)
+    cross = torch.zeros(width, dim, dtype=torch.float64)
+    for query, document in zip(queries, documents, strict=True):
+        for token in query.double():
+            picked = max(document.double(), key=lambda other: float(token @ other))
+            features = token if projection is None else torch.relu(token @ projection.double())
+            gram += torch.outer(features, features)
+            cross += torch.outer(features, picked - token)
+    return gram, cross

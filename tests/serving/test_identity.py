@@ -6,7 +6,8 @@ import pytest
 
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.files import read_json, write_json
-from colbert_zero.serving.identity import _contents, load_identified, load_known
+from colbert_zero.models.contents import contents_of
+from colbert_zero.serving.identity import load_identified, load_known
 
 
 def quiet(_):
@@ -36,9 +37,9 @@ def test_a_head_that_changed_is_another_model_wherever_modules_json_puts_it(tiny
 
 def test_what_no_model_reads_changes_nothing(tiny_multi_vector, tmp_path):
     tiny_multi_vector.save_pretrained(str(tmp_path / "m"), create_model_card=False)
-    before = _contents(str(tmp_path / "m"))
+    before = contents_of(str(tmp_path / "m"))
     (tmp_path / "m" / "onnx").mkdir()
     (tmp_path / "m" / "onnx" / "config.json").write_text("{}")
     (tmp_path / "m" / ".colbert-zero-published").write_text("{}")
     (tmp_path / "m" / "README.md").write_text("# A card")
-    assert _contents(str(tmp_path / "m")) == before
+    assert contents_of(str(tmp_path / "m")) == before

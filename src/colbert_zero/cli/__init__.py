@@ -11,6 +11,7 @@ import typer
 
 from colbert_zero import launcher
 from colbert_zero.cli import (
+    adapt,
     compress,
     data,
     demo,
@@ -52,6 +53,7 @@ for command in (
     serve.serve,
     demo.demo,
     publish.publish,
+    adapt.adapt,
     export.export,
     compress.compress,
     teach.teach,

@@ -8,7 +8,7 @@ import typer
 
 from colbert_zero.cli.options import is_first, start_processes
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.terminal import RichShow, console
+from colbert_zero.terminal import RichShow, say
 
 
 def compress(
@@ -129,7 +129,7 @@ def _found(model: str) -> tuple[str, str | None]:
     place = place_of(model)
     if os.path.isdir(place) or os.path.isdir(os.path.expanduser(model.rpartition(":")[0])):
         place = str(find_model(model).folder)
-    return place, find_checkpoint(place, "MODEL", _say)
+    return place, find_checkpoint(place, "MODEL", say)
 
 
 def _corpus(place: str, option: str) -> Any:
@@ -156,9 +156,9 @@ def _smallest(source: Any, out: Path, target: str, corpus: Any, collection: Any)
     from colbert_zero.report.shrinking import curve_lines, curve_plot, layer_lines, layers_plot
 
     with RichShow().counted("combinations") as tried:
-        record = find_smallest(source, out, target, corpus, collection, _say, tried)
+        record = find_smallest(source, out, target, corpus, collection, say, tried)
     for line in [*layer_lines(record["removals"]), *curve_lines(record)]:
-        _say(line)
+        say(line)
     _picture(out, curve_plot(record))
     if record["removals"]:
         _picture(out, layers_plot(record["removals"]))
@@ -170,9 +170,9 @@ def _cut(source: Any, out: Path, cuts: Any, vocabulary: Any, texts: list[str] | 
     from colbert_zero.report.shrinking import layer_lines, layers_plot
 
     with RichShow().counted("trials of layers") as tried:
-        record = write_shrunk(source, out, cuts, vocabulary, texts, _say, tried)
+        record = write_shrunk(source, out, cuts, vocabulary, texts, say, tried)
     for line in layer_lines(record["removals"]):
-        _say(line)
+        say(line)
     if record["removals"]:
         _picture(out, layers_plot(record["removals"]))
     _tell(out, record)
@@ -192,7 +192,7 @@ def _score(source: Any, out: Path, collection: Any) -> None:
     before = found["score"] - found["difference"]
     low, high = (points(bound, signed=True) for bound in found["interval"])
     apart = points(found["difference"], signed=True)
-    _say(f"  nDCG@10 × 100 on {collection.name}: {points(before)} before, {points(found['score'])} after: {apart} "
+    say(f"  nDCG@10 × 100 on {collection.name}: {points(before)} before, {points(found['score'])} after: {apart} "
          f"(95 % {low} to {high}, {found['queries']:,} queries)")  # fmt: skip
     record = read_json(out / RECORD)
     write_json(out / RECORD, record | {"collection": collection.name, "measure": "nDCG@10", "scored": found})
@@ -205,7 +205,7 @@ def _picture(out: Path, plot: Any) -> None:
     path = out.with_name(f"{out.name}.{plot.name}.png")
     with atomic_file(path, "wb") as file:
         file.write(plot.png)
-    _say(f"{path}: {plot.shows}")
+    say(f"{path}: {plot.shows}")
 
 
 def _tell(out: Path, record: dict[str, Any]) -> None:
@@ -213,18 +213,14 @@ def _tell(out: Path, record: dict[str, Any]) -> None:
 
     lost = record["deviation"]
     kept = f"layers {', '.join(map(str, record['layers_kept']))} of {record['layers_before']}"
-    _say(f"{out}: {size(record['bytes'])}, of {size(record['bytes_before'])}; {record['parameters']:,} parameters, of "
+    say(f"{out}: {size(record['bytes'])}, of {size(record['bytes_before'])}; {record['parameters']:,} parameters, of "
          f"{record['parameters_before']:,}; {kept}")  # fmt: skip
     if record["vocabulary"] != record["vocabulary_before"]:
-        _say(f"  vocabulary: {record['vocabulary']:,} tokens, of {record['vocabulary_before']:,}; words that are not "
+        say(f"  vocabulary: {record['vocabulary']:,} tokens, of {record['vocabulary_before']:,}; words that are not "
              "in the corpus are cut into smaller pieces than before")  # fmt: skip
     if record["asked"]["zeros"] or record["bits"]:
-        _say(f"  zeros: {record['zeros']:,} of the {record['zeros_of']:,} numbers in the layers' matrices. Zeros and "
+        say(f"  zeros: {record['zeros']:,} of the {record['zeros_of']:,} numbers in the layers' matrices. Zeros and "
              f"grids are float numbers in the file: packed it would take {size(record['packed_bytes'])}")  # fmt: skip
     other = f"; {lost['retokenised']} of {2 * lost['texts']} have other tokens" if lost["retokenised"] else ""
-    _say(f"  token vectors of {lost['texts']} {record['deviation_on']}: mean cosine {lost['cosine']:.4f} with those "
+    say(f"  token vectors of {lost['texts']} {record['deviation_on']}: mean cosine {lost['cosine']:.4f} with those "
          f"before, at least {lost['least']:.4f}{other}")  # fmt: skip
-
-
-def _say(text: str) -> None:
-    console.print(text, markup=False, soft_wrap=True)

@@ -113,6 +113,11 @@ def trainable_kind(path: str, revision: str | None = None, whose: str = "") -> K
             f"{whose}{path!r} begins with a {short(names[0])}; only one encoder for queries and documents, of "
             "transformers, can be trained on"
         )
+    if "Router" in names:
+        raise ColbertZeroError(
+            f"{whose}{path!r} has a Router, with modules for queries or documents alone, and would not stay what it is "
+            "adapted from; train the model that it was made of, and adapt what comes of that"
+        )
     return kind
 
 

@@ -18,6 +18,7 @@ from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTran
 
 from colbert_zero.errors import ColbertZeroError, reason, short
 from colbert_zero.files import atomic_folder, file_fingerprint, parse_json, read_json, write_json
+from colbert_zero.models.adapting import FOLDER, SUMS
 from colbert_zero.models.bases import find_checkpoint
 from colbert_zero.models.checkpoints import SAFE, load_model
 from colbert_zero.models.comparing import TEXTS, TOLERANCE, difference, in_words, vectors_of
@@ -172,6 +173,8 @@ def _files(folder: Path, tell: Callable[[str], None]) -> Iterator[Path]:
             continue
         if any(part.startswith(".") for part in name.parts):
             tell(f"left out, hidden: {name}")
+        elif name == Path(FOLDER, SUMS):
+            tell(f"left out, read by `adapt` alone: {name}")
         elif file.suffix in _SUFFIXES:
             if name != Path(CARD):
                 yield file

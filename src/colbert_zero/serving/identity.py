@@ -1,26 +1,22 @@
 """Which model made an index, and that the one that searches is the same."""
 
-import hashlib
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from sentence_transformers import MultiVectorEncoder
 
-from colbert_zero.errors import ColbertZeroError, reason
-from colbert_zero.files import file_fingerprint, parse_json, place_of, to_json
+from colbert_zero.errors import ColbertZeroError
+from colbert_zero.files import place_of
+from colbert_zero.models.adapting import read_adaptation
 from colbert_zero.models.bases import find_checkpoint
 from colbert_zero.models.checkpoints import Encoder, load_model
+from colbert_zero.models.contents import contents_of
 from colbert_zero.models.encoding import prompt_of
 from colbert_zero.models.graphs import Graph, computed_by
 from colbert_zero.models.kinds import kind_of
 from colbert_zero.models.scored_tokens import scored_in_words
 from colbert_zero.serving.index.manifest import ModelIdentity
-
-_READ = (".json", ".safetensors", ".txt", ".model", ".metadata")
-
-_NOT_READ = {"checksums.json"}
 
 
 def load_identified(
@@ -59,7 +55,8 @@ def load_known(
         commit = known.commit if (place or known.place) == known.place else None
         if commit is None:
             commit = find_checkpoint(place or known.place, "--model" if place else "the index's model", tell)
-        same = commit == known.commit if known.commit else _contents(place or known.place) == known.contents
+        same = commit == known.commit if known.commit else contents_of(place or known.place) == known.contents
+        same = same or (commit is None and _is_adapted(known, place or known.place, tell))
     except ColbertZeroError as error:
         if place:
             raise
@@ -72,6 +69,15 @@ def load_known(
     options = {"device": "cpu"} if graph else {}
     encoder = load_model(place_of(place or known.place), revision=commit, **options)
     return computed_by(encoder, graph) if graph else encoder
+
+
+def _is_adapted(known: ModelIdentity, place: str, tell: Callable[[str], None]) -> bool:
+    """Whether a folder holds the index's model with queries fitted to a domain: documents' vectors are the same."""
+    said = read_adaptation(place_of(place))
+    if said is None or not said.adapts(known.contents, known.commit) or said.contents != contents_of(place):
+        return False
+    tell(f"{place}: the index's model, its queries adapted to {', '.join(said.domains)}")
+    return True
 
 
 def _differs(known: ModelIdentity, place: str | None, commit: str | None) -> str:
@@ -89,7 +95,7 @@ def _loaded(place: str, commit: str | None, options: dict[str, Any]) -> tuple[En
     identity = ModelIdentity(
         place=os.path.abspath(folder) if commit is None else place,
         commit=commit,
-        contents=None if commit else _contents(place),
+        contents=None if commit else contents_of(place),
         representation=kind_of(folder, commit),
         dim=encoder.get_embedding_dimension() or 0,
         query_prompt=prompt_of(encoder, "query") or "",
@@ -106,26 +112,3 @@ def _longest(transformer: Any, name: str) -> int | None:
     """The longest text, with all that is put around it; a tokenizer without a bound of its own says 10 ** 30."""
     length: int | None = getattr(transformer, name, None) or getattr(transformer, "max_seq_length", None)
     return length if length and length < 10**9 else None
-
-
-def _contents(place: str) -> str | None:
-    """Fingerprint of the files of a folder that a model is loaded from; None of no folder."""
-    folder = Path(place_of(place))
-    if not folder.is_dir():
-        return None
-    files = {file for pattern in ("*", "[0-9]*_*/*") for file in folder.glob(pattern)}
-    files |= {file for head in _heads(folder) for file in head.rglob("*")}
-    read = sorted(f for f in files if f.is_file() and f.suffix in _READ and f.name not in _NOT_READ)
-    found = [[Path(os.path.relpath(file, folder)).as_posix(), file_fingerprint(file)] for file in read]
-    return hashlib.blake2b(to_json(found).encode(), digest_size=16).hexdigest()
-
-
-def _heads(folder: Path) -> list[Path]:
-    """The folders of a checkpoint's modules, whatever they are called."""
-    try:
-        modules = parse_json((folder / "modules.json").read_text(encoding="utf-8"))
-        return [folder / entry["path"] for entry in modules if entry["path"] not in ("", ".")]
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ColbertZeroError(f"{folder / 'modules.json'}: cannot be read ({reason(error)})") from None
