@@ -113,8 +113,8 @@ def _tell(fitted: "Fitted") -> None:
         counts = f"{about['fitted']:,} pairs fitted to, {about['held_out']:,} held out{same}"
         scores = f"{100 * about['before']:.1f} → {100 * about['after']:.1f} ({100 * about['difference']:+.1f}"
         say(
-            f"{name}: {counts}; held-out queries among {about['documents']:,} documents, nDCG@10 {scores}, 95 % interval "
-            f"{low:+.1f} to {high:+.1f}, p = {about['p_value']:.3f})"
+            f"{name}: {counts}; held-out queries among {about['documents']:,} documents, nDCG@10 {scores}, 95 % "
+            f"interval {low:+.1f} to {high:+.1f}, p = {about['p_value']:.3f})"
         )
         if about["difference"] < 0 < fitted.difference:
             say(
