@@ -14,6 +14,7 @@ from colbert_zero.maxsim.scores import (
     maxsim_scores,
     packed_candidate_scores,
     packed_scores,
+    scaled_scores,
     span_scores,
 )
 
@@ -264,7 +265,7 @@ def test_documents_in_order_score_as_the_definition_says(lengths, gap, in_order,
     values = torch.randn(int(starts[-1] + lengths[-1]), 8).to(dtype)
     queries = Packed(torch.randn(6, 8), torch.tensor([2, 0, 3, 1]))
     documents = Spans(values, starts, lengths)
-    assert cpu._in_order(documents) == in_order
+    assert cpu.in_order(documents) == in_order
     found = span_scores(queries, documents)
     for query, wanted in zip(queries.values.double().split(queries.lengths.tolist()), found, strict=True):
         for start, length, score in zip(starts.tolist(), lengths.tolist(), wanted.tolist(), strict=True):
@@ -287,3 +288,17 @@ def test_mistaken_shapes_are_told():
         packed_scores(Packed(torch.ones(6, 4), torch.tensor([2, 3])), some)
     with pytest.raises(ValueError, match=r"mask has shape \(2, 2\)"):
         pack(torch.ones(2, 3, 4), torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("order", ["in order", "apart"])
+def test_whole_numbers_with_scales_score_as_what_they_stand_for(order):
+    generator = torch.Generator().manual_seed(3)
+    table = torch.randint(-127, 128, (900, 8), generator=generator, dtype=torch.int8)
+    scales, lengths = torch.rand(900, generator=generator), torch.randint(0, 9, (100,), generator=generator)
+    starts = torch.arange(100) * 9
+    if order == "apart":
+        starts = starts.flip(0)
+    queries = Packed(torch.randn(12, 8, generator=generator), torch.tensor([3, 0, 9]))
+    found = scaled_scores(queries, Spans(table, starts, lengths), scales)
+    wanted = span_scores(queries, Spans(table.float() * scales[:, None], starts, lengths))
+    torch.testing.assert_close(found, wanted)

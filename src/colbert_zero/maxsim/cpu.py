@@ -220,7 +220,7 @@ def _score_all(queries: Spans, documents: Spans, keep: bool) -> tuple[Tensor, Te
     return scores, kept if keep else None
 
 
-def _in_order(documents: Spans) -> bool:
+def in_order(documents: Spans) -> bool:
     """Whether documents stand one behind the other, with few rows between them that are nobody's."""
     starts, lengths = documents.starts, documents.lengths
     used = int(lengths.sum())
@@ -253,8 +253,14 @@ def _ranges(documents: Spans, rows_at_once: int) -> Iterator[_Range]:
         longest, used = max(longest, length), used + length
 
 
-def _score_in_order(queries: Spans, documents: Spans) -> Tensor:
-    """Scores of all pairs, where documents stand one behind the other (`_in_order`), on a CPU."""
+def score_in_order(queries: Spans, documents: Spans, scales: Tensor | None = None) -> Tensor:
+    """Scores of all pairs, where documents stand one behind the other (`in_order`), on a CPU.
+
+    Args:
+        queries: As for `scores`.
+        documents: Of any type; put into float32 block by block.
+        scales: Of each row, (rows,): products are multiplied by these.
+    """
     q_values, q_starts = queries.values.float(), row_starts(queries.lengths)
     count_of_all, real = len(documents.lengths), documents.lengths.nonzero().squeeze(1)
     documents = Spans(documents.values, documents.starts[real], documents.lengths[real])
@@ -277,6 +283,8 @@ def _score_in_order(queries: Spans, documents: Spans) -> Tensor:
         rows = None if block.even else _padded(documents.starts[here] - block.rows.start, documents.lengths[here])
         for some, query, every, starts in parts:
             torch.mm(tokens, query, out=products.resize_(len(tokens), len(every)))
+            if scales is not None:
+                products.mul_(scales[block.rows, None])
             padded = products if rows is None else _rows_of(products, rows.flatten(), gathered)
             best = padded.view(count, block.longest, len(every)).amax(1)
             scores[some, here] = best.sum(1) if len(starts) == 2 else bag(best.T.contiguous(), every, starts)
@@ -347,8 +355,8 @@ class AllPairs(torch.autograd.Function):
     def forward(ctx: Any, q_values: Tensor, d_values: Tensor, q_places: _Places, d_places: _Places) -> Tensor:
         """Score; keep the positions of the best tokens for the backward pass where they fit in `KEPT_BYTES`."""
         queries, documents = Spans(q_values, *q_places), Spans(d_values, *d_places)
-        if not any(ctx.needs_input_grad) and q_values.device.type == "cpu" and _in_order(documents):
-            return _score_in_order(queries, documents)
+        if not any(ctx.needs_input_grad) and q_values.device.type == "cpu" and in_order(documents):
+            return score_in_order(queries, documents)
         kept_bytes = len(q_values) * _row_bytes(documents)
         keep = any(ctx.needs_input_grad) and kept_bytes <= _on(q_values.device, KEPT_BYTES)
         scores, kept = _score_all(queries, documents, keep)

@@ -8,6 +8,7 @@ What computes it is chosen in `backends`.
 import torch
 from torch import Tensor
 
+from colbert_zero.maxsim import cpu
 from colbert_zero.maxsim.backends import backend, kernels
 from colbert_zero.maxsim.packed import Packed, Spans, pack, row_starts
 
@@ -42,6 +43,23 @@ def span_scores(queries: Packed, documents: Spans) -> Tensor:
         ValueError: The queries' lengths do not sum to their tokens.
     """
     return _all_pairs(_checked(queries), documents)
+
+
+def scaled_scores(queries: Packed, documents: Spans, scales: Tensor) -> Tensor:
+    """The same of a table of whole numbers with a scale a row, without gradients.
+
+    Args:
+        queries: As for `packed_scores`.
+        documents: The table is int8; put into float32 block by block on a CPU where they stand in order.
+        scales: Of each row of the table, (rows,), float32.
+
+    Returns:
+        As `packed_scores`.
+    """
+    spans, device = _checked(queries), queries.values.device
+    if device.type == "cpu" and backend(device) == "torch" and cpu.in_order(documents):
+        return cpu.score_in_order(spans, documents, scales)
+    return _all_pairs(spans, documents._replace(values=documents.values.float() * scales[:, None]))
 
 
 def packed_candidate_scores(queries: Packed, documents: Packed, n_ways: int) -> Tensor:

@@ -14,14 +14,11 @@ import torch
 from colbert_zero.evaluation.ranking import keep_best
 from colbert_zero.maxsim.cpu import HOLES
 from colbert_zero.maxsim.packed import Packed, Spans
-from colbert_zero.maxsim.scores import span_scores
+from colbert_zero.maxsim.scores import scaled_scores, span_scores
 from colbert_zero.serving.index.segments import DamagedError, Segment, ranges
 
 BLOCK_TOKENS = 1 << 17
 """Vectors of a block of documents; one longer document is a block of its own."""
-
-INT8_BLOCK_TOKENS = 1 << 14
-"""The same of int8, whose block is put into float32 as a whole: it should lie in a processor's cache."""
 
 _QUERIES_AT_ONCE = 2048
 
@@ -69,9 +66,8 @@ def best_documents(
         some = Packed(queries.values[starts[first] : starts[first + len(lengths)]], lengths)
         best: list[list[tuple[float, Place]]] = [[] for _ in lengths]
         for segment in segments:
-            tokens = block_tokens if segment.scales is None else min(block_tokens, INT8_BLOCK_TOKENS)
             mask = segment.found if chosen is None else segment.found & chosen(segment)
-            for numbers in _blocks(segment, np.flatnonzero(mask), tokens):
+            for numbers in _blocks(segment, np.flatnonzero(mask), block_tokens):
                 keep_best(best, _scores(segment, some, numbers), _id_of(segment, numbers), depth)
                 if release:
                     rows = segment.starts[segment.first_passages[[numbers[0], numbers[-1] + 1]]]
@@ -111,17 +107,21 @@ def _scores(segment: Segment, queries: Packed, numbers: np.ndarray) -> np.ndarra
     owners = segment.passages.documents[passages]
     starts, lengths = segment.starts[passages], segment.passages.lengths[passages].astype(np.int64)
     row, after = int(starts[0]), int(starts[-1] + lengths[-1])
-    device = queries.values.device
-    if after - row <= HOLES * lengths.sum():
-        values, starts = segment.tokens(row, after), starts - row
-    else:
-        values, starts = segment.tokens_of(ranges(starts, lengths)), np.cumsum(lengths) - lengths
-    values = values.to(device)
-    documents = Spans(
-        values if device.type == "cpu" else values.float(), torch.from_numpy(starts), torch.from_numpy(lengths)
+    device, near = queries.values.device, after - row <= HOLES * lengths.sum()
+    rows, starts = (
+        (slice(row, after), starts - row) if near else (ranges(starts, lengths), np.cumsum(lengths) - lengths)
     )
+    values, scales = segment.stored(rows)
+    values = values.to(device)
+    if device.type != "cpu" and scales is None:
+        values = values.float()
+    documents = Spans(values, torch.from_numpy(starts), torch.from_numpy(lengths))
     with torch.no_grad():
-        scores = span_scores(queries, documents).cpu().numpy()
+        if scales is None:
+            found = span_scores(queries, documents)
+        else:
+            found = scaled_scores(queries, documents, scales.to(device))
+    scores = found.cpu().numpy()
     if not np.isfinite(scores).all():
         raise DamagedError(segment.name, "it has vectors that are not finite")
     groups = np.flatnonzero(np.diff(owners, prepend=-1))

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, Self, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from colbert_zero.errors import ColbertZeroError, reason
@@ -294,13 +295,14 @@ class Segment:
         mask: np.ndarray = self.live & (first[1:] > first[:-1])
         return mask
 
+    def stored(self, rows: slice | np.ndarray) -> tuple[Tensor, Tensor | None]:
+        """Vectors of rows as they are kept, (rows, dim), and of int8 their scales; of a slice without a copy."""
+        scales = None if self.scales is None else torch.from_numpy(self.scales[rows])
+        return torch.from_numpy(self.vectors[rows]), scales
+
     def tokens(self, begin: int, end: int) -> Tensor:
         """Vectors of rows to be scored: without a copy, or from int8 in float32, (rows, dim)."""
         return from_stored(self.vectors[begin:end], None if self.scales is None else self.scales[begin:end])
-
-    def tokens_of(self, rows: np.ndarray) -> Tensor:
-        """Vectors of rows anywhere, as `tokens`; a copy."""
-        return from_stored(self.vectors[rows], None if self.scales is None else self.scales[rows])
 
     def release(self, begin: int, end: int) -> None:
         """Let the memory of these rows go; read again, they come from the disk, or from what the system keeps of it."""
