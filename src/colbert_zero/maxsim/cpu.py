@@ -124,6 +124,9 @@ BLOCK_NUMBERS = 1 << 19
 BLOCK_PRODUCTS = 1 << 19
 """Token products alive at once where no gradient is wanted, so that their maxima are found in a cache."""
 
+EVEN_COLUMNS = 64
+"""Query tokens that are multiplied at once are a multiple of this, where they are more."""
+
 HOLES = 2
 """Times as many rows as documents have may lie between the first and the last, for a block to be multiplied whole."""
 
@@ -271,9 +274,12 @@ def score_in_order(queries: Spans, documents: Spans, scales: Tensor | None = Non
     most_rows = max([rows_at_once, *documents.lengths.tolist()])
     for first, last in _chunks(queries.lengths, BLOCK_ELEMENTS // most_rows):
         starts = q_starts[first : last + 1] - q_starts[first]
-        tokens = q_values[int(q_starts[first]) : int(q_starts[last])].T
-        if tokens.shape[1]:
-            parts.append((slice(first, last), tokens, torch.arange(tokens.shape[1]), starts))
+        tokens = q_values[int(q_starts[first]) : int(q_starts[last])]
+        if len(tokens):
+            # Columns of zeros: MKL writes rows of 4,096 products 1.7 times as fast as rows of 4,089.
+            padding = -len(tokens) % EVEN_COLUMNS if len(tokens) > EVEN_COLUMNS else 0
+            even = torch.nn.functional.pad(tokens, (0, 0, 0, padding)).T
+            parts.append((slice(first, last), even, torch.arange(len(tokens)), starts))
     # The same memory for every block: fresh pages would take as long to get as to fill.
     products, gathered, converted = q_values.new_empty(0), q_values.new_empty(0), q_values.new_empty(0)
     for block in _ranges(documents, rows_at_once):
@@ -282,11 +288,11 @@ def score_in_order(queries: Spans, documents: Spans, scales: Tensor | None = Non
         tokens = tokens if tokens.dtype == torch.float32 else converted.resize_(tokens.shape).copy_(tokens)
         rows = None if block.even else _padded(documents.starts[here] - block.rows.start, documents.lengths[here])
         for some, query, every, starts in parts:
-            torch.mm(tokens, query, out=products.resize_(len(tokens), len(every)))
+            torch.mm(tokens, query, out=products.resize_(len(tokens), query.shape[1]))
             if scales is not None:
                 products.mul_(scales[block.rows, None])
             padded = products if rows is None else _rows_of(products, rows.flatten(), gathered)
-            best = padded.view(count, block.longest, len(every)).amax(1)
+            best = padded.view(count, block.longest, query.shape[1]).amax(1)[:, : len(every)]
             scores[some, here] = best.sum(1) if len(starts) == 2 else bag(best.T.contiguous(), every, starts)
     if len(real) == count_of_all:
         return scores
