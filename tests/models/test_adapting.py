@@ -177,7 +177,8 @@ sys.modules["colbert_zero"] = None  # as if it were not installed
 import torch
 from sentence_transformers import MultiVectorEncoder
 model = MultiVectorEncoder(sys.argv[1], device="cpu")
-torch.save([model.encode_query(sys.argv[3:]), model.encode_document(sys.argv[3:])], sys.argv[2])
+sides = model.encode_query(sys.argv[3:]), model.encode_document(sys.argv[3:])
+torch.save([[torch.as_tensor(text) for text in side] for side in sides], sys.argv[2])
 """
 
 
@@ -187,7 +188,7 @@ def test_a_written_model_encodes_in_sentence_transformers_alone(tiny_multi_vecto
     command = [sys.executable, "-c", ALONE, str(tmp_path / "m"), str(tmp_path / "out.pt"), *ASKED]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    queries, documents = torch.load(tmp_path / "out.pt", weights_only=False)
+    queries, documents = torch.load(tmp_path / "out.pt", weights_only=True)
     before = [tiny_multi_vector.encode_query(ASKED), tiny_multi_vector.encode_document(ASKED)]
     for plain, moved in zip(before[0], queries, strict=True):
         wanted = form.moved(torch.as_tensor(plain), weights.float())
