@@ -27,7 +27,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import MultiVectorEncoder
 
-from colbert_zero.evaluation.adapting import Domain, HeldOut, Split, choose, hold, split, sums_of
+from colbert_zero.evaluation.adapting import Domain, Judges, Split, choose, hold, split, sums_of
 from colbert_zero.evaluation.significance import bootstrap_means, percentile_interval
 from colbert_zero.maxsim.packed import Packed
 from colbert_zero.models.adapting import Form, Statistics, Way, form_of
@@ -71,7 +71,7 @@ def encoded_once(model: MultiVectorEncoder, domains: list[Domain], keep: Path) -
     return embed
 
 
-def measure(held: dict[str, HeldOut], queries: dict[str, list[str]], form: Form, sums: dict[str, Statistics]):
+def measure(held: dict[str, Judges], queries: dict[str, list[str]], form: Form, sums: dict[str, Statistics]):
     """Yield (adapter, domain, {query: difference}) of every adapter on every domain that it is asked about."""
     names = list(held)
 
@@ -130,10 +130,7 @@ def main() -> None:
             before[name].append(100 * float(one.before.mean()))
         for way in ways:
             form = form_of(model, way, asked.features, seed)
-            sums = {
-                d.name: reduce(add, [s for s, _ in sums_of(embed, form, d, parts[d.name].fitted, seed)])
-                for d in domains
-            }
+            sums = {d.name: reduce(add, [s for s, _ in sums_of(embed, form, d, parts[d.name], seed)]) for d in domains}
             for adapter, name, differences in measure(held, queries, form, sums):
                 for query, difference in differences.items():
                     found[way][adapter, name][query].append(difference)

@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from sentence_transformers import MultiVectorEncoder
+from sentence_transformers.base.modules import Normalize, Router
 from transformers import AutoModel
 
 from colbert_zero.data.layouts import write_beir
@@ -120,7 +122,7 @@ def test_what_cannot_be_done_is_refused_and_nothing_is_written(command, places, 
 def test_a_folder_that_is_there_is_not_written_over(command, places):
     code, _, error = command("compress", places / "model", "--out", places / "tiny", "--bits", "8")
     assert code == 2
-    assert "is there already; name another, or remove it" in " ".join(error.split())
+    assert "is there already; name another, or delete it" in " ".join(error.split())
 
 
 def test_a_model_that_is_none_of_the_known_types_is_refused(command, places):
@@ -139,3 +141,40 @@ def test_a_corpus_of_few_texts_has_no_neighbours_to_agree_on(command, places):
                              places / "few.jsonl")  # fmt: skip
     assert code == 2
     assert "the corpus has 5 texts; agreement is of the first 10 of more" in " ".join(error.split())
+
+
+def test_a_model_of_one_layer_has_none_to_choose_from(command, places):
+    code, _, error = command("compress", places / "model", "--out", places / "one", "--layers", "0,")
+    assert code == 0, error
+    code, out, error = command(
+        "compress", places / "one", "--out", places / "two", "--layers", "1", "--vocabulary", places / "tiny"
+    )
+    assert (code, "without layer" in out) == (0, False), error
+    assert json.loads((places / "two" / "compress.json").read_text())["removals"] == []
+
+
+def test_bytes_are_those_that_a_model_is_loaded_from(command, places):
+    code, _, error = command("compress", places / "model", "--out", places / "cut", "--bits", "8")
+    assert code == 0, error
+    bare = json.loads((places / "cut" / "compress.json").read_text())["bytes_before"]
+    (places / "model" / "notes").mkdir()
+    (places / "model" / "notes" / "more.json").write_text("x" * 10_000)
+    code, _, error = command("compress", places / "model", "--out", places / "again", "--bits", "8")
+    assert code == 0, error
+    assert json.loads((places / "again" / "compress.json").read_text())["bytes_before"] == bare
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [("model/cut", "lies in MODEL; name another folder"), ("tiny/corpus.jsonl/x", "cannot be written, because of")],
+)
+def test_a_place_that_cannot_be_is_refused_before_anything_is_read(command, places, out, message):
+    code, _, error = command("compress", places / "model", "--out", places / out, "--bits", "8")
+    assert (code, message in " ".join(error.split())) == (2, True), error
+
+
+def test_an_adapted_model_is_not_cut(command, places, tiny_multi_vector):
+    routed = [*tiny_multi_vector, Router.for_query_document([Normalize("token_embeddings")], [])]
+    MultiVectorEncoder(modules=routed, device="cpu").save_pretrained(str(places / "routed"), create_model_card=False)
+    code, _, error = command("compress", places / "routed", "--out", places / "cut", "--bits", "8")
+    assert (code, "cut the model it was made of, and adapt that" in " ".join(error.split())) == (2, True), error

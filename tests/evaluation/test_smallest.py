@@ -14,7 +14,7 @@ from colbert_zero.evaluation.smallest import Combination, combinations, expected
 from colbert_zero.models import axes, shrunk
 from colbert_zero.models import shrinking as cuts
 from colbert_zero.models.shrinking import Cuts
-from colbert_zero.models.shrunk import Source, folder_bytes, write_shrunk
+from colbert_zero.models.shrunk import Uncut, folder_bytes, write_shrunk
 from colbert_zero.report import shrinking as shown
 from helpers import DOCUMENTS
 
@@ -72,7 +72,7 @@ def test_with_each_number_of_layers_the_most_neurons_that_the_target_leaves_are_
 
 def test_expected_bytes_are_near_those_that_are_written(tiny_multi_vector, tmp_path):
     tiny_multi_vector.save_pretrained(str(tmp_path / "model"), create_model_card=False)
-    source, before = Source(str(tmp_path / "model")), folder_bytes(tmp_path / "model")
+    source, before = Uncut(str(tmp_path / "model")), folder_bytes(tmp_path / "model")
     expected = expected_bytes(source, before, None)
     for one in (Combination(2, 1.0, False), Combination(1, 0.5, False), Combination(2, 0.25, False)):
         layers = tuple(range(one.layers))

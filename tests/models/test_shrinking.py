@@ -32,7 +32,7 @@ from colbert_zero.models.shrinking import (
     with_zeros,
     zeros_in,
 )
-from colbert_zero.models.shrunk import RECORD, Corpus, Source, folder_bytes, write_shrunk
+from colbert_zero.models.shrunk import RECORD, Texts, Uncut, folder_bytes, write_shrunk
 from colbert_zero.models.vocabulary import vocabulary_of
 from helpers import DOCUMENTS, PROMPTS
 
@@ -80,7 +80,7 @@ def saved(tiny_multi_vector, tmp_path):
 
 
 def written(folder, out, cuts=None, corpus=None, texts=None):
-    record = write_shrunk(Source(str(folder)), out, cuts or Cuts(), corpus, texts, lambda _: None)
+    record = write_shrunk(Uncut(str(folder)), out, cuts or Cuts(), corpus, texts, lambda _: None)
     return record, load_model(out, device="cpu")
 
 
@@ -289,7 +289,7 @@ def test_texts_of_the_corpus_keep_their_vectors_when_the_vocabulary_is_cut_to_it
     model = request.getfixturevalue(kind)
     model.save_pretrained(str(tmp_path / "model"), create_model_card=False)
     some = TEXTS[:8]
-    record, found = written(tmp_path / "model", tmp_path / "out", corpus=Corpus("some", lambda: some), texts=some)
+    record, found = written(tmp_path / "model", tmp_path / "out", corpus=Texts("some", lambda: some), texts=some)
     assert record["vocabulary"] < record["vocabulary_before"]
     assert record["vocabulary_texts"] == 8
     assert record["asked"]["vocabulary"] == "some"
@@ -308,7 +308,7 @@ def test_texts_of_the_corpus_keep_their_vectors_when_the_vocabulary_is_cut_to_it
 
 
 def test_special_tokens_markers_prompts_and_skipped_words_stay_in_the_vocabulary(saved, tmp_path, tiny_multi_vector):
-    record, found = written(saved, tmp_path / "out", corpus=Corpus("one", lambda: ["wing"]))
+    record, found = written(saved, tmp_path / "out", corpus=Texts("one", lambda: ["wing"]))
     tokenizer, before = found.tokenizer, tiny_multi_vector.tokenizer
     for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[Q]", "[D]", ".", "wing", "search", "a", "##a"):
         assert token in tokenizer.get_vocab(), token
@@ -327,7 +327,7 @@ def test_special_tokens_markers_prompts_and_skipped_words_stay_in_the_vocabulary
 
 
 def test_texts_longer_than_the_model_reads_are_read_whole_for_the_vocabulary(tiny_multi_vector):
-    long = Corpus("long", lambda: ["wing " * 300 + "glucose"])
+    long = Texts("long", lambda: ["wing " * 300 + "glucose"])
     kept = vocabulary_of(tiny_multi_vector, long.texts()).kept
     assert tiny_multi_vector.tokenizer.get_vocab()["glucose"] in kept
 
@@ -343,7 +343,7 @@ def test_a_tokenizer_of_another_kind_is_refused(saved, tmp_path, tiny_multi_vect
         "keep their tokens; leave --vocabulary out$"
     )
     with pytest.raises(ColbertZeroError, match=message):
-        written(saved, tmp_path / "out", corpus=Corpus("some", lambda: TEXTS))
+        written(saved, tmp_path / "out", corpus=Texts("some", lambda: TEXTS))
     assert not (tmp_path / "out").exists()
 
 
@@ -399,7 +399,7 @@ def test_a_model_that_begins_with_no_transformer_is_refused(backbone):
 
 
 def test_deviation_counts_texts_that_have_other_tokens(tiny_multi_vector, saved, tmp_path):
-    _, found = written(saved, tmp_path / "out", corpus=Corpus("one", lambda: [TEXTS[0]]))
+    _, found = written(saved, tmp_path / "out", corpus=Texts("one", lambda: [TEXTS[0]]))
     lost = deviation(tiny_multi_vector, found, [TEXTS[0], TEXTS[11]])
     assert (lost.texts, lost.retokenised) == (2, 2)
     assert lost.cosine == pytest.approx(1, abs=1e-6)
@@ -410,7 +410,7 @@ def test_deviation_counts_texts_that_have_other_tokens(tiny_multi_vector, saved,
 def test_a_card_is_not_copied_and_that_is_said(saved, tmp_path):
     (saved / "README.md").write_text("scores of the whole model")
     said = []
-    write_shrunk(Source(str(saved)), tmp_path / "out", Cuts(neurons=0.5), tell=said.append)
+    write_shrunk(Uncut(str(saved)), tmp_path / "out", Cuts(neurons=0.5), tell=said.append)
     assert said == [f"{saved / 'README.md'} is not copied: it speaks of the model before it was cut"]
     assert not (tmp_path / "out" / "README.md").exists()
 

@@ -174,3 +174,17 @@ def test_an_adapted_model_is_no_base_of_training(adapted):
     check_base(str(adapted), trained=False)
     with pytest.raises(ColbertZeroError, match=r"model.base: .* has a Router, with modules for queries or documents"):
         check_base(str(adapted))
+
+
+def test_the_same_pairs_twice_and_a_corpus_without_texts_are_refused(command, folder):
+    shutil.copy(folder / "a.jsonl", folder / "copy.jsonl")
+    (folder / "empty.jsonl").write_text("")
+    pairs = ("adapt", "model", "--pairs", "a.jsonl")
+    for more, told in (
+        (("--pairs", "copy.jsonl"), "hold the same pairs; name them once"),
+        (("--corpus", "empty.jsonl", "--decorrelate"), "has no text"),
+        (("--out", "model/in"), "lies in MODEL"),
+    ):
+        code, _, err = command(*pairs, *(more if "--out" in more else (*more, "--out", "none")))
+        assert (code, told in " ".join(err.split())) == (2, True), err
+    assert not (folder / "none").exists()

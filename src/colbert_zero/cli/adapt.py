@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from colbert_zero.cli.leaks import SOURCE, refuse_existing
-from colbert_zero.cli.options import start_processes
+from colbert_zero.cli.leaks import SOURCE
+from colbert_zero.cli.options import refuse_place, start_processes
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.terminal import RichShow, say
 
@@ -62,7 +62,7 @@ def adapt(
     from colbert_zero.study.adapting import adapt as make
     from colbert_zero.study.adapting import check_model
 
-    refuse_existing(out, "--out")
+    refuse_place(out, model)
     if decorrelate and projection:
         raise ColbertZeroError("--projection: --decorrelate has no random features; leave one out")
     start_processes()
@@ -77,7 +77,7 @@ def adapt(
         way = "projection" if projection else "linear"
     given = check_model(model, way, projection or None, PROJECTION, seed, show.say)
     with tempfile.TemporaryDirectory(prefix="colbert-zero-") as folder:
-        domains = _domains(pairs, files, Path(folder), show)
+        domains = _domains(pairs, files, Path(folder), show, given.said.seed)
     with show.counted("pairs encoded") as advance:
         fitted = make(given, domains, out, advance)
     _tell(fitted)
@@ -87,14 +87,16 @@ def adapt(
         say(f"not adapted: {verdict(fitted)}; nothing is written")
 
 
-def _domains(words: list[str], corpus: list[Path], folder: Path, show: RichShow) -> "list[Domain]":
+def _domains(words: list[str], corpus: list[Path], folder: Path, show: RichShow, seed: int) -> "list[Domain]":
     """The pairs, a domain each source."""
     from colbert_zero.data.corpus import corpus_texts
     from colbert_zero.data.given import load_sources
     from colbert_zero.evaluation.adapting import MOST_SUMMED, Domain, sampled
 
     found = []
-    texts = sampled((text for text in corpus_texts(corpus) if text), MOST_SUMMED, 1) if corpus else []
+    texts = sampled((text for text in corpus_texts(corpus) if text), MOST_SUMMED, seed) if corpus else []
+    if corpus and not texts:
+        raise ColbertZeroError(f"--corpus {corpus[0]}: has no text")
     for source in load_sources(words, "--pairs", folder, show.say, show.counted):
         rows: list[tuple[str, str]] = []
         for part in source.parts.values():

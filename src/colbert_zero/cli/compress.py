@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from colbert_zero.cli.options import is_first, start_processes
+from colbert_zero.cli.options import is_first, refuse_place, start_processes
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.terminal import RichShow, say
 
@@ -68,13 +68,12 @@ def compress(
         raise ColbertZeroError(f"--bits {bits}: 8 or 4")
     cuts = Cuts(kept, neurons, zeros, bits)  # type: ignore[arg-type]  # checked above
     _check(cuts, vocabulary, target, corpus)
-    if out.exists():
-        raise ColbertZeroError(f"--out {out} is there already; name another, or remove it")
+    refuse_place(out, model)
     start_processes()
-    from colbert_zero.models.shrunk import Source, check_asked
+    from colbert_zero.models.shrunk import Uncut, check_asked
 
     folder, commit = _found(model)
-    source = Source(folder, commit)
+    source = Uncut(folder, commit)
     place = corpus or vocabulary
     read = _corpus(place, "--corpus" if corpus else "--vocabulary") if place else None
     of_tokens = read if vocabulary == place else _corpus(vocabulary, "--vocabulary") if vocabulary else None
@@ -134,10 +133,10 @@ def _found(model: str) -> tuple[str, str | None]:
 
 def _corpus(place: str, option: str) -> Any:
     from colbert_zero.data.corpus import corpus_files, corpus_texts
-    from colbert_zero.models.shrunk import Corpus
+    from colbert_zero.models.shrunk import Texts
 
     files = corpus_files([place], option)
-    return Corpus(Path(place).name, lambda: (text for text in corpus_texts(files) if text))
+    return Texts(Path(place).name, lambda: (text for text in corpus_texts(files) if text))
 
 
 def _collection(name: str | None) -> Any:
@@ -186,6 +185,7 @@ def _score(source: Any, out: Path, collection: Any) -> None:
     from colbert_zero.files import read_json, write_json
     from colbert_zero.models.checkpoints import load_model
     from colbert_zero.models.shrunk import RECORD
+    from colbert_zero.report.records import MEASURE
     from colbert_zero.report.words import points
 
     found = loss(scores_of(source.model, collection), scores_of(load_model(out, device="cpu"), collection))
@@ -195,7 +195,7 @@ def _score(source: Any, out: Path, collection: Any) -> None:
     say(f"  nDCG@10 × 100 on {collection.name}: {points(before)} before, {points(found['score'])} after: {apart} "
          f"(95 % {low} to {high}, {found['queries']:,} queries)")  # fmt: skip
     record = read_json(out / RECORD)
-    write_json(out / RECORD, record | {"collection": collection.name, "measure": "nDCG@10", "scored": found})
+    write_json(out / RECORD, record | {"collection": collection.name, "measure": MEASURE, "scored": found})
 
 
 def _picture(out: Path, plot: Any) -> None:

@@ -70,8 +70,9 @@ def export(
 def _to_onnx(model: Path, name: str, out: Path, most_lost: float | None) -> None:
     from colbert_zero.data.by_name import load_all
     from colbert_zero.data.collection import Rules
-    from colbert_zero.evaluation.exporting import MEASURE, export_checked
+    from colbert_zero.evaluation.exporting import export_checked
     from colbert_zero.models.onnx import check_installed
+    from colbert_zero.report.records import MEASURE
 
     check_installed()
     loaded = load_all([name], None, Rules(None, None))

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from colbert_zero.cli.leaks import SOURCE, refuse_existing
-from colbert_zero.cli.options import start_processes
+from colbert_zero.cli.leaks import SOURCE
+from colbert_zero.cli.options import refuse_existing, start_processes
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.terminal import RichShow, say
 

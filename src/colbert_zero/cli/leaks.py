@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from colbert_zero.cli.options import is_first
+from colbert_zero.cli.options import is_first, refuse_existing
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.terminal import RichShow, console, leaks_lines, leaks_table, say
 
@@ -84,9 +84,3 @@ def leaks(
                 console.print(f"{name}: {rows:,} of {all_rows:,} rows written to {write_clean}{left}", markup=False)
     if json_file:
         write_json(json_file, found.record)
-
-
-def refuse_existing(path: Path, option: str) -> None:
-    """Refuse a file, or a folder with something in it, that would be replaced."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ColbertZeroError(f"{option} {path}: is there already; name another, or delete it")

@@ -1,5 +1,6 @@
 """What the commands share: their options, and the study they work in."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -126,3 +127,22 @@ def read_queries(path: Path) -> dict[str, str]:
     if not queries:
         raise ColbertZeroError(f"--queries {path}: has no query")
     return queries
+
+
+def refuse_existing(path: Path, option: str) -> None:
+    """Refuse a file, or a folder with something in it, that would be replaced."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ColbertZeroError(f"{option} {path}: is there already; name another, or delete it")
+
+
+def refuse_place(out: Path, model: str) -> None:
+    """Refuse to make a model of another one in a place that is taken, cannot be written, or is in the other itself."""
+    from colbert_zero.files import place_of
+
+    refuse_existing(out, "--out")
+    real, own = Path(os.path.realpath(out)), Path(os.path.realpath(place_of(model)))
+    if own.is_dir() and real.is_relative_to(own):
+        raise ColbertZeroError(f"--out {out}: lies in MODEL; name another folder")
+    there = next(parent for parent in real.parents if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ColbertZeroError(f"--out {out}: cannot be written, because of {there}; name another place")

@@ -36,9 +36,8 @@ from colbert_zero.models.adapting import (
     statistics_of_pairs,
 )
 from colbert_zero.models.encoding import Task, encode, reorder
+from colbert_zero.report.records import MEASURE
 from colbert_zero.watch import stop_if_asked
-
-MEASURE = "nDCG@10"
 
 Embed = Callable[[list[str], Task], Packed]
 """Token vectors of texts, on the CPU."""
@@ -145,7 +144,7 @@ def sampled(texts: Iterable[str], most: int, seed: int) -> list[str]:
 
 
 @dataclass
-class HeldOut:
+class Judges:
     """Held-out queries, encoded, and the documents that they are ranked among.
 
     Attributes:
@@ -268,10 +267,10 @@ def fit(
     started = time.monotonic()
     parts = {domain.name: split(domain, seed) for domain in domains}
     sizes = {name: len(part.fitted) + len(part.held_out) for name, part in parts.items()}
-    statistics, held, done = known or no_statistics(form), dict[str, HeldOut](), 0
+    statistics, held, done = known or no_statistics(form), dict[str, Judges](), 0
     embed = partial(_embed, bare)
     for domain in domains:
-        for added, pairs in sums_of(embed, form, domain, parts[domain.name].fitted, seed):
+        for added, pairs in sums_of(embed, form, domain, parts[domain.name], seed):
             statistics += added
             if progress:
                 progress(done + pairs, sum(sizes.values()))
@@ -322,7 +321,7 @@ class Choices(NamedTuple):
     judging: tuple[Choice, Choice]
 
 
-def choose(form: Form, statistics: Statistics, held: dict[str, HeldOut]) -> Choices:
+def choose(form: Form, statistics: Statistics, held: dict[str, Judges]) -> Choices:
     """Choose λ and the step by the mean over domains of nDCG@10 among each held-out query's candidates.
 
     Args:
@@ -362,34 +361,34 @@ def _moved(form: Form, queries: Packed, weights: Tensor) -> Packed:
     return Packed(form.moved(queries.values, weights.float()), queries.lengths)
 
 
-def sums_of(
-    embed: Embed, form: Form, domain: Domain, fitted: list[tuple[str, str]], seed: int
-) -> Iterator[tuple[Statistics, int]]:
+def sums_of(embed: Embed, form: Form, domain: Domain, parts: Split, seed: int) -> Iterator[tuple[Statistics, int]]:
     """A domain's sums, some hundreds of texts at a time, and how many pairs are done.
 
     Args:
         embed: Without an adapter.
         form: Of the sums.
         domain: Of whose corpus, if it has one, `decorrelate` takes the documents.
-        fitted: Its pairs.
+        parts: Its pairs; no held-out document is summed.
         seed: Of which documents, if there are more than `MOST_SUMMED`.
     """
     if form.way == "decorrelate":
-        texts = sampled(domain.corpus or (document for _, document in fitted), MOST_SUMMED, seed)
+        held = {document for _, document in parts.held_out}
+        corpus = domain.corpus or [document for _, document in parts.fitted]
+        texts = sampled((text for text in corpus if text not in held), MOST_SUMMED, seed)
         for start in range(0, len(texts), _BLOCK):
             stop_if_asked()
             yield statistics_of_documents(form, embed(texts[start : start + _BLOCK], "document")), 0
         return
-    for start in range(0, len(fitted), _BLOCK):
+    for start in range(0, len(parts.fitted), _BLOCK):
         stop_if_asked()
-        block = fitted[start : start + _BLOCK]
+        block = parts.fitted[start : start + _BLOCK]
         queries, documents = embed([q for q, _ in block], "query"), embed([d for _, d in block], "document")
         yield statistics_of_pairs(form, queries, documents), start + len(block)
 
 
 def hold(
     embed: Embed, before: Embed | None, domain: Domain, parts: Split, seed: int, most: int = MOST_RANKED
-) -> HeldOut:
+) -> Judges:
     """Encode held-out queries and what they are ranked among.
 
     Args:
@@ -419,7 +418,7 @@ def hold(
     ways = min(len(texts), _CANDIDATES)
     # A query's own documents stand first, whatever their scores.
     candidates = np.argsort(-(scores + 1e6 * positive), axis=1, kind="stable")[:, :ways]
-    return HeldOut(plain, documents, positive, fold, ndcg(scores, positive), torch.from_numpy(candidates))
+    return Judges(plain, documents, positive, fold, ndcg(scores, positive), torch.from_numpy(candidates))
 
 
 def _embed(model: MultiVectorEncoder, texts: list[str], task: Task) -> Packed:

@@ -13,8 +13,7 @@ from colbert_zero.files import atomic_folder, read_json, write_json
 from colbert_zero.models.checkpoints import load_model
 from colbert_zero.models.graphs import MODEL, SETTINGS, Graph, computed_by
 from colbert_zero.models.onnx import INT8, export_onnx
-
-MEASURE = "nDCG@10"
+from colbert_zero.report.records import MEASURE
 
 TOLERANCE = 1e-4
 """Of scores, relative to the largest: two documents nearer to each other than that may change places."""

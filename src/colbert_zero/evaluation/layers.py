@@ -8,12 +8,10 @@ import numpy as np
 
 from colbert_zero.data.collection import Collection
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.evaluation.ranking import rank
-from colbert_zero.evaluation.runs import measure
+from colbert_zero.evaluation.shrinking import scores_of
 from colbert_zero.evaluation.significance import bootstrap_means, percentile_interval
 from colbert_zero.models.checkpoints import Encoder
 from colbert_zero.models.layers import without_layers
-from colbert_zero.report.records import MEASURE
 
 
 def layers_add(
@@ -36,7 +34,7 @@ def layers_add(
     except ColbertZeroError as error:
         say(str(error))
         return None
-    scores = [(_scores(model, collection), _scores(bare, collection)) for collection in collections]
+    scores = [(scores_of(model, collection), scores_of(bare, collection)) for collection in collections]
     drawn = bootstrap_means([full - without for full, without in scores]).mean(axis=0)
     means = np.mean([[full.mean(), without.mean()] for full, without in scores], axis=0).tolist()
     return {
@@ -48,9 +46,3 @@ def layers_add(
         "interval": list(percentile_interval(drawn)),
         "seconds": round(time.monotonic() - started, 3),
     }
-
-
-def _scores(model: Encoder, collection: Collection) -> np.ndarray:
-    """Of each query, in the collection's order."""
-    per_query = measure(rank(model, collection, 10), collection.qrels, (MEASURE,))[1]
-    return np.array([per_query[query_id][MEASURE] for query_id in collection.qrels])

@@ -16,7 +16,7 @@ from colbert_zero.evaluation.shrinking import agreement, documents_per_second, l
 from colbert_zero.files import Progress, Tell
 from colbert_zero.models.checkpoints import Encoder, load_model
 from colbert_zero.models.shrinking import Cuts
-from colbert_zero.models.shrunk import Corpus, Source, folder_bytes, sample_of, write_shrunk
+from colbert_zero.models.shrunk import Texts, Uncut, folder_bytes, sample_of, write_shrunk
 from colbert_zero.models.vocabulary import check_vocabulary
 from colbert_zero.report.records import MEASURE
 from colbert_zero.report.shrinking import AGREEMENT, combination
@@ -99,7 +99,7 @@ def combinations(
     yield from tried
 
 
-def expected_bytes(source: Source, before: int, tokens: int | None) -> Callable[[Combination], float]:
+def expected_bytes(source: Uncut, before: int, tokens: int | None) -> Callable[[Combination], float]:
     """Bytes of a combination, reckoned from the shapes of the arrays; what is beside the weights is taken to stay.
 
     Args:
@@ -146,10 +146,10 @@ class _Judge:
 
 
 def find_smallest(
-    source: Source,
+    source: Uncut,
     out: Path,
     target: str,
-    corpus: Corpus,
+    corpus: Texts,
     collection: Collection | None,
     tell: Tell,
     tried: Progress,
@@ -173,7 +173,7 @@ def find_smallest(
     """
     before = folder_bytes(source.place)
     most, texts = target_bytes(target, before), list(corpus.texts())
-    cutting: Corpus | None = corpus
+    cutting: Texts | None = corpus
     try:
         check_vocabulary(source.model)
     except ColbertZeroError as error:

@@ -1,4 +1,4 @@
-"""What a folder holds that a model is loaded from, as one fingerprint."""
+"""What a folder holds that a model is loaded from: its files, and one fingerprint of them."""
 
 import hashlib
 import os
@@ -23,11 +23,16 @@ def contents_of(place: str | Path) -> str | None:
     folder = Path(place_of(str(place)))
     if not folder.is_dir():
         return None
-    files = {file for pattern in ("*", "[0-9]*_*/*") for file in folder.glob(pattern)}
-    files |= {file for head in _heads(folder) for file in head.rglob("*")}
-    read = sorted(f for f in files if f.is_file() and f.suffix in _READ and f.name not in _NOT_READ)
+    read = model_files(folder)
     found = [[Path(os.path.relpath(file, folder)).as_posix(), file_fingerprint(file)] for file in read]
     return hashlib.blake2b(to_json(found).encode(), digest_size=16).hexdigest()
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of a folder that a model is loaded from, sorted; raises as `contents_of`."""
+    files = {file for pattern in ("*", "[0-9]*_*/*") for file in folder.glob(pattern)}
+    files |= {file for head in _heads(folder) for file in head.rglob("*")}
+    return sorted(f for f in files if f.is_file() and f.suffix in _READ and f.name not in _NOT_READ)
 
 
 def _heads(folder: Path) -> list[Path]:

@@ -113,7 +113,7 @@ def cut(model: Encoder, cuts: Cuts, whose: str) -> Encoder:
     """
     encoder = encoder_of(model, whose)
     if isinstance(cuts.layers, int):
-        raise ValueError("which layers is for `choose_layers` to say")
+        raise ValueError("which layers is for `removals` to say")
     check_cuts(encoder, cuts, whose)
     if cuts.layers is not None:
         encoder = keep_layers(encoder, cuts.layers, whose)
@@ -300,11 +300,13 @@ def removals(
         progress: Called after each trial with how many there were, and are in all.
 
     Returns:
-        A removal a step; where nothing is to be left out, one with the layer None.
+        A removal a step; where nothing is to be left out, one with the layer None; none where no layer can go.
     """
     encoder = encoder_of(model, whose)
     table = table_of(encoder, whose)
     left = list(range(layers_in(encoder, table)))
+    if len(left) == 1:
+        return []
     before, found = _vectors(model, texts), list[Removal]()
     steps = range(max(1, len(left) - count))
     trials, done = sum(len(left) - step - bool(table.first_stays) for step in steps), 0
@@ -313,9 +315,8 @@ def removals(
         for number in left[1 if table.first_stays else 0 :]:
             stop_if_asked()
             kept = [other for other in left if other != number]
-            if kept:
-                without = with_encoder(model, keep_layers(encoder, kept, whose))
-                cosines[number] = _between(before, _vectors(without, texts)).cosine
+            without = with_encoder(model, keep_layers(encoder, kept, whose))
+            cosines[number] = _between(before, _vectors(without, texts)).cosine
             done += 1
             if progress:
                 progress(done, trials)

@@ -15,10 +15,12 @@ from sentence_transformers.util import load_file_path
 
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.files import Progress, Tell, atomic_folder, write_json
+from colbert_zero.models.adapting import has_route
 from colbert_zero.models.alignment import META
 from colbert_zero.models.axes import table_of
 from colbert_zero.models.checkpoints import Encoder, load_model
 from colbert_zero.models.comparing import TEXTS
+from colbert_zero.models.contents import model_files
 from colbert_zero.models.kinds import kind_of
 from colbert_zero.models.shrinking import (
     Cuts,
@@ -51,7 +53,7 @@ SAMPLE = 64
 
 
 @dataclass(frozen=True)
-class Corpus:
+class Texts:
     """Documents that a vocabulary is cut to.
 
     Attributes:
@@ -73,7 +75,7 @@ def sample_of(texts: list[str], count: int = SAMPLE) -> list[str]:
     return [texts[place * len(texts) // count] for place in range(count)] if len(texts) > count else texts
 
 
-class Source:
+class Uncut:
     """A checkpoint to cut, loaded once for several trials.
 
     Attributes:
@@ -96,6 +98,11 @@ class Source:
         options = {"revision": revision} if revision else {}
         self.folder, self.kind = folder, kind_of(folder, revision)
         self.model: Encoder = load_model(folder, device="cpu", **options)
+        if has_route(self.model):
+            raise ColbertZeroError(
+                f"MODEL: {folder} was adapted, or has other modules for queries alone, fitted to its vectors; cut the "
+                "model it was made of, and adapt that"
+            )
         self.encoder = encoder_of(self.model, f"MODEL: {folder}")
         self.table = table_of(self.encoder, f"MODEL: {folder}")
         self.layers = layers_in(self.encoder, self.table)
@@ -112,14 +119,14 @@ class Source:
             self._removals = removals(self.model, count, texts, self.folder, progress)
         return self._removals[: self.layers - count]
 
-    def vocabulary(self, corpus: Corpus) -> Vocabulary:
+    def vocabulary(self, corpus: Texts) -> Vocabulary:
         """The tokens of a corpus, read once."""
         if corpus.name not in self._vocabularies:
             self._vocabularies[corpus.name] = vocabulary_of(self.model, corpus.texts())
         return self._vocabularies[corpus.name]
 
 
-def check_asked(source: Source, cuts: Cuts, corpus: Corpus | None, texts: list[str] | None) -> None:
+def check_asked(source: Uncut, cuts: Cuts, corpus: Texts | None, texts: list[str] | None) -> None:
     """Refuse what cannot be done before anything is measured.
 
     Raises:
@@ -136,10 +143,10 @@ def check_asked(source: Source, cuts: Cuts, corpus: Corpus | None, texts: list[s
 
 
 def write_shrunk(
-    source: Source,
+    source: Uncut,
     out: Path,
     cuts: Cuts,
-    corpus: Corpus | None = None,
+    corpus: Texts | None = None,
     texts: list[str] | None = None,
     tell: Tell = print,
     progress: Progress | None = None,
@@ -223,9 +230,8 @@ def write_shrunk(
 
 
 def folder_bytes(folder: Path) -> int:
-    """Bytes of a checkpoint's files: weights, tokenizer and settings, no pages and records."""
-    files = (file for file in folder.rglob("*") if file.is_file() and file.suffix in (".safetensors", ".json", ".txt"))
-    return sum(file.stat().st_size for file in files if file.name != RECORD)
+    """Bytes of the files that a checkpoint is loaded from: weights, tokenizer and settings, no pages and records."""
+    return sum(file.stat().st_size for file in model_files(folder) if file.name != RECORD)
 
 
 def _place_of(folder: str, revision: str | None) -> Path:
@@ -250,7 +256,7 @@ def _stored_as(folder: Path) -> torch.dtype:
     return max(numbers, key=lambda dtype: numbers[dtype])
 
 
-def _save(model: Encoder, source: Source, folder: Path) -> None:
+def _save(model: Encoder, source: Uncut, folder: Path) -> None:
     if source.kind == "encoder":  # one of transformers, without what sentence-transformers puts around it
         encoder_of(model, source.folder).save_pretrained(folder)
         cast(Any, model.tokenizer).save_pretrained(folder)
@@ -258,7 +264,7 @@ def _save(model: Encoder, source: Source, folder: Path) -> None:
         model.save_pretrained(str(folder), create_model_card=False)
 
 
-def _copy_meta(source: Source, folder: Path, tell: Tell) -> None:
+def _copy_meta(source: Uncut, folder: Path, tell: Tell) -> None:
     """Copy what sentence-transformers has no place for; a model's card is of the model before."""
     own = source.place
     if (own / META).is_file():

@@ -9,7 +9,7 @@ from sentence_transformers import MultiVectorEncoder
 
 from colbert_zero import __version__
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.evaluation.adapting import MEASURE, Domain, Fitted, fit, verdict
+from colbert_zero.evaluation.adapting import Domain, Fitted, fit, verdict
 from colbert_zero.files import Progress, atomic_folder, place_of
 from colbert_zero.models.adapting import (
     Adaptation,
@@ -27,10 +27,11 @@ from colbert_zero.models.alignment import read_alignment
 from colbert_zero.models.bases import find_checkpoint
 from colbert_zero.models.checkpoints import load_model
 from colbert_zero.models.contents import contents_of
+from colbert_zero.report.records import MEASURE
 
 
 @dataclass(frozen=True)
-class Given:
+class Adaptable:
     """A model to adapt.
 
     Attributes:
@@ -52,7 +53,9 @@ class Given:
     alignment: dict[str, Any] | None
 
 
-def check_model(model: str, way: Way | None, features: int | None, default: int, seed: int | None, tell: Any) -> Given:
+def check_model(
+    model: str, way: Way | None, features: int | None, default: int, seed: int | None, tell: Any
+) -> Adaptable:
     """Load a model to adapt; refuse what cannot be.
 
     Args:
@@ -73,9 +76,10 @@ def check_model(model: str, way: Way | None, features: int | None, default: int,
         raise ColbertZeroError(f"MODEL: {model} is dense, with one vector a text; only multi-vector models are adapted")
     before = None if commit else read_adaptation(place)
     if has_route(encoder) and before is None:
+        whose = "on the Hub, whose sums are not read" if commit else "that `adapt` did not write"
         raise ColbertZeroError(
-            f"MODEL: {model} has a Router that `adapt` did not write, with modules for queries or documents alone; "
-            "only a model whose queries and documents go one way is adapted"
+            f"MODEL: {model} has a Router {whose}, with modules for queries or documents alone; only a model whose "
+            "queries and documents go one way is adapted, or a folder by `adapt`"
         )
     alignment = read_alignment(place) if commit is None else None
     if before is None:
@@ -83,7 +87,7 @@ def check_model(model: str, way: Way | None, features: int | None, default: int,
         said = Adaptation(way, features if way == "projection" else 0, seed, 0.0, 0.0, {},
                           [str(contents_of(place))] if commit is None else [], commit)  # fmt: skip
         form = form_of(encoder, way, features, seed)
-        return Given(model, encoder, encoder, form, None, said, alignment)
+        return Adaptable(model, encoder, encoder, form, None, said, alignment)
     if before.contents != (own := contents_of(place)):
         raise ColbertZeroError(
             f"MODEL: {model} was changed since it was adapted, so its sums are of another model; adapt the one it was "
@@ -100,10 +104,10 @@ def check_model(model: str, way: Way | None, features: int | None, default: int,
     form = form_of(bare, before.way, before.features, before.seed)
     tell(f"{model}: goes on from {', '.join(before.domains)}, whose pairs are not measured again")
     said = replace(before, base=[*before.base, str(own)])
-    return Given(model, encoder, bare, form, read_statistics(place, form), said, alignment)
+    return Adaptable(model, encoder, bare, form, read_statistics(place, form), said, alignment)
 
 
-def adapt(given: Given, domains: list[Domain], out: Path, progress: Progress | None = None) -> Fitted:
+def adapt(given: Adaptable, domains: list[Domain], out: Path, progress: Progress | None = None) -> Fitted:
     """Fit a model's queries to domains, and write it where that helps on pairs that were held out.
 
     Args:
@@ -120,6 +124,8 @@ def adapt(given: Given, domains: list[Domain], out: Path, progress: Progress | N
     """
     digests = {domain.name: domain.digest for domain in domains}
     for name, digest in digests.items():
+        if same := [other for other in digests if other != name and digests[other] == digest]:
+            raise ColbertZeroError(f"--pairs: {name} and {same[0]} hold the same pairs; name them once")
         for known, there in given.said.domains.items():
             if digest == there:
                 raise ColbertZeroError(f"--pairs: {given.name} was adapted to the pairs of {name} before (as {known})")
