@@ -56,8 +56,14 @@ def export(
         raise ColbertZeroError(f"--out {out} is there already; name another, or remove it")
     start_processes()
     from colbert_zero.models.bases import find_checkpoint
+    from colbert_zero.models.kinds import goes_two_ways
 
     find_checkpoint(str(found.folder), "MODEL", say)
+    if goes_two_ways(str(found.folder)):
+        raise ColbertZeroError(
+            f"MODEL: {found.folder} has a Router, with modules for queries or documents alone, for which neither "
+            "layout has a place; export the model that it was adapted from"
+        )
     if collection is None:
         from colbert_zero.models.pylate import export_pylate
 

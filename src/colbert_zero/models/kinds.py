@@ -113,12 +113,17 @@ def trainable_kind(path: str, revision: str | None = None, whose: str = "") -> K
             f"{whose}{path!r} begins with a {short(names[0])}; only one encoder for queries and documents, of "
             "transformers, can be trained on"
         )
-    if "Router" in names:
+    if goes_two_ways(path, revision):
         raise ColbertZeroError(
             f"{whose}{path!r} has a Router, with modules for queries or documents alone, and would not stay what it is "
             "adapted from; train the model that it was made of, and adapt what comes of that"
         )
     return kind
+
+
+def goes_two_ways(path: str, revision: str | None = None) -> bool:
+    """Whether a model has a Router: modules that queries or documents alone go through, as `adapt` writes them."""
+    return any(module.rpartition(".")[2] == "Router" for module in _signs(path, revision).modules)
 
 
 def _unfit(signs: _Signs) -> str:
