@@ -71,7 +71,7 @@ def mined(pairs: Path, miners: str, models: dict[str, Encoder] | None = None, **
     spec = Mined.model_validate({"kind": "mined", "of": "pairs", "miners": miners, **asked})
     out = pairs.with_name(f"{len(list(pairs.parent.iterdir()))}.parquet")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("colbert_zero.teaching.mined._loader", lambda commits: (models or {}).__getitem__)
+        patch.setattr("colbert_zero.teaching.mined._loader", lambda *_: (models or {}).__getitem__)
         record = mine_file(spec, read(pairs), out, {}, quiet)
     return pq.read_table(out).to_pylist(), record
 
@@ -255,7 +255,7 @@ def test_a_stopped_run_goes_on_where_it_was_and_ends_with_the_same_bytes(
     tmp_path: Path, pairs: Path, models: dict[str, Encoder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = Mined.model_validate({"kind": "mined", "of": "pairs", "miners": "bm25:50,dense:50", **ALL})
-    monkeypatch.setattr("colbert_zero.teaching.mined._loader", lambda commits: models.__getitem__)
+    monkeypatch.setattr("colbert_zero.teaching.mined._loader", lambda *_: models.__getitem__)
     monkeypatch.setattr(passes, "SAVE_SECONDS", 0)
     entry, scored = read(pairs), list[int]()
     score_block = passes._score_block
@@ -329,6 +329,7 @@ def test_a_mix_is_read(mix: str, shares: dict[str, int]) -> None:
         (["--judge", "random"], "--judge: random scores nothing"),
         (["--judge", "./nothing"], "--judge: no such folder './nothing'"),
         (["--max-relative", "1.5"], "--max-relative: should be at most 1, found 1.5"),
+        (["--precision", "auto"], "--precision: no model mines or judges"),
         (["--negatives", "99", "--skip", "2"], "--depth: 100 documents hold no 99 negatives after 2 skipped"),
         (["--corpus", "nothing.jsonl"], "--corpus: nothing.jsonl: no such file"),
         (["--corpus", "."], "--corpus: . is a folder without corpus.jsonl"),
@@ -419,6 +420,44 @@ def test_the_command_writes_the_file_and_tells_what_it_left_out(command: Any, tm
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "negatives.parquet", "negatives.parquet.json", "pairs.jsonl",
     ]  # fmt: skip
+
+
+def test_a_model_mines_in_bfloat16_nearly_as_in_float32_and_the_record_says_so(
+    command: Any, tmp_path: Path, tiny_multi_vector: MultiVectorEncoder
+) -> None:
+    tiny_multi_vector.save_pretrained(str(tmp_path / "model"), create_model_card=False)
+    write_rows(tmp_path / "pairs.jsonl", 40)
+    words = ("mine", "--pairs", tmp_path / "pairs.jsonl", "--with", tmp_path / "model", "--negatives", 5)
+    scores = {}
+    for precision in ("float32", "bfloat16"):
+        out = tmp_path / f"{precision}.parquet"
+        code, printed, err = command(*words, "--max-relative", 0, "--out", out, "--precision", precision)
+        assert code == 0, err
+        assert ("encoded in bfloat16" in printed) == (precision == "bfloat16")
+        assert json.loads(out.with_name(f"{out.name}.json").read_text())["precision"] == precision
+        scores[precision] = [row["pos_scores"][0] for row in pq.read_table(out).to_pylist()]
+    assert scores["bfloat16"] == pytest.approx(scores["float32"], rel=0.02)
+    assert scores["bfloat16"] != scores["float32"]
+
+
+def test_who_goes_on_mining_encodes_as_was_decided_when_it_began(
+    tmp_path: Path, pairs: Path, models: dict[str, Encoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = Mined.model_validate({"kind": "mined", "of": "pairs", "miners": "dense", "precision": "auto", **ALL})
+    entry, taken, found = read(pairs), list[str](), iter(("bfloat16", "float32"))
+    monkeypatch.setattr("colbert_zero.teaching.mined.agreed_precision", lambda *_: next(found))
+
+    def loader(commits: Any, phases: Any, arithmetic: str) -> Any:
+        taken.append(arithmetic)
+        if len(taken) == 1:
+            raise KeyboardInterrupt
+        return models.__getitem__
+
+    monkeypatch.setattr("colbert_zero.teaching.mined._loader", loader)
+    with pytest.raises(KeyboardInterrupt):
+        mine_file(spec, entry, tmp_path / "out.parquet", {}, quiet)
+    record = mine_file(spec, entry, tmp_path / "out.parquet", {}, quiet)
+    assert (taken, record["precision"]) == (["bfloat16"] * 2, "bfloat16")
 
 
 # ---- Several processes

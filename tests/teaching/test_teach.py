@@ -96,6 +96,19 @@ def test_a_cross_encoders_logits_are_the_scores_of_each_pair(models, tmp_path):
     np.testing.assert_allclose(scores(tmp_path / "out"), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("teacher", ["cross", "dense"])
+def test_scores_in_bfloat16_are_nearly_those_in_float32_and_are_not_taken_for_them(models, tmp_path, teacher):
+    write_candidates(tmp_path / "c.jsonl")
+    words = ("--candidates", tmp_path / "c.jsonl", "--teacher", models / teacher)
+    invoke(*words, "--out", tmp_path / "whole")
+    assert "encodes in bfloat16" in invoke(*words, "--out", tmp_path / "half", "--precision", "bfloat16")
+    np.testing.assert_allclose(scores(tmp_path / "half"), scores(tmp_path / "whole"), rtol=0.05, atol=0.02)
+    assert (scores(tmp_path / "half") != scores(tmp_path / "whole")).any()
+    assert read_json(tmp_path / "half" / "teach.json")["teacher"][str(models / teacher)].endswith(" in bfloat16")
+    with pytest.raises(ColbertZeroError, match="other"):
+        invoke(*words, "--out", tmp_path / "whole", "--precision", "bfloat16")
+
+
 def test_scores_are_normalised_over_a_querys_candidates(models, tmp_path):
     write_candidates(tmp_path / "c.jsonl")
     invoke("--candidates", tmp_path / "c.jsonl", "--teacher", models / "cross", "--out", tmp_path / "out")
@@ -435,6 +448,8 @@ def test_a_report_is_shown_again_without_scoring(tmp_path):
         (["--candidates", "best.trec", "--teacher", "bm25"], "one run (.trec, .run, .txt) with"),
         (["--candidates", "c.jsonl", "--candidates", "quickstart:docstrings", "--teacher", "bm25"], "not both"),
         (["--candidates", "quickstart:x", "--teacher", "bm25"], "--candidates quickstart:x: quickstart has no source"),
+        (["--candidates", "c.jsonl", "--teacher", "bm25", "--precision", "auto"], "--precision: bm25 encodes nothing"),
+        (["--report", "--precision", "auto"], "leave out the other options"),
         (["--report"], "holds no teacher's scores"),
         (["--report", "--teacher", "bm25"], "leave out the other options"),
     ],

@@ -9,7 +9,7 @@ import typer
 from pydantic import ValidationError
 
 from colbert_zero.cli.leaks import SOURCE
-from colbert_zero.cli.options import start_processes
+from colbert_zero.cli.options import PrecisionOption, start_processes
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.recipe.data import Mined
 from colbert_zero.recipe.miners import RANDOM
@@ -66,6 +66,7 @@ def mine(
         ),
     ] = None,
     queries: Annotated[int | None, typer.Option(min=1, help="Use so many of the pairs, evenly spread.")] = None,
+    precision: PrecisionOption = "float32",
     on_bad_rows: Annotated[
         Literal["error", "skip"],
         typer.Option(
@@ -97,7 +98,7 @@ def mine(
         )
     asked = {
         "kind": "mined", "of": "pairs", "negatives": negatives, "skip": skip, "depth": depth, "queries": queries,
-        "miners": miners, "corpus": corpus, "max_relative": max_relative, "judge": judge,
+        "miners": miners, "corpus": corpus, "max_relative": max_relative, "judge": judge, "precision": precision,
     }  # fmt: skip
     spec = _checked(asked)
     if spec.phases:
@@ -106,6 +107,8 @@ def mine(
             f"--{'judge' if name == judge else 'with'} {name}: a phase is known to its recipe alone "
             f"(sources.X.miners); name its checkpoint's folder, OUT/phases/{name.rpartition('@')[2]}-ID/model"
         )
+    if precision != "float32" and not spec.models:
+        raise ColbertZeroError("--precision: no model mines or judges, and bm25 encodes nothing; leave it out")
     start_processes()
     from colbert_zero.data.corpus import corpus_files
     from colbert_zero.data.given import find_source

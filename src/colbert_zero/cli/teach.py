@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from colbert_zero.cli.options import start_processes
+from colbert_zero.cli.options import PrecisionOption, start_processes
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.files import is_commit
 from colbert_zero.terminal import RichShow, console, say
@@ -40,6 +40,7 @@ def teach(
     collection: Annotated[
         str | None, typer.Option(metavar="PATH|NAME", help="Of a run: its queries and documents.")
     ] = None,
+    precision: PrecisionOption = "float32",
     report: Annotated[
         bool, typer.Option("--report", help="Show what the scores in --out are like, and score nothing.")
     ] = False,
@@ -57,23 +58,30 @@ def teach(
       colbert-zero teach --candidates bm25.trec --collection data/scifact --teacher my/reranker --out scored
       colbert-zero teach --report --out scored
     """
+    import torch
+    from sentence_transformers.util import get_device_name
+
     from colbert_zero.data.by_name import load_all
     from colbert_zero.data.given import is_of_recipe
-    from colbert_zero.processes import is_main
+    from colbert_zero.models.precision import why
+    from colbert_zero.processes import is_main, world_size
     from colbert_zero.teaching.candidates import RUNS, from_rows, from_run
     from colbert_zero.teaching.scorers import has_half, identity_of, scorer_of
     from colbert_zero.teaching.teach import check_out, in_words, read_record
     from colbert_zero.teaching.teach import teach as write_scores
+    from colbert_zero.training.machine import agreed_precision
     from colbert_zero.watch import leave
 
     if report:
-        if candidates or teacher or n_ways or collection:
+        if candidates or teacher or n_ways or collection or precision != "float32":
             raise ColbertZeroError("--report shows what is in --out; leave out the other options")
         read_record(out)
     else:
         if not candidates or not teacher:
             raise ColbertZeroError("--candidates and --teacher are needed: who scores what")
         members = _members(teacher)
+        if precision != "float32" and list(members) == ["bm25"]:
+            raise ColbertZeroError("--precision: bm25 encodes nothing; leave it out")
         check_out(out)
         is_run = [name for name in candidates if name.removesuffix(".gz").endswith(RUNS)]
         if bool(is_run) != bool(collection) or len(is_run) > 1 or (is_run and len(candidates) > 1):
@@ -85,7 +93,10 @@ def teach(
         if of_recipes and len(of_recipes) < len(candidates):
             raise ColbertZeroError("--candidates: files, or sources of recipes (RECIPE:NAME), not both")
         start_processes()
-        half = " in bfloat16" if has_half() else ""
+        arithmetic = agreed_precision(precision, torch.device(get_device_name()))
+        half = " in bfloat16" if arithmetic == "bfloat16" or has_half() else ""
+        if precision != "float32":
+            say(f"--teacher: encodes in {why(arithmetic, world_size()) if precision == 'auto' else arithmetic}")
         ids = {name: identity_of(name) for name in members}  # before candidates are read
         if collection:
             loaded = load_all([collection])
@@ -106,7 +117,11 @@ def teach(
                 members,
                 {name: f"{identity}{half}" for name, identity in ids.items()},
                 lambda name: scorer_of(
-                    name, found.documents, ids[name] if is_commit(ids[name]) else None, RichShow().say
+                    name,
+                    found.documents,
+                    ids[name] if is_commit(ids[name]) else None,
+                    RichShow().say,
+                    arithmetic=arithmetic,
                 ),
                 out,
                 advance,

@@ -222,6 +222,9 @@ class Mined(Entry):
     judge: Annotated[str | None, Neutral(None)] = None
     """What scores candidates and positives, `bm25`, a checkpoint or a phase with an @; by default the first model of
     `miners`, else BM25."""
+    precision: Annotated[Literal["float32", "bfloat16", "auto"], Neutral("float32")] = "float32"
+    """In what models that mine or judge have their encoder's weights. `auto` is bfloat16 where the device multiplies it
+    faster: decided when mining begins, told, and kept by who goes on with it."""
 
     @property
     def shares(self) -> dict[str, int]:

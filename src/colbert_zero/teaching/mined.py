@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from sentence_transformers.util import get_device_name
 
 from colbert_zero.data.columns import peculiarities
 from colbert_zero.data.corpus import corpus_files
@@ -21,10 +23,12 @@ from colbert_zero.data.sources import file_fingerprints, folder_fingerprints
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.files import atomic_file, atomic_folder, fingerprint, place_of, read_json, write_json
 from colbert_zero.models.checkpoints import Encoder, load_model
+from colbert_zero.models.precision import Arithmetic, encoding_in
 from colbert_zero.processes import agree, from_main, is_main, made_by_main
 from colbert_zero.recipe.data import Mined
 from colbert_zero.teaching.inputs import Inputs
 from colbert_zero.teaching.mining import Bar, Mining, Row
+from colbert_zero.training.machine import agreed_precision
 
 _VERSION = 2
 
@@ -68,8 +72,26 @@ def made_of(spec: Mined, seed: int, commits: Mapping[str, str | None], data: Pat
     return [_VERSION, resolved.asked(exclude={"of", "corpus"}), seed, models, [mark for _, mark in corpus]]
 
 
-def _loader(commits: Mapping[str, str | None]) -> Callable[[str], Encoder]:
-    return lambda name: load_model(place_of(name), revision=commits.get(name))
+def _loader(
+    commits: Mapping[str, str | None], phases: Mapping[str, Path], arithmetic: Arithmetic
+) -> Callable[[str], Encoder]:
+    def load(name: str) -> Encoder:
+        found = load_model(phases[name]) if name in phases else load_model(place_of(name), revision=commits.get(name))
+        return encoding_in(found, arithmetic)
+
+    return load
+
+
+def _arithmetic(spec: Mined, work: Path) -> Arithmetic:
+    """What models encode in: decided when mining begins, and kept in its folder for who goes on with it."""
+    found, kept = agreed_precision(spec.precision, torch.device(get_device_name())), work / "precision.json"
+    if is_main():
+        work.mkdir(parents=True, exist_ok=True)
+        if kept.is_file():
+            found = read_json(kept)
+        else:
+            write_json(kept, found)
+    return cast(Arithmetic, from_main(found))
 
 
 # ---- A file
@@ -101,14 +123,16 @@ def mine_file(
         record: dict[str, Any] = from_main(_record_of(out, kept, identity) if is_main() else None)
     else:
         corpus = corpus_files(spec.corpus, "--corpus") if spec.corpus else None
-        mining = Mining(spec, source, corpus, seed, work / identity, _loader(commits), bar, _OPTIONS.__getitem__)
+        arithmetic = _arithmetic(spec, work / identity)
+        load = _loader(commits, {}, arithmetic)
+        mining = Mining(spec, source, corpus, seed, work / identity, load, bar, _OPTIONS.__getitem__)
         mining.passes()
         read = {
             "dropped": source.record["dropped"] | mining.inputs.dropped,
             "held_out": source.record["held_out"],
             "read": peculiarities(source.record),
         }
-        more = {"id": identity, **read, "models": commits, "seed": seed}
+        more = {"id": identity, **read, "models": commits, "precision": arithmetic, "seed": seed}
         made_by_main(partial(_write_file, mining, out, kept, more, started), lambda _: None)
         record = from_main(read_json(kept) if is_main() else None)
     if is_main() and work.is_dir():
@@ -198,22 +222,18 @@ def mine_source(
     if not agree(is_made(folder)):
         work = data / f"{name}-{identity}.unfinished"
         corpus = corpus_files(spec.corpus, f"sources.{name}.corpus") if spec.corpus else None
-        other = _loader(commits)
-
-        def load(model: str) -> Encoder:
-            return load_model(phases[model]) if model in phases else other(model)
-
+        arithmetic = _arithmetic(spec, work)
+        load = _loader(commits, phases, arithmetic)
         mining = Mining(spec, source, corpus, seed, work, load, bar, f"sources.{name}.{{}}".format)
         mining.passes()
-        made_by_main(partial(_write_source, mining, source.name, folder, identity, commits, started), lambda _: None)
+        more = {"models": commits, "precision": arithmetic}
+        made_by_main(partial(_write_source, mining, source.name, folder, identity, more, started), lambda _: None)
         if is_main():
             shutil.rmtree(work)
     return made_by_main(lambda: folder, partial(open_source, name))
 
 
-def _write_source(
-    mining: Mining, of: str, folder: Path, identity: str, commits: dict[str, str | None], started: float
-) -> Path:
+def _write_source(mining: Mining, of: str, folder: Path, identity: str, more: dict[str, Any], started: float) -> Path:
     parts: dict[str, int] = {}
     with atomic_folder(folder) as temporary:
         _write_documents(mining.inputs.every(), temporary)
@@ -227,8 +247,8 @@ def _write_source(
             parts[mining.inputs.parts[part]] = count
         if not parts:
             raise _none_left(mining, f"sources.{folder.name.rpartition('-')[0]}")
-        more = {"kind": "mined", "of": of, "dropped": mining.inputs.dropped, "models": commits, **mining.record()}
-        write_source(temporary, identity, parts, started, **more)
+        record = {"kind": "mined", "of": of, "dropped": mining.inputs.dropped, **more, **mining.record()}
+        write_source(temporary, identity, parts, started, **record)
     return folder
 
 

@@ -258,6 +258,8 @@ def told_of(record: dict[str, Any], spec: Mined) -> Iterator[str]:
         yield f"--pairs: {count:,} row{'s' * (count > 1)} left out: {reason}"
     if held_out := record["held_out"]:
         yield f"--pairs: {held_out:,} held-out pairs are not mined"
+    if spec.precision != "float32" and spec.models:
+        yield f"{', '.join(spec.models)}: encoded in {record['precision']}"
     if record["corpus_empty"] or record["corpus_duplicates"]:
         yield (
             f"corpus: {record['corpus']:,} documents; left out {record['corpus_duplicates']:,} equal to one before and "

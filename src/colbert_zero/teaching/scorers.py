@@ -26,6 +26,7 @@ from colbert_zero.models.checkpoints import Encoder, load_model
 from colbert_zero.models.cross_encoders import load_cross_encoder
 from colbert_zero.models.encoding import encode, reorder
 from colbert_zero.models.kinds import is_cross_encoder
+from colbert_zero.models.precision import Arithmetic, encoding_in
 
 
 def has_half() -> bool:
@@ -82,13 +83,14 @@ class ByEncoder:
 
 
 class ByCrossEncoder:
-    """A cross-encoder of sentence-transformers; in bfloat16 on a GPU that has it, in float32 else.
+    """A cross-encoder of sentence-transformers; in bfloat16 on a GPU that has it, in float32 else, if not told.
 
     Args:
         path: Folder or Hub id.
         revision: Of a Hub id.
         tell: Told of pairs that it cuts.
         whose: What names it, for messages.
+        arithmetic: What it computes in.
     """
 
     def __init__(
@@ -97,10 +99,11 @@ class ByCrossEncoder:
         revision: str | None = None,
         tell: Callable[[str], None] = print,
         whose: str = "--teacher",
+        arithmetic: Arithmetic = "float32",
     ):
         self.told = False
         self.tell: Callable[[str], None] = lambda text: tell(f"{whose} {path}: {text}")
-        dtype = torch.bfloat16 if has_half() else torch.float32
+        dtype = torch.bfloat16 if arithmetic == "bfloat16" or has_half() else torch.float32
         self.model = load_cross_encoder(path, revision, f"{whose} {path}: ", dtype)
 
     def scores(self, queries: Sequence[str], candidates: np.ndarray, documents: Sequence[str]) -> np.ndarray:
@@ -153,6 +156,7 @@ def scorer_of(
     revision: str | None = None,
     tell: Callable[[str], None] = print,
     whose: str = "--teacher",
+    arithmetic: Arithmetic = "float32",
 ) -> Scorer:
     """What `bm25`, a folder or a Hub id is.
 
@@ -162,6 +166,7 @@ def scorer_of(
         revision: Of a Hub id.
         tell: Told of pairs that a cross-encoder cuts.
         whose: What names it, for messages.
+        arithmetic: What a model's encoder computes in; on a GPU that has bfloat16 a cross-encoder takes that anyway.
 
     Raises:
         ColbertZeroError: It cannot be read, or scores nothing.
@@ -170,6 +175,6 @@ def scorer_of(
         return ByBm25(documents)
     name = place_of(name)
     if is_cross_encoder(name, revision):
-        return ByCrossEncoder(name, revision, tell, whose)
+        return ByCrossEncoder(name, revision, tell, whose, arithmetic)
     check_base(name, revision, whose=whose, trained=False)
-    return ByEncoder(load_model(name, revision=revision))
+    return ByEncoder(encoding_in(load_model(name, revision=revision), arithmetic))
