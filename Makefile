@@ -20,9 +20,9 @@ quickstart: install
 demo: install
 	$(BIN)/colbert-zero demo
 
-# make test ARGS="-k order -x"
+# One process a core, up to eight. make test ARGS="-k order -x -n 0"
 test: install
-	$(BIN)/python -m pytest --durations=5 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --durations=5 $(ARGS)
 
 slow-test: install
 	$(BIN)/python -m pytest -m slow

@@ -159,6 +159,7 @@ def test_a_batch_that_cannot_be_shared_out_evenly_is_refused_with_the_nearest_si
         share(2, "key")
 
 
+@pytest.mark.slow
 def test_a_recipes_mistake_is_told_once_by_several_processes(tmp_path):
     write_recipe(tmp_path)
     command = ("-m", "colbert_zero", "run", "recipe.yaml", "--set", "phases.supervised.global_batch_size=7")
@@ -189,6 +190,7 @@ def test_a_process_that_hangs_ends_the_other_within_a_minute(tmp_path):
     assert "has not answered for" in said
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_process_saves_ends_all_with_success_and_says_how_to_go_on(tmp_path):
     with two_in_training(tmp_path) as both:
         both[1].terminate()
@@ -313,6 +315,7 @@ with open(f"left-{os.environ['RANK']}", "w") as file:
 """
 
 
+@pytest.mark.slow
 def test_who_has_left_watches_no_more_so_that_the_end_of_the_interpreter_meets_no_thread_in_the_store(tmp_path):
     (tmp_path / "leaving.py").write_text(LEAVING)
     succeed(launch(2, "leaving.py"), tmp_path)

@@ -176,25 +176,26 @@ import sys
 sys.modules["colbert_zero"] = None  # as if it were not installed
 import torch
 from sentence_transformers import MultiVectorEncoder
-model = MultiVectorEncoder(sys.argv[1], device="cpu")
-sides = model.encode_query(sys.argv[3:]), model.encode_document(sys.argv[3:])
-torch.save([[torch.as_tensor(text) for text in side] for side in sides], sys.argv[2])
+for folder in sys.argv[1].split(","):
+    model = MultiVectorEncoder(folder, device="cpu")
+    sides = model.encode_query(sys.argv[2:]), model.encode_document(sys.argv[2:])
+    torch.save([[torch.as_tensor(text) for text in side] for side in sides], f"{folder}.pt")
 """
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_written_model_encodes_in_sentence_transformers_alone(tiny_multi_vector, tmp_path, way):
-    form, _, weights = written(tmp_path / "m", tiny_multi_vector, way)
-    command = [sys.executable, "-c", ALONE, str(tmp_path / "m"), str(tmp_path / "out.pt"), *ASKED]
+def test_a_written_model_encodes_in_sentence_transformers_alone(tiny_multi_vector, tmp_path):
+    made = {way: written(tmp_path / way, tiny_multi_vector, way) for way in WAYS}
+    command = [sys.executable, "-c", ALONE, ",".join(str(tmp_path / way) for way in WAYS), *ASKED]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    queries, documents = torch.load(tmp_path / "out.pt", weights_only=True)
     before = [tiny_multi_vector.encode_query(ASKED), tiny_multi_vector.encode_document(ASKED)]
-    for plain, moved in zip(before[0], queries, strict=True):
-        wanted = form.moved(torch.as_tensor(plain), weights.float())
-        assert (wanted - torch.as_tensor(moved)).abs().max() < 1e-5
-    for plain, found in zip(before[1], documents, strict=True):
-        assert (torch.as_tensor(plain) - torch.as_tensor(found)).abs().max() < 1e-6
+    for way, (form, _, weights) in made.items():
+        queries, documents = torch.load(tmp_path / f"{way}.pt", weights_only=True)
+        for plain, moved in zip(before[0], queries, strict=True):
+            wanted = form.moved(torch.as_tensor(plain), weights.float())
+            assert (wanted - torch.as_tensor(moved)).abs().max() < 1e-5, way
+        for plain, found in zip(before[1], documents, strict=True):
+            assert (torch.as_tensor(plain) - torch.as_tensor(found)).abs().max() < 1e-6, way
 
 
 def test_what_was_written_is_read_again(tiny_multi_vector, tmp_path):

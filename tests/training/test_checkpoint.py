@@ -168,6 +168,7 @@ def can_mount():
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not can_mount(), reason="no user namespaces here to mount a small disk in")
 def test_a_full_disk_stops_training_with_the_checkpoint_before_whole_and_room_lets_it_go_on(tmp_path):
     write_recipe(tmp_path, steps=40, checkpoint_every=1, keep_checkpoints=1000)
@@ -218,6 +219,7 @@ def test_sigterm_saves_the_step_it_came_in_and_the_same_command_ends_bit_identic
     assert ends[0] == ends[1]
 
 
+@pytest.mark.slow
 def test_sigterm_outside_of_training_ends_with_success_too(tmp_path):
     write_recipe(tmp_path)
     process = subprocess.Popen(TRAIN, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True)
