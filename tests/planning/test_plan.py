@@ -15,9 +15,10 @@ from colbert_zero.files import read_json
 from colbert_zero.planning import data as planning_data
 from colbert_zero.planning import words
 from colbert_zero.planning.asked import Asked
+from colbert_zero.planning.calibration import Pace
 from colbert_zero.planning.model import Size
 from colbert_zero.planning.operations import hours_on, memory_of, operations_of
-from colbert_zero.planning.plan import Machine, machine_named, this_machine
+from colbert_zero.planning.plan import Machine, PlannedPhase, machine_named, this_machine
 from colbert_zero.planning.published import device_named, published, rows_of
 from colbert_zero.planning.work import Counts, Devices
 from colbert_zero.recipe.data import Hub
@@ -199,6 +200,23 @@ def test_steps_are_measured_and_give_hours(tmp_path):
         assert phase.pace.queries == phase.spec.global_batch_size
     kept = read_json(asked.keep(list(phases.values())))["phases"].values()
     assert all(entry["seconds"] and entry["host"] for entry in kept)
+
+
+def test_what_is_measured_besides_is_told_with_its_seconds_once_steps_are_measured(tmp_path):
+    recipe = check_recipe(data(tmp_path, validation={"documents": 30, "queries": 20, "nanobeir": False}))
+    judged = spec_of(tmp_path, evaluate_every=4)
+    # A pass over a token takes 2 s, and a text has 5 tokens, so 50 texts take 500 s.
+    pace = Pace(least=1, median=216, most=400, queries=16, rounds=3)
+    phase = PlannedPhase(("a",), judged, 10, COUNTS, operations_of(judged, COUNTS, SIZE), pace=pace)
+    layers, validation, leaks = words.diagnostics(recipe, [phase, replace(phase, chain=("b",))])
+    assert "After each of 2 phases what the encoder's layers add is measured" in layers
+    assert "on at most 50 texts, about 17 min in all; `validation.layers: false`" in layers
+    assert "judges 6 times while training, on at most 50 texts, about 50 min in all" in validation
+    assert "`leaks: false` leaves it out" in leaks
+    assert "about" not in words.diagnostics(recipe, [replace(phase, pace=None)])[0]
+    assert words.diagnostics(recipe, [replace(phase, done=True)]) == []
+    silent = check_recipe(data(tmp_path, validation={"layers": False}, leaks=False))
+    assert words.diagnostics(silent, [replace(phase, spec=spec_of(tmp_path))]) == []
 
 
 SIZE = Size(parameters=1000, computing=600, trained=1000, width=8, layers=2, dim=4, model_bytes=4000)

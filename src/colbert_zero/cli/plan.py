@@ -95,7 +95,8 @@ def plan(
     ):
         console.print(table)
         console.print()
-    lines = [*asked.told, *words.notes(phases, machine), words.disk_words(phases, asked.disk)]
+    lines = [*asked.told, *words.notes(phases, machine), *words.diagnostics(checked, phases)]
+    lines.append(words.disk_words(phases, asked.disk))
     # What was published is of the recipe as it is shipped.
     shipped = not overrides and checked.name.startswith("paper-")
     lines += [*(words.beside_published(checked.name, groups, machine) if shipped else []), *fits]

@@ -75,7 +75,7 @@ def measure(
     found: list[float] = []
     while len(found) < ROUNDS or time.monotonic() - began < seconds:
         step = trial.step(queries)
-        encoded = _units(counts) / steps.steps / _units(step.counts) * step.encoding
+        encoded = token_passes(counts) / steps.steps / token_passes(step.counts) * step.encoding
         scored = counts.products / steps.steps / max(1.0, step.counts.products) * step.scoring
         found.append(steps.steps * (encoded + scored + step.optimiser))
         if len(found) >= 16:
@@ -157,8 +157,8 @@ class _Trial:
         return Packed(nn.functional.normalize(values, dim=1).requires_grad_(), lengths)
 
 
-def _units(counts: Counts) -> float:
-    """Passes over tokens: a forward, a backward that takes twice that, and GradCache's second forward."""
+def token_passes(counts: Counts) -> float:
+    """Tokens, as often as they are passed: a forward, a backward that takes twice that, GradCache's second forward."""
     return 3 * (counts.tokens + counts.padding) + counts.repeated
 
 

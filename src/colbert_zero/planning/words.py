@@ -6,10 +6,12 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from colbert_zero.planning.calibration import token_passes
 from colbert_zero.planning.plan import Machine, PlannedPhase
 from colbert_zero.planning.published import published
+from colbert_zero.recipe.schema import Recipe
 from colbert_zero.report.published import published_means
-from colbert_zero.report.words import operations, quantity, rounded
+from colbert_zero.report.words import duration, operations, quantity, rounded
 from colbert_zero.study.disk import Disk
 
 OWN = "your own study"
@@ -143,6 +145,50 @@ def notes(phases: list[PlannedPhase], machine: Machine) -> list[str]:
     else:
         said.append("No time: --calibrate takes a minute of steps on this machine, --devices 8xH100 reckons for others")
     return said
+
+
+def diagnostics(recipe: Recipe, phases: Iterable[PlannedPhase]) -> list[str]:
+    """What is measured besides training and evaluation, of phases that are to be trained, and how long it will take.
+
+    Seconds are those of encoding, at the pace that was measured of each phase; none without.
+    """
+    size, said = recipe.validation, list[str]()
+    texts = len(recipe.collections) * (size.documents + size.queries)
+    open_ = [phase for phase in phases if not phase.done and phase.spec.representation != "cross-encoder"]
+    if size.layers and open_:
+        said.append(
+            f"After {_phases(len(open_))} what the encoder's layers add is measured, on at most {texts:,} texts"
+            f"{_seconds(open_, texts, {})}; `validation.layers: false` leaves it out"
+        )
+    times = {p.chain: -(-p.steps // p.spec.evaluate_every) for p in open_ if p.spec.evaluate_every}
+    if times:
+        judged = [phase for phase in open_ if phase.chain in times]
+        of_nanobeir = ", or on NanoBEIR's 57,000, if it can be had" if size.nanobeir else ""
+        said.append(
+            f"`evaluate_every` judges {sum(times.values())} times while training, on at most {texts:,} texts"
+            f"{_seconds(judged, texts, times)}{of_nanobeir}"
+        )
+    if recipe.leaks and open_:
+        said.append(
+            "Before training, the collections are looked for in the sources: at most about two minutes on two cores; "
+            "`leaks: false` leaves it out"
+        )
+    return said
+
+
+def _phases(count: int) -> str:
+    return "the phase" if count == 1 else f"each of {count} phases"
+
+
+def _seconds(phases: list[PlannedPhase], texts: int, times: Mapping[tuple[str, ...], int]) -> str:
+    """How long encoding so many texts takes after each phase, or so many times, in words; nothing if not known."""
+    taken = 0.0
+    for phase in phases:
+        if phase.pace is None:
+            return ""
+        of_text = phase.counts.tokens / phase.counts.texts / token_passes(phase.counts) * phase.pace.median
+        taken += times.get(phase.chain, 1) * texts * of_text
+    return f", about {duration(taken)} in all"
 
 
 def disk_words(phases: list[PlannedPhase], needed: Disk) -> str:
