@@ -3,7 +3,8 @@
 Without names all that need no data of yours. Minutes are those of two cores of an AMD EPYC without AVX-512, peers
 installed; another machine takes others. Leave the machine alone meanwhile. A peer that is missing is told and left out;
 `encoding` wants the extra cpu, `compiled_maxsim` g++ and AVX2, `gpu` a GPU; each ends with a message without.
-`supervision`, `index_quality`, `qdrant_engine`, `serve` and `shrinking` want data or a model: see their first lines.
+`supervision`, `index_quality`, `qdrant_engine`, `serve`, `shrinking`, `adapting` and `choosing` want data or a model:
+see their first lines.
 """
 
 import argparse

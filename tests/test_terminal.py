@@ -4,10 +4,12 @@ import itertools
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from colbert_zero import terminal
 from colbert_zero.recipe.schema import Phase
 from colbert_zero.study.steps import Outline
+from colbert_zero.terminal import choice_lines, choice_tables
 
 SYSTEMS = {
     "bm25": ("baseline", None, "lexical"),
@@ -132,3 +134,43 @@ def test_every_phase_of_a_plan_is_printed_whole_within_the_width(monkeypatch, ca
     assert ("multi-vector" in lines[1]) == (width > 80)
     assert ("contrastive" in lines[1]) == (width == 200)
     assert "1,000,000" in lines[1]
+
+
+def candidate(score, verdict, **more):
+    about = {"score": score, "interval": [score - 0.01, score + 0.01], "verdict": verdict, "kind": "dense", "other": {}}
+    about |= {"without_layers": 0.2, "parameters": 10**6, "bytes": 4 * 10**6, "documents_per_second": 9, "seconds": 3}
+    difference = {"difference": score - 0.9, "interval_of_difference": [score - 0.95, score - 0.85]}
+    return about | (difference if verdict != "best" else {}) | more
+
+
+CHOICE = {
+    "by": "multi-vector", "pairs": 1200, "drawn_from": {"a": 1000, "b": 200}, "left_out": 7, "margin": 0.02,
+    "bm25": {"score": 0.3, "interval": [0.25, 0.35]}, "best": "m/large", "as_good": ["m/small"],
+    "candidates": {
+        "m/large": candidate(0.9, "best", other={"dense": {"score": 0.8}}),
+        "m/small": candidate(0.895, "as good", bytes=2 * 10**6),
+        "m/other": candidate(0.88, "not told apart", without_layers=None),
+        "m/flat": candidate(0.25, "worse", without_layers=0.24),
+    },
+}  # fmt: skip
+
+
+def test_a_choice_is_told_with_what_is_as_good_smaller_worse_or_no_better_than_words():
+    assert choice_lines(CHOICE) == [
+        "1,200 pairs (1,000 of a and 200 of b); 7 more left out, since they share a query or a document with these",
+        "start from m/large; m/small: as good, within 2 points; m/other: not told apart from it (more pairs may tell: "
+        "--pairs-of); m/flat: worse",
+        "m/small has half of the bytes of m/large",
+        "BM25, which is not trained at all, scores higher than m/flat",
+        "m/flat: its layers add +1.00 points, so little that it is not much more than its token embeddings",
+    ]
+
+
+def test_the_tables_of_a_choice_have_every_candidate_best_first_and_bm25():
+    scores, cost = choice_tables(CHOICE)
+    assert list(scores.columns[0].cells) == [Text(name) for name in CHOICE["candidates"]] + ["BM25"]
+    assert [column.header for column in scores.columns][1:3] == ["recall@1, MaxSim", "95 %"]
+    assert list(scores.columns[1].cells) == ["90.00", "89.50", "88.00", "25.00", "30.00"]
+    assert list(scores.columns[-2].cells)[:2] == ["80.00", "–"]
+    assert list(scores.columns[4].cells)[:2] == ["–", "−5.50 to +4.50"]
+    assert list(cost.columns[3].cells) == ["4.00 MB", "2.00 MB", "4.00 MB", "4.00 MB"]

@@ -5,6 +5,7 @@ The public names, each loaded when it is first asked for, since torch takes seco
     load_recipe                         a recipe, read and checked
     Study                               a recipe in a folder: what is missing is trained and evaluated
     train_phase                         one phase, the only training path
+    choose_base                         which of several models to start from, by their recall@1 on your pairs
     Index                               an index of documents, opened: `Index.open(path).search("…")`
     open_index                          that, or one on Qdrant: `open_index("qdrant+http://localhost:6333/notes")`
     maxsim_scores, candidate_scores     drop-ins for sentence-transformers' `similarity_fct`
@@ -19,6 +20,7 @@ _NAMES = {
     "load_recipe": "recipe.reading",
     "Study": "study.study",
     "train_phase": "training.phase",
+    "choose_base": "study.choosing",
     "Index": "serving.index.opened",
     "open_index": "serving.opening",
     "maxsim_scores": "maxsim.scores",
@@ -38,6 +40,7 @@ __all__ = [
     "TrainerLoss",
     "__version__",
     "candidate_scores",
+    "choose_base",
     "load_recipe",
     "maxsim_scores",
     "open_index",

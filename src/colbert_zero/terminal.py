@@ -22,7 +22,7 @@ from colbert_zero.errors import STOPPED, Stopped
 from colbert_zero.report.published import published_on
 from colbert_zero.report.records import MEASURE, SEEN, marked
 from colbert_zero.report.sweep import short_key, short_value
-from colbert_zero.report.words import duration, operations
+from colbert_zero.report.words import duration, fraction, listed, operations, points, quantity, rounded, size
 
 NARROWEST = 20
 """Columns; with fewer, as in COLUMNS=0, rich would print nothing at all or cut what it prints."""
@@ -67,6 +67,12 @@ def warn(text: str) -> None:
 _SWEEP_COLLECTIONS = 4
 _SHOWN_ROWS, _SHOWN_TEXTS, _SHOWN_CHARACTERS = 20, 3, 150
 _SHOWN_PARTS = 12
+
+LITTLE = 0.05
+"""Of recall@1: where an encoder's layers add less, they are told to."""
+
+SMALLER = 0.8
+"""Share of the best candidate's bytes, from which on down it is worth a line."""
 
 # What a table shows of a system.
 Column = Callable[[dict[str, Any]], str]
@@ -279,6 +285,85 @@ def answer_table(answer: dict[str, Any]) -> Group:
         table.add_row(str(hit["rank"]), f"{hit['score']:.4f}", Text(hit["id"]), shown)
     notes = [Text(f"note: {note}", style="yellow") for note in answer["notes"]]
     return Group(*([table] if answer["hits"] else [Text("nothing found")]), *notes)
+
+
+def choice_tables(record: dict[str, Any]) -> list[Table]:
+    """What candidates score, best first, with the controls; and what each takes."""
+    names, by = record["candidates"], record["by"]
+    others = list(dict.fromkeys(other for about in names.values() for other in about["other"]))
+    words = {"multi-vector": "MaxSim", "dense": "dense"}
+    scores: dict[str, Column] = {
+        f"recall@1, {words[by]}": lambda about: points(about["score"]),
+        "95 %": lambda about: _bounds(about["interval"]),
+        "less the best": lambda about: points(about.get("difference"), signed=True),
+        "95 % ": lambda about: _bounds(about["interval_of_difference"], True) if "difference" in about else "–",
+        "without layers": lambda about: points(about["without_layers"]),
+        **{words[other]: partial(_other_score, other) for other in others},
+        "": lambda about: about["verdict"],
+    }
+    cost: dict[str, Column] = {
+        "kind": lambda about: about["kind"],
+        "parameters": lambda about: quantity(about["parameters"]),
+        "bytes": lambda about: size(about["bytes"]),
+        "documents/s": lambda about: rounded(about["documents_per_second"]),
+        "took": lambda about: duration(about["seconds"]),
+    }
+    tables = []
+    for columns in (scores, cost):
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column("", overflow="fold")
+        for title in columns:
+            table.add_column(title.strip(), justify="right" if title not in ("", "kind") else "left")
+        for name, about in names.items():
+            table.add_row(Text(name), *(cell(about) for cell in columns.values()))
+        if columns is scores:
+            bm25 = record["bm25"]
+            table.add_row("BM25", points(bm25["score"]), _bounds(bm25["interval"]), style="dim")
+        tables.append(table)
+    return tables
+
+
+def _other_score(kind: str, about: dict[str, Any]) -> str:
+    return points(about["other"][kind]["score"]) if kind in about["other"] else "–"
+
+
+def _bounds(interval: list[float], signed: bool = False) -> str:
+    low, high = (points(bound, signed) for bound in interval)
+    return f"{low} to {high}"
+
+
+def choice_lines(record: dict[str, Any]) -> list[str]:
+    """What to start from, in words, and what is to be said against that."""
+    candidates, best = record["candidates"], record["best"]
+    left_out = record["left_out"]
+    shared = f"; {left_out:,} more left out, since they share a query or a document with these" if left_out else ""
+    drawn = listed([f"{count:,} of {name}" for name, count in record["drawn_from"].items()])
+    margin = f"{100 * record['margin']:g} points"
+    lines = [f"{record['pairs']:,} pairs ({drawn}){shared}"]
+    by = {verdict: [n for n, about in candidates.items() if about["verdict"] == verdict] for verdict in _VERDICTS}
+    ends = [_VERDICTS[verdict].format(names=listed(names), margin=margin) for verdict, names in by.items() if names]
+    lines.append("; ".join([f"start from {best}", *ends]))
+    for name in record["as_good"]:
+        if (share := candidates[name]["bytes"] / candidates[best]["bytes"]) < SMALLER:
+            lines.append(f"{name} has {fraction(share)} of the bytes of {best}")
+    bm25 = record["bm25"]["score"]
+    if lexical := [name for name, about in candidates.items() if about["score"] < bm25]:
+        lines.append(f"BM25, which is not trained at all, scores higher than {listed(lexical)}")
+    for name, about in candidates.items():
+        added = None if about["without_layers"] is None else about["score"] - about["without_layers"]
+        if added is not None and added < LITTLE:
+            lines.append(
+                f"{name}: its layers add {points(added, signed=True)} points, so little that it is not much more than "
+                "its token embeddings"
+            )
+    return lines
+
+
+_VERDICTS = {
+    "as good": "{names}: as good, within {margin}",
+    "not told apart": "{names}: not told apart from it (more pairs may tell: --pairs-of)",
+    "worse": "{names}: worse",
+}
 
 
 def leaks_table(record: dict[str, Any]) -> Table:

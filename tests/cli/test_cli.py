@@ -47,6 +47,7 @@ def test_every_command_is_in_the_help_and_teaches_by_example(command):
         "teach",
         "leaks",
         "filter-pairs",
+        "choose-base",
         "compress",
         "report",
         "doctor",

@@ -12,6 +12,7 @@ import typer
 from colbert_zero import launcher
 from colbert_zero.cli import (
     adapt,
+    choose,
     compress,
     data,
     demo,
@@ -58,6 +59,7 @@ for command in (
     compress.compress,
     teach.teach,
     data.data,
+    choose.choose_base,
     mine.mine,
     leaks.leaks,
     filter_pairs.filter_pairs,

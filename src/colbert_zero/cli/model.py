@@ -1,13 +1,12 @@
 """`evaluate`: a checkpoint at work."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import typer
 
-from colbert_zero.cli.options import Precision, PrecisionOption, start_processes
+from colbert_zero.cli.options import Precision, PrecisionOption, refuse_unwritable, start_processes
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.recipe.schema import RERANKED
 from colbert_zero.terminal import RichShow, console, evaluation_table, published_lines, say
@@ -219,11 +218,7 @@ def _check_options(
     if run_file and tasks:
         raise ColbertZeroError(f"--run: mteb keeps {tasks[0]}'s ranking to itself; leave --run or the task out")
     for path, option in ((json_file, "--json"), (run_file, "--run")):
-        if path is None:
-            continue
-        there = next(parent for parent in Path(os.path.abspath(path)).parents if parent.exists())
-        if not there.is_dir() or not os.access(there, os.W_OK):
-            raise ColbertZeroError(f"{option} {path}: {there} cannot be written; name another place")
+        refuse_unwritable(path, option)
 
 
 def _run_files(path: Path | None, names: list[str]) -> dict[str, Path]:

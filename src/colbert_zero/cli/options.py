@@ -135,6 +135,15 @@ def refuse_existing(path: Path, option: str) -> None:
         raise ColbertZeroError(f"{option} {path}: is there already; name another, or delete it")
 
 
+def refuse_unwritable(path: Path | None, option: str) -> None:
+    """Refuse a file in a place that cannot be written, before anything is computed for it."""
+    if path is None:
+        return
+    there = next(parent for parent in Path(os.path.abspath(path)).parents if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ColbertZeroError(f"{option} {path}: {there} cannot be written; name another place")
+
+
 def refuse_place(out: Path, model: str) -> None:
     """Refuse to make a model of another one in a place that is taken, cannot be written, or is in the other itself."""
     from colbert_zero.files import place_of

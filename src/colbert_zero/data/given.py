@@ -158,7 +158,26 @@ def _kind(word: str) -> str | None:
 
 def _of_recipe(word: str, option: str, tell: Callable[[str], None], derived: bool) -> Given:
     path, _, name = word.rpartition(":")
-    recipe = load_recipe(path)
+    return source_of(load_recipe(path), path, name, option, tell, derived)
+
+
+def source_of(
+    recipe: Recipe, path: str, name: str, option: str, tell: Callable[[str], None], derived: bool = True
+) -> Given:
+    """A recipe's source.
+
+    Args:
+        recipe: Has it.
+        path: The recipe's, for messages.
+        name: The source's.
+        option: What the user gave it to, for messages.
+        tell: Told what a mined or scored source is made of.
+        derived: As for `find_source`.
+
+    Raises:
+        ColbertZeroError: There is none of that name.
+    """
+    word = f"{path}:{name}"
     if name not in recipe.sources:
         raise ColbertZeroError(f"{option} {word}: {path} has no source {name!r}{near(name, recipe.sources)}")
     spec = recipe.sources[name]
