@@ -230,11 +230,11 @@ def table(names: list[str], kinds: dict[str, list[str]], scores: Any, sizes: Any
         rows += [["multi − dense", name, "", "", "", one["difference"], between(one["interval"]), one["p_value_holm"],
                   "", ""] for name, one in apart.items()]  # fmt: skip
     columns = ["model", "cut", "nDCG@10", "difference", "95 %", "of its score, %", "95 %", "p, Holm", "MB", "MB packed"]
-    kept = [
-        {"model": kind, "name": name, **{k: v for k, v in one.items() if k not in ("rounds", "scaled")}, "models": kinds[kind],
-         "per_query": [[one.tolist() for one in of] for of in scores[kind][name]]}
-        for (kind, name), one in found.items()
-    ]  # fmt: skip
+    kept = []
+    for (kind, name), one in found.items():
+        about = {key: value for key, value in one.items() if key not in ("rounds", "scaled")}
+        per_query = [[values.tolist() for values in strata] for strata in scores[kind][name]]
+        kept.append({"model": kind, "name": name, **about, "models": len(kinds[kind]), "per_query": per_query})
     report("shrinking", columns, rows, {"collections": collections, "seed": asked.seed, "tokens": asked.tokens,
            "threads": torch.get_num_threads(), "records": kept, "apart": apart})  # fmt: skip
 
