@@ -22,6 +22,7 @@ import random
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,9 @@ VOCABULARY = "vocabulary"
 
 NAMES = {
     WHOLE: Cuts(),
-    "5 layers": Cuts(layers=5),
-    "4 layers": Cuts(layers=4),
-    "3 layers": Cuts(layers=3),
+    "5 layers": Cuts(count=5),
+    "4 layers": Cuts(count=4),
+    "3 layers": Cuts(count=3),
     "neurons 0.75": Cuts(neurons=0.75),
     "neurons 0.5": Cuts(neurons=0.5),
     "zeros 0.3": Cuts(zeros=0.3),
@@ -106,8 +107,8 @@ class Subject:
         self.model = self._loaded(folder)
         encoder = encoder_of(self.model, folder)
         self.layers = layers_in(encoder, table_of(encoder, folder))
-        counts = [NAMES[name].layers for name in names]
-        fewest = min((count for count in counts if isinstance(count, int)), default=self.layers)
+        counts = (NAMES[name].count for name in names)
+        fewest = min((count for count in counts if count is not None), default=self.layers)
         some = sample_of(texts, chosen_by)
         self.left_out = removals(self.model, fewest, some, folder) if fewest < self.layers else []
         for step in self.left_out:
@@ -129,12 +130,10 @@ class Subject:
                 write_shrunk(Uncut(self.folder), Path(place) / "cut", Cuts(), corpus, tell=print)
                 return self._loaded(f"{place}/cut")
         cuts = NAMES[name]
-        kept = (
-            kept_after(self.layers, self.left_out[: self.layers - cuts.layers])
-            if isinstance(cuts.layers, int)
-            else None
-        )
-        return cut(self.model, Cuts(kept, cuts.neurons, cuts.zeros, cuts.bits), self.folder)
+        if cuts.count is not None:
+            kept = kept_after(self.layers, self.left_out[: self.layers - cuts.count])
+            cuts = replace(cuts, layers=kept, count=None)
+        return cut(self.model, cuts, self.folder)
 
 
 def drawn(strata: Strata) -> np.ndarray:
