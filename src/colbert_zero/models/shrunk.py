@@ -113,8 +113,7 @@ class Uncut:
         self.encoder = encoder_of(self.model, f"MODEL: {folder}")
         self.table = table_of(self.encoder, f"MODEL: {folder}")
         self.layers = layers_in(self.encoder, self.table)
-        # Its files are in the cache, since it was loaded.
-        self.place = Path(folder) if Path(folder).is_dir() else cast(Path, snapshot(folder, revision))
+        self.place = place_of_model(folder, revision)
         self.stored = _stored_as(self.place)
         self._removals: list[Removal] = []
         self._vocabularies: dict[str, Vocabulary] = {}
@@ -284,6 +283,11 @@ def finish_record(
 def folder_bytes(folder: Path) -> int:
     """Bytes of the files that a checkpoint is loaded from: weights, tokenizer and settings, no pages and records."""
     return sum(file.stat().st_size for file in model_files(folder) if file.name != RECORD)
+
+
+def place_of_model(folder: str, revision: str | None) -> Path:
+    """A checkpoint's folder, or where the Hub's cache has it, once it is loaded."""
+    return Path(folder) if Path(folder).is_dir() else cast(Path, snapshot(folder, revision))
 
 
 def _stored_as(folder: Path) -> torch.dtype:
