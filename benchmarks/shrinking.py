@@ -15,6 +15,9 @@ corrected by Holm over the cuts. Bytes are of the weights as float32, and packed
 `--queries` and `--documents` take a part of each collection, by a seed: so many queries, with the documents that are
 judged for them and others; `--tokens` lets all read equally much. `--rounds` measures documents a second of processor
 time, medians of so many rounds in turn. A line is printed when it is known. Give it one thread (OMP_NUM_THREADS=1).
+
+What a cut of a model scores is kept in --keep, so several processes may share the work, each with models of its own;
+the last call, with all of them, reads it and prints the table.
 """
 
 import argparse
@@ -33,8 +36,10 @@ from colbert_zero.data.collection import Collection
 from colbert_zero.data.layouts import load_beir
 from colbert_zero.evaluation.shrinking import scores_of
 from colbert_zero.evaluation.significance import bootstrap_means, holm, paired_randomisation, percentile_interval
+from colbert_zero.files import fingerprint, read_json, write_json
 from colbert_zero.models.axes import table_of
 from colbert_zero.models.checkpoints import Encoder, load_model
+from colbert_zero.models.contents import contents_of
 from colbert_zero.models.encoding import encode
 from colbert_zero.models.shrinking import (
     Cuts,
@@ -102,14 +107,24 @@ def speed(models: dict[str, Encoder], texts: list[str], rounds: int) -> dict[str
 class Subject:
     """A model with all its cuts."""
 
-    def __init__(self, folder: str, names: list[str], texts: list[str], chosen_by: int, tokens: int) -> None:
-        self.folder, self.texts, self.tokens = folder, texts, tokens
+    def __init__(self, folder: str, names: list[str], collections: list[Collection], asked: Any) -> None:
+        self.folder, self.tokens, self.names, self.collections = folder, asked.tokens, names, collections
+        self.texts = [text for collection in collections for _, text in collection.documents()]
+        self.chosen_by, self.timed = asked.chosen_by, dict[str, Encoder]()
+        self.file = asked.keep and asked.keep / (
+            fingerprint(contents_of(folder), names, [c.name for c in collections], asked.seed, asked.tokens,
+                        asked.chosen_by) + ".json")  # fmt: skip
+        self.kept = read_json(self.file) if self.file and self.file.exists() else {}
+        self.rounds = asked.rounds
+
+    def _prepare(self) -> None:
+        folder, names = self.folder, self.names
         self.model = self._loaded(folder)
         encoder = encoder_of(self.model, folder)
         self.layers = layers_in(encoder, table_of(encoder, folder))
         counts = (NAMES[name].count for name in names)
         fewest = min((count for count in counts if count is not None), default=self.layers)
-        some = sample_of(texts, chosen_by)
+        some = sample_of(self.texts, self.chosen_by)
         self.left_out = removals(self.model, fewest, some, folder) if fewest < self.layers else []
         for step in self.left_out:
             print(
@@ -121,6 +136,24 @@ class Subject:
         first: Any = model[0]
         first.max_seq_length = min(self.tokens, first.max_seq_length)
         return model
+
+    def found(self, kind: str, name: str) -> dict[str, Any]:
+        """Scores of a cut, measured now or before, and its megabytes, as float32 and packed."""
+        if name not in self.kept:
+            if not hasattr(self, "model"):
+                self._prepare()
+            model = self.cut(name)
+            scores = [scores_of(model, collection) for collection in self.collections]
+            said = ", ".join(f"{100 * one.mean():.2f}" for one in scores)
+            print(f"{kind} {self.folder}, {name}: {said}; {time.process_time():.0f} s of processor time", flush=True)
+            sizes = 4e-6 * parameters(model), 1e-6 * packed_bytes(model, NAMES[name].bits)
+            self.kept[name] = {"scores": [one.tolist() for one in scores], "sizes": sizes}
+            if self.rounds and (name == WHOLE or "layers" in name or "neurons" in name):
+                self.timed[name] = model
+            if self.file:
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+                write_json(self.file, self.kept)
+        return dict(self.kept[name])
 
     def cut(self, name: str) -> Encoder:
         """It, cut."""
@@ -169,6 +202,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=10**9)
     parser.add_argument("--documents", type=int, default=10**9)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--keep", type=Path, help="where scores are kept; nowhere by default")
     parser.add_argument("--cut", action="append", choices=list(NAMES), help="these alone; all by default")
     asked = parser.parse_args()
     if asked.quick:
@@ -178,25 +212,19 @@ def main() -> None:
         part_of(load_beir(place, "test"), asked.queries, asked.documents, asked.seed) for place in asked.collection
     ]
     print("; ".join(f"{c.name}: {len(c.queries)} judged" for c in collections), flush=True)
-    texts = [text for c in collections for _, text in c.documents()]
     kinds = {kind: folders for kind in ("multi", "dense") if (folders := getattr(asked, kind))}
     # {kind: {cut: strata of each model}}
     scores: dict[str, dict[str, list[Strata]]] = {kind: {name: [] for name in names} for kind in kinds}
     sizes: dict[tuple[str, str], tuple[float, float]] = {}
     for kind, folders in kinds.items():
         for folder in folders:
-            subject, timed = Subject(folder, names, texts, asked.chosen_by, asked.tokens), {}
+            subject = Subject(folder, names, collections, asked)
             for name in names:
-                model = subject.cut(name)
-                found = [scores_of(model, collection) for collection in collections]
-                scores[kind][name].append(found)
-                sizes[kind, name] = (4e-6 * parameters(model), 1e-6 * packed_bytes(model, NAMES[name].bits))
-                said = ", ".join(f"{100 * one.mean():.2f}" for one in found)
-                print(f"{kind} {folder}, {name}: {said}; {time.process_time():.0f} s of processor time", flush=True)
-                if asked.rounds and (name == WHOLE or "layers" in name or "neurons" in name):
-                    timed[name] = model
-            if timed:
-                print(speed(timed, sample_of(texts, asked.chosen_by), asked.rounds), flush=True)
+                found = subject.found(kind, name)
+                scores[kind][name].append([np.array(one) for one in found["scores"]])
+                sizes[kind, name] = found["sizes"]
+            if subject.timed:
+                print(speed(subject.timed, sample_of(subject.texts, asked.chosen_by), asked.rounds), flush=True)
     table(names, kinds, scores, sizes, [c.name for c in collections], asked)
 
 
