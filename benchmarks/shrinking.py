@@ -112,7 +112,7 @@ class Subject:
         self.texts = [text for collection in collections for _, text in collection.documents()]
         self.chosen_by, self.timed = asked.chosen_by, dict[str, Encoder]()
         self.file = asked.keep and asked.keep / (
-            fingerprint(contents_of(folder), names, [c.name for c in collections], asked.seed, asked.tokens,
+            fingerprint(contents_of(folder), [c.name for c in collections], asked.seed, asked.tokens,
                         asked.chosen_by) + ".json")  # fmt: skip
         self.kept = read_json(self.file) if self.file and self.file.exists() else {}
         self.rounds = asked.rounds
