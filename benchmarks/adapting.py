@@ -21,7 +21,8 @@ that held it out; a domain counts once. p-values by randomisation of the mean ov
 all of them. Of the old ones: within how many points they are shown to be equal (two one-sided tests).
 
 What is measured of a way and a seed is kept in --keep, so several processes may share the work (--ways, --only-seed);
-the last call, without them, reads it all, prints the tables and writes results/adapting.json.
+the last call, without them, reads it all, prints the tables and writes results/adapting.json. With --measured it takes
+what there is, and compares with the control on the seeds that both have.
 """
 
 import argparse
@@ -122,10 +123,15 @@ class Seed:
     def holding(self, embed: Callable[[list[str], str], Packed], domain: Domain) -> Judges:
         return hold(embed, None, domain, self.parts[domain.name], self.number, self.asked.documents)
 
+    def file_of(self, way: str) -> Path:
+        """Where what is measured of a way is kept."""
+        more = f"{self.asked.features}-{self.key}" if way != CONTROL else self.control_key
+        file: Path = self.own / f"{way}-{self.number}-{more}.json"
+        return file
+
     def found(self, way: str) -> Found:
         """What the way does, measured now or before."""
-        more = f"{self.asked.features}-{self.key}" if way != CONTROL else self.control_key
-        file = self.own / f"{way}-{self.number}-{more}.json"
+        file = self.file_of(way)
         if not file.exists():
             started = time.process_time()
             if not hasattr(self, "held"):
@@ -246,10 +252,11 @@ def cell(one: dict[str, Any]) -> str:
     return f"{one['difference']:+.1f} ({one['interval'][0]:+.1f} to {one['interval'][1]:+.1f})"
 
 
-def tables(founds: dict[str, list[Found]], new: list[str], old: list[str]) -> list[dict[str, Any]]:
+def tables(founds: dict[str, dict[int, Found]], new: list[str], old: list[str]) -> list[dict[str, Any]]:
     """Print a matrix a way, and the tests; give the records."""
     records, tested = [], []
-    for way, of_seeds in founds.items():
+    for way, by_seed in founds.items():
+        of_seeds = list(by_seed.values())
         adapters = [*of_seeds[0], JUST]
         rows = []
         for adapter in adapters:
@@ -264,14 +271,15 @@ def tables(founds: dict[str, list[Found]], new: list[str], old: list[str]) -> li
             rows.append([adapter, *(cell(cells[name]) if name in cells else "" for name in new + old),
                          cell(record["new"]), cell(record["old"]) if of_old else "",
                          f"{record['old']['equal_within']:.1f}" if of_old else ""])  # fmt: skip
-        print(f"\n{way}")
+        print(f"\n{way}, {len(of_seeds)} seeds")
         show([["", *new, *old, "mean, new", "mean, old", "old equal within"], *rows])
     if CONTROL in founds:
         last = f"after {new[-1]}"
-        control = joined(founds[CONTROL], last, new)
-        for way in founds.keys() - {CONTROL}:
+        for way in [way for way in founds if way != CONTROL]:
+            both = sorted(founds[way].keys() & founds[CONTROL].keys())
+            control = joined([founds[CONTROL][seed] for seed in both], last, new)
             for adapter in (OWN, ALL):
-                pairs = zip(joined(founds[way], adapter, new), control, strict=True)
+                pairs = zip(joined([founds[way][seed] for seed in both], adapter, new), control, strict=True)
                 one = told([a - b for a, b in pairs])
                 records.append({"way": way, "adapter": f"{adapter} − fine-tuning, {last}", "new": one})
                 tested.append(one)
@@ -305,25 +313,29 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32, help="pairs of a step")
     parser.add_argument("--rate", type=float, default=5e-5, help="of learning")
     parser.add_argument("--only-seed", type=int, help="measure this one alone, from 1, and print no table")
+    parser.add_argument("--measured", action="store_true", help="measure nothing: tables of what there is")
     parser.add_argument("--keep", type=Path, default=Path("encoded"), help="where vectors and measures are kept")
     asked = parser.parse_args()
     new, old = asked.new.split(","), asked.old.split(",")
     ways = [way for way in (*CLOSED, CONTROL) if way in asked.ways.split(",")]
     domains = [domain_of(asked.data, name, asked.pairs) for name in new + old]
     seeds = [Seed(number, folder, domains, new, asked) for number, folder in enumerate(asked.models, 1)]
-    founds: dict[str, list[Found]] = {way: [] for way in ways}
+    founds: dict[str, dict[int, Found]] = {way: {} for way in ways}
     spent = 0.0
     for seed in seeds if asked.only_seed is None else [seeds[asked.only_seed - 1]]:
         for way in ways:
-            founds[way].append(seed.found(way))
-            spent += seed.seconds
+            if not asked.measured or seed.file_of(way).exists():
+                founds[way][seed.number] = seed.found(way)
+                spent += seed.seconds
     if asked.only_seed is not None:
         return
+    founds = {way: by_seed for way, by_seed in founds.items() if by_seed}
+    seeds = [seed for seed in seeds if any(seed.number in by_seed for by_seed in founds.values())]
     before = {name: float(np.mean([seed.before[name] for seed in seeds])) for name in new + old}
     counts = {name: "+".join(str(len(seed.queries[name])) for seed in seeds) for name in new + old}
     print(f"{len(seeds)} seeds, {spent / 60:.0f} minutes of processor time; held-out queries: {counts}")
     print("as it is: " + ", ".join(f"{name} {score:.1f}" for name, score in before.items()))
-    wins = {way: [np.mean(list(found[OWN][name].values())) > 0 for found in of for name in new]
+    wins = {way: [np.mean(list(found[OWN][name].values())) > 0 for found in of.values() for name in new]
             for way, of in founds.items() if way != CONTROL}  # fmt: skip
     for way, gains in wins.items():
         print(f"{way}: the command would write {sum(gains)} of {len(gains)} adapters of one new domain each")
