@@ -6,7 +6,8 @@ with other seeds, each cut by itself; a query's score is then its mean over them
 
     difference    points of nDCG@10, with its 95 % interval
     of its score  the same as a share of the uncut model's mean, per cent
-    multi − dense the difference of these shares: whether MaxSim bears the cut better than pooling (above 0: it does)
+    multi − dense the difference of these shares: whether MaxSim bears the cut better than pooling (above 0: it does);
+                  and the mean of these differences over the cuts
 
 Intervals are paired bootstraps over the queries of all collections, drawn within each; p-values paired randomisations,
 corrected by Holm over the cuts. Bytes are of the weights as float32, and packed. Layers are chosen by token vectors of
@@ -241,8 +242,11 @@ def table(names: list[str], kinds: dict[str, list[str]], scores: Any, sizes: Any
             found[kind, name]["p_value_holm"] = adjusted
     rows = []
     for (kind, name), one in found.items():
-        rows.append([kind, name, one["score"], one["difference"], between(one["interval"]), one["share"],
-                     between(one["share_interval"]), one.get("p_value_holm", ""), *sizes[kind, name]])  # fmt: skip
+        p_value = f"{one['p_value_holm']:.4f}" if name != WHOLE else ""
+        shares = one["share"], between(one["share_interval"]), p_value
+        rows.append(
+            [kind, name, one["score"], one["difference"], between(one["interval"]), *shares, *sizes[kind, name]]
+        )
     apart = {}
     if len(kinds) == 2:
         for name in cuts:
@@ -252,10 +256,20 @@ def table(names: list[str], kinds: dict[str, list[str]], scores: Any, sizes: Any
                 "interval": list(percentile_interval(multi["rounds"] - dense["rounds"])),
                 "p_value": paired_randomisation(multi["scaled"], dense["scaled"]),
             }
+        scaled, rounds = (
+            [np.mean([found[kind, name][key] for name in cuts], axis=0) for kind in ("multi", "dense")]
+            for key in ("scaled", "rounds")
+        )
+        apart["mean of the cuts"] = {
+            "difference": float(np.mean(scaled[0] - scaled[1])),
+            "interval": list(percentile_interval(rounds[0] - rounds[1])),
+            "p_value": paired_randomisation(*scaled),
+        }
         for one, adjusted in zip(apart.values(), holm([one["p_value"] for one in apart.values()]), strict=True):
             one["p_value_holm"] = adjusted
-        rows += [["multi − dense", name, "", "", "", one["difference"], between(one["interval"]), one["p_value_holm"],
-                  "", ""] for name, one in apart.items()]  # fmt: skip
+        for name, one in apart.items():
+            shares = one["difference"], between(one["interval"]), f"{one['p_value_holm']:.4f}"
+            rows.append(["multi − dense", name, "", "", "", *shares, "", ""])
     columns = ["model", "cut", "nDCG@10", "difference", "95 %", "of its score, %", "95 %", "p, Holm", "MB", "MB packed"]
     kept = []
     for (kind, name), one in found.items():
