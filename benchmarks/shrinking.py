@@ -1,20 +1,33 @@
-"""What models lose by being cut: python benchmarks/shrinking.py --collection PATH --model MODEL [--model MODEL …]
+"""What models lose by being cut: python benchmarks/shrinking.py --collection PATH --multi MODEL [--dense MODEL]
 
-Of each model (multi-vector and dense, say): nDCG@10 as it is and without layers, neurons, with zeros and on grids;
-the difference with its 95 % interval (paired bootstrap over
-queries); bytes of the weights as float32, and what they would take packed; documents a second of processor time, one
-thread, medians of rounds in turn. Nothing is trained anew. Layers are chosen by token vectors of 32 documents, by no
-judgement. Then, of the first two models, whether one loses less than the other: the difference of their differences,
-over the same queries.
+nDCG@10 of a multi-vector model, and of a dense one, as it is and without layers, neurons, tokens, with zeros and on
+grids. Nothing is trained anew. `--multi` and `--dense` may each be named several times: trainings of the same model
+with other seeds, each cut by itself; a query's score is then its mean over them. Of each cut:
 
-`--queries` and `--documents` take a part of the collection, by a seed: so many queries, with the documents that are
-judged for them and others; `--tokens` lets all read equally much. A line is printed when it is known. Give it one
-thread (OMP_NUM_THREADS=1).
+    difference    points of nDCG@10, with its 95 % interval
+    of its score  the same as a share of the uncut model's mean, per cent
+    multi − dense the difference of these shares: whether MaxSim bears the cut better than pooling (above 0: it does);
+                  and the mean of these differences over the cuts
+
+Intervals are paired bootstraps over the queries of all collections, drawn within each; p-values paired randomisations,
+corrected by Holm over the cuts. Bytes are of the weights as float32, and packed. Layers are chosen by token vectors of
+`--chosen-by` documents, by no judgement; a vocabulary is cut to the collections' documents.
+
+`--queries` and `--documents` take a part of each collection, by a seed: so many queries, with the documents that are
+judged for them and others; `--tokens` lets all read equally much. `--rounds` measures documents a second of processor
+time, medians of so many rounds in turn. A line is printed when it is known. Give it one thread (OMP_NUM_THREADS=1).
+
+What a cut of a model scores is kept in --keep, so several processes may share the work, each with models of its own;
+the last call, with all of them, reads it and prints the table.
 """
 
+import argparse
 import random
 import statistics
+import tempfile
 import time
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,9 +35,12 @@ import torch
 
 from colbert_zero.data.collection import Collection
 from colbert_zero.data.layouts import load_beir
-from colbert_zero.evaluation.shrinking import loss, scores_of
+from colbert_zero.evaluation.shrinking import scores_of
+from colbert_zero.evaluation.significance import bootstrap_means, holm, paired_randomisation, percentile_interval
+from colbert_zero.files import fingerprint, read_json, write_json
 from colbert_zero.models.axes import table_of
 from colbert_zero.models.checkpoints import Encoder, load_model
+from colbert_zero.models.contents import contents_of
 from colbert_zero.models.encoding import encode
 from colbert_zero.models.shrinking import (
     Cuts,
@@ -36,14 +52,17 @@ from colbert_zero.models.shrinking import (
     parameters,
     removals,
 )
-from colbert_zero.models.shrunk import sample_of
+from colbert_zero.models.shrunk import Texts, Uncut, sample_of, write_shrunk
 from harness import parser_of, report
 
+WHOLE = "as it is"
+VOCABULARY = "vocabulary"
+
 NAMES = {
-    "as it is": Cuts(),
-    "5 layers": Cuts(layers=5),
-    "4 layers": Cuts(layers=4),
-    "3 layers": Cuts(layers=3),
+    WHOLE: Cuts(),
+    "5 layers": Cuts(count=5),
+    "4 layers": Cuts(count=4),
+    "3 layers": Cuts(count=3),
     "neurons 0.75": Cuts(neurons=0.75),
     "neurons 0.5": Cuts(neurons=0.5),
     "zeros 0.3": Cuts(zeros=0.3),
@@ -51,7 +70,11 @@ NAMES = {
     "zeros 0.6": Cuts(zeros=0.6),
     "8 bits": Cuts(bits=8),
     "4 bits": Cuts(bits=4),
+    VOCABULARY: Cuts(),
 }
+
+Strata = list[np.ndarray]
+"""A number of each query, (queries,), a collection each."""
 
 
 def part_of(whole: Collection, queries: int, documents: int, seed: int) -> Collection:
@@ -82,80 +105,183 @@ def speed(models: dict[str, Encoder], texts: list[str], rounds: int) -> dict[str
     return {name: len(texts) / statistics.median(found) for name, found in times.items()}
 
 
+class Subject:
+    """A model with all its cuts."""
+
+    def __init__(self, folder: str, names: list[str], collections: list[Collection], asked: Any) -> None:
+        self.folder, self.tokens, self.names, self.collections = folder, asked.tokens, names, collections
+        self.texts = [text for collection in collections for _, text in collection.documents()]
+        self.chosen_by, self.timed = asked.chosen_by, dict[str, Encoder]()
+        self.file = asked.keep and asked.keep / (
+            fingerprint(contents_of(folder), [c.name for c in collections], asked.seed, asked.tokens,
+                        asked.chosen_by) + ".json")  # fmt: skip
+        self.kept = read_json(self.file) if self.file and self.file.exists() else {}
+        self.rounds = asked.rounds
+
+    def _prepare(self) -> None:
+        folder, names = self.folder, self.names
+        self.model = self._loaded(folder)
+        encoder = encoder_of(self.model, folder)
+        self.layers = layers_in(encoder, table_of(encoder, folder))
+        counts = (NAMES[name].count for name in names)
+        fewest = min((count for count in counts if count is not None), default=self.layers)
+        some = sample_of(self.texts, self.chosen_by)
+        self.left_out = removals(self.model, fewest, some, folder) if fewest < self.layers else []
+        for step in self.left_out:
+            print(
+                f"{folder}: out goes layer {step['layer']}, {step['cosine']:.3f}; others {step['others']}", flush=True
+            )
+
+    def _loaded(self, folder: str) -> Encoder:
+        model = load_model(folder, device="cpu")
+        first: Any = model[0]
+        first.max_seq_length = min(self.tokens, first.max_seq_length)
+        return model
+
+    def found(self, kind: str, name: str) -> dict[str, Any]:
+        """Scores of a cut, measured now or before, and its megabytes, as float32 and packed."""
+        if name not in self.kept:
+            if not hasattr(self, "model"):
+                self._prepare()
+            model = self.cut(name)
+            scores = [scores_of(model, collection) for collection in self.collections]
+            said = ", ".join(f"{100 * one.mean():.2f}" for one in scores)
+            print(f"{kind} {self.folder}, {name}: {said}; {time.process_time():.0f} s of processor time", flush=True)
+            sizes = 4e-6 * parameters(model), 1e-6 * packed_bytes(model, NAMES[name].bits)
+            self.kept[name] = {"scores": [one.tolist() for one in scores], "sizes": sizes}
+            if self.rounds and (name == WHOLE or "layers" in name or "neurons" in name):
+                self.timed[name] = model
+            if self.file:
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+                write_json(self.file, self.kept)
+        return dict(self.kept[name])
+
+    def cut(self, name: str) -> Encoder:
+        """It, cut."""
+        if name == VOCABULARY:  # the tokenizer is another, so it is written and read
+            with tempfile.TemporaryDirectory() as place:
+                corpus = Texts("documents", lambda: self.texts)
+                write_shrunk(Uncut(self.folder), Path(place) / "cut", Cuts(), corpus, tell=print)
+                return self._loaded(f"{place}/cut")
+        cuts = NAMES[name]
+        if cuts.count is not None:
+            kept = kept_after(self.layers, self.left_out[: self.layers - cuts.count])
+            cuts = replace(cuts, layers=kept, count=None)
+        return cut(self.model, cuts, self.folder)
+
+
+def drawn(strata: Strata) -> np.ndarray:
+    """Means over all queries of every round, (rounds,); the same queries for all that are as long."""
+    return np.average(bootstrap_means(strata), axis=0, weights=[len(one) for one in strata])
+
+
+def lost(before: Strata, after: Strata) -> dict[str, Any]:
+    """What a cut costs: in nDCG@10, and as a share of the uncut model's mean; `rounds` of the latter."""
+    was, found = drawn(before), drawn(after)
+    flat, then = np.concatenate(before), np.concatenate(after)
+    return {
+        "score": 100 * then.mean(),
+        "difference": 100 * (then - flat).mean(),
+        "interval": [100 * bound for bound in percentile_interval(found - was)],
+        "share": 100 * (then - flat).mean() / flat.mean(),
+        "share_interval": [100 * bound for bound in percentile_interval((found - was) / was)],
+        "p_value": paired_randomisation(then, flat),
+        "rounds": 100 * (found - was) / was,
+        "scaled": 100 * (then - flat) / flat.mean(),
+    }
+
+
 def main() -> None:
     parser = parser_of(__doc__, "30 queries, 100 documents")
+    parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
     parser.add_argument("--collection", action="append", required=True, metavar="PATH", help="in BEIR layout")
-    parser.add_argument("--model", action="append", required=True)
+    parser.add_argument("--multi", action="append", default=[], metavar="MODEL")
+    parser.add_argument("--dense", action="append", default=[], metavar="MODEL")
     parser.add_argument("--tokens", type=int, default=10**9, help="that a model reads of a text, at most")
     parser.add_argument("--chosen-by", type=int, default=32, help="documents by which layers are chosen")
-    parser.add_argument("--rounds", type=int, default=3, help="of encoding those, for speed; 0: speed is not measured")
+    parser.add_argument("--rounds", type=int, default=0, help="of encoding those, for speed")
     parser.add_argument("--queries", type=int, default=10**9)
     parser.add_argument("--documents", type=int, default=10**9)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--keep", type=Path, help="where scores are kept; nowhere by default")
     parser.add_argument("--cut", action="append", choices=list(NAMES), help="these alone; all by default")
     asked = parser.parse_args()
     if asked.quick:
         asked.queries, asked.documents = 30, 100
-    names = {name: NAMES[name] for name in NAMES if name == "as it is" or not asked.cut or name in asked.cut}
+    names = [name for name in NAMES if name == WHOLE or not asked.cut or name in asked.cut]
     collections = [
         part_of(load_beir(place, "test"), asked.queries, asked.documents, asked.seed) for place in asked.collection
     ]
     print("; ".join(f"{c.name}: {len(c.queries)} judged" for c in collections), flush=True)
-    texts = sample_of([text for c in collections for _, text in c.documents()], asked.chosen_by)
-    models = [Cut(folder, names, texts, asked.tokens, asked.rounds) for folder in asked.model]
-    rows, records = [], []
-    for name in names:
-        losses = []
-        for number, model in enumerate(models):
-            found = model.smaller[name]
-            scores = np.concatenate([scores_of(found, collection) for collection in collections])
-            model.before = scores if name == "as it is" else model.before
-            lost, packed = loss(model.before, scores), 1e-6 * packed_bytes(found, names[name].bits)
-            losses.append(scores - model.before)
-            megabytes, speed = 4e-6 * parameters(found), model.per_second.get(name)
-            rows.append([str(number), name, 100 * lost["score"], *shown(lost), megabytes, packed, speed or "–"])
-            records.append({"model": number, "name": name, **lost, "megabytes": megabytes, "packed": packed,
-                            "per_second": speed, "per_query": scores.tolist()})  # fmt: skip
-            print(*rows[-1], sep="  ", flush=True)
-        if len(models) > 1 and name != "as it is":
-            apart = loss(losses[1], losses[0])
-            rows.append(["0 − 1", name, "", *shown(apart), "", "", ""])
-            records.append({"model": "0 - 1", "name": name, **apart})
-            print(*rows[-1], sep="  ", flush=True)
-    for number, folder in enumerate(asked.model):
-        print(f"model {number}: {folder}")
-    columns = ["model", "cut", "nDCG@10", "difference", "95 %", "MB", "MB packed", "documents/s"]
-    report("shrinking", columns, rows, {"collections": [c.name for c in collections], "seed": asked.seed,
-                                        "threads": torch.get_num_threads(), "records": records})  # fmt: skip
+    kinds = {kind: folders for kind in ("multi", "dense") if (folders := getattr(asked, kind))}
+    # {kind: {cut: strata of each model}}
+    scores: dict[str, dict[str, list[Strata]]] = {kind: {name: [] for name in names} for kind in kinds}
+    sizes: dict[tuple[str, str], tuple[float, float]] = {}
+    for kind, folders in kinds.items():
+        for folder in folders:
+            subject = Subject(folder, names, collections, asked)
+            for name in names:
+                found = subject.found(kind, name)
+                scores[kind][name].append([np.array(one) for one in found["scores"]])
+                sizes[kind, name] = found["sizes"]
+            if subject.timed:
+                print(speed(subject.timed, sample_of(subject.texts, asked.chosen_by), asked.rounds), flush=True)
+    table(names, kinds, scores, sizes, [c.name for c in collections], asked)
 
 
-def shown(lost: dict[str, Any]) -> tuple[float, str]:
-    low, high = (100 * bound for bound in lost["interval"])
-    return 100 * lost["difference"], f"{low:+.2f} to {high:+.2f}"
+def table(names: list[str], kinds: dict[str, list[str]], scores: Any, sizes: Any, collections: Any, asked: Any) -> None:
+    """Print and keep what each cut costs, and whether one kind bears it better."""
+    cuts = [name for name in names if name != WHOLE]
+    means = {
+        kind: {name: [np.mean(same, axis=0) for same in zip(*found, strict=True)] for name, found in of.items()}
+        for kind, of in scores.items()
+    }
+    found = {(kind, name): lost(means[kind][WHOLE], means[kind][name]) for kind in kinds for name in names}
+    for kind in kinds:
+        for name, adjusted in zip(cuts, holm([found[kind, name]["p_value"] for name in cuts]), strict=True):
+            found[kind, name]["p_value_holm"] = adjusted
+    rows = []
+    for (kind, name), one in found.items():
+        p_value = f"{one['p_value_holm']:.4f}" if name != WHOLE else ""
+        shares = one["share"], between(one["share_interval"]), p_value
+        rows.append(
+            [kind, name, one["score"], one["difference"], between(one["interval"]), *shares, *sizes[kind, name]]
+        )
+    apart = {}
+    if len(kinds) == 2:
+        for name in cuts:
+            multi, dense = found["multi", name], found["dense", name]
+            apart[name] = {
+                "difference": multi["share"] - dense["share"],
+                "interval": list(percentile_interval(multi["rounds"] - dense["rounds"])),
+                "p_value": paired_randomisation(multi["scaled"], dense["scaled"]),
+            }
+        scaled, rounds = (
+            [np.mean([found[kind, name][key] for name in cuts], axis=0) for kind in ("multi", "dense")]
+            for key in ("scaled", "rounds")
+        )
+        apart["mean of the cuts"] = {
+            "difference": float(np.mean(scaled[0] - scaled[1])),
+            "interval": list(percentile_interval(rounds[0] - rounds[1])),
+            "p_value": paired_randomisation(*scaled),
+        }
+        for one, adjusted in zip(apart.values(), holm([one["p_value"] for one in apart.values()]), strict=True):
+            one["p_value_holm"] = adjusted
+        for name, one in apart.items():
+            shares = one["difference"], between(one["interval"]), f"{one['p_value_holm']:.4f}"
+            rows.append(["multi − dense", name, "", "", "", *shares, "", ""])
+    columns = ["model", "cut", "nDCG@10", "difference", "95 %", "of its score, %", "95 %", "p, Holm", "MB", "MB packed"]
+    kept = []
+    for (kind, name), one in found.items():
+        about = {key: value for key, value in one.items() if key not in ("rounds", "scaled")}
+        per_query = [[values.tolist() for values in strata] for strata in scores[kind][name]]
+        kept.append({"model": kind, "name": name, **about, "models": len(kinds[kind]), "per_query": per_query})
+    report("shrinking", columns, rows, {"collections": collections, "seed": asked.seed, "tokens": asked.tokens,
+           "threads": torch.get_num_threads(), "records": kept, "apart": apart})  # fmt: skip
 
 
-class Cut:
-    """A model and all its cuts."""
-
-    def __init__(self, folder: str, names: dict[str, Cuts], texts: list[str], tokens: int, rounds: int) -> None:
-        model = load_model(folder, device="cpu")
-        first: Any = model[0]
-        first.max_seq_length = min(tokens, first.max_seq_length)
-        self.before = np.zeros(0)
-        encoder = encoder_of(model, folder)
-        layers = layers_in(encoder, table_of(encoder, folder))
-        fewest = min((c.layers for c in names.values() if isinstance(c.layers, int)), default=layers)
-        left_out = removals(model, fewest, texts, folder) if fewest < layers else []
-        for step in left_out:
-            print(
-                f"{folder}: out goes layer {step['layer']}, {step['cosine']:.3f}; others {step['others']}", flush=True
-            )
-        self.smaller = {}
-        for name, cuts in names.items():
-            kept = kept_after(layers, left_out[: layers - cuts.layers]) if isinstance(cuts.layers, int) else None
-            self.smaller[name] = cut(model, Cuts(kept, cuts.neurons, cuts.zeros, cuts.bits), folder)
-        faster = {n: m for n, m in self.smaller.items() if n == "as it is" or "layers" in n or "neurons" in n}
-        self.per_second = speed(faster, texts, rounds) if rounds else {}
+def between(interval: list[float]) -> str:
+    return f"{interval[0]:+.2f} to {interval[1]:+.2f}"
 
 
 if __name__ == "__main__":

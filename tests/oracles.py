@@ -1,7 +1,8 @@
 """The plain, slow, obviously right versions."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -178,3 +179,18 @@ def sums_of_pairs(queries, documents, projection=None):
             gram += torch.outer(features, features)
             cross += torch.outer(features, picked - token)
     return gram, cross
+
+
+@contextmanager
+def attention_without_head(joining: torch.nn.Module, head: int, size: int) -> Iterator[None]:
+    """An encoder inside of which one head gives 0, before the heads are joined by this module."""
+
+    def silenced(_, inputs):
+        [heads] = inputs
+        return torch.cat([heads[..., : head * size], 0 * heads[..., :size], heads[..., (head + 1) * size :]], -1)
+
+    hook = joining.register_forward_pre_hook(silenced)
+    try:
+        yield
+    finally:
+        hook.remove()

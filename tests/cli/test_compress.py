@@ -34,9 +34,8 @@ def test_layers_are_chosen_scored_before_and_after_and_shown(command, places):
     assert "cosine of token vectors without layer 0 " in out
     assert "nDCG@10 × 100 on tiny: " in out
     assert f"layers {record['layers_kept'][0]} of 2" in out
-    # Pictures stand beside the checkpoint, which holds nothing else.
-    assert (places / "cut.layers.png").read_bytes().startswith(b"\x89PNG")
-    assert not list((places / "cut").rglob("*.png"))
+    assert (places / "cut" / "compress.layers.png").read_bytes().startswith(b"\x89PNG")
+    assert files(places) == {"model", "tiny", "cut"}
     assert AutoModel.from_pretrained(places / "cut").config.num_hidden_layers == 1
 
 
@@ -74,11 +73,42 @@ def test_a_target_is_met_by_the_best_of_what_was_tried(command, places, scored):
     assert {point["vocabulary"] for point in tried} == {True, False}
     assert all(point["documents_per_second"] > 0 for point in tried)
     assert len([line for line in out.splitlines() if line.startswith("→")]) == 1
-    assert (places / "cut.curve.png").read_bytes().startswith(b"\x89PNG")
-    assert {"model", "tiny", "cut", "cut.curve.png"} <= files(places) <= {
-        "model", "tiny", "cut", "cut.curve.png", "cut.layers.png",
-    }  # fmt: skip
+    assert (places / "cut" / "compress.curve.png").read_bytes().startswith(b"\x89PNG")
+    assert files(places) == {"model", "tiny", "cut"}
+    assert record["deviation"]["texts"] == 20
     assert load_model(places / "cut").get_embedding_dimension() == 16
+
+
+@pytest.mark.parametrize("wanted", [("--layers", "1"), ("--target", "1.1x")])
+def test_what_each_head_does_is_shown_in_the_folder_and_told(command, places, wanted):
+    arguments = ("compress", places / "model", "--out", places / "cut", "--corpus", places / "tiny")
+    code, out, error = command(*arguments, *wanted, "--sensitivity")
+    assert code == 0, error
+    record = json.loads((places / "cut" / "compress.json").read_text())
+    assert [len(row) for row in record["sensitivity"]["heads"]] == [2, 2]
+    assert record["sensitivity"]["texts"] == 8
+    assert (places / "cut" / "compress.heads.png").read_bytes().startswith(b"\x89PNG")
+    assert f"{places / 'cut' / 'compress.heads.png'}: 1 − mean cosine" in " ".join(out.split())
+    assert "heads and layers left out: 10 in" in out
+    assert "trials of layers: 2 in" in out
+    assert files(places) == {"model", "tiny", "cut"}
+
+
+@pytest.mark.parametrize("wanted", [("--layers", "1"), ("--target", "1.1x")])
+def test_one_that_is_killed_while_it_scores_or_draws_leaves_nothing(command, places, wanted, monkeypatch):
+    seen = []
+
+    def killed(*_):
+        seen.extend(files(places) - {"model", "tiny"})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("colbert_zero.report.shrinking.layers_plot", killed)
+    arguments = ("compress", places / "model", "--out", places / "cut", "--corpus", places / "tiny")
+    code, _, _ = command(*arguments, *wanted)
+    assert code != 0
+    assert seen
+    assert "cut" not in seen
+    assert files(places) == {"model", "tiny"}
 
 
 REFUSED = {
@@ -91,6 +121,7 @@ REFUSED = {
     "neurons: 2, of 64; the share that is kept is above 0, at most 1": ("--neurons", "2"),
     "layers: 1: which ones hurt least is measured on texts; add --corpus or --collection, or name those that are kept "
     "(--layers 0)": ("--layers", "1"),
+    "--sensitivity wants texts to encode; add --corpus PATH, or --collection": ("--bits", "8", "--sensitivity"),
     "--target wants --corpus PATH: texts to choose layers by, and to keep the tokens of": ("--target", "2x"),
     "--target tries layers, neurons and vocabulary itself, and zeros and bits make no file smaller; leave --layers, "
     "--neurons, --vocabulary, --zeros and --bits out": ("--target", "2x", "--bits", "8"),

@@ -276,7 +276,7 @@ def test_a_layer_that_passes_on_what_comes_in_is_the_first_to_go(backbone, tmp_p
             norm.bias.zero_()
     model.save_pretrained(tmp_path / "plain")
     AutoTokenizer.from_pretrained(backbone).save_pretrained(tmp_path / "plain")
-    record, _ = written(tmp_path / "plain", tmp_path / "out", Cuts(layers=3), texts=TEXTS)
+    record, _ = written(tmp_path / "plain", tmp_path / "out", Cuts(count=3), texts=TEXTS)
     assert record["layers_kept"] == [0, 1, 3]
     assert record["deviation"]["cosine"] > 0.9999
     # A plain encoder stays one.
@@ -348,8 +348,8 @@ def test_a_tokenizer_of_another_kind_is_refused(saved, tmp_path, tiny_multi_vect
 
 
 REFUSED = {
-    "layers: 3, of the 2 that there are; keep 1 to 2": Cuts(layers=3),
-    "layers: 0, of the 2 that there are; keep 1 to 2": Cuts(layers=0),
+    "layers: 3, of the 2 that there are; keep 1 to 2": Cuts(count=3),
+    "layers: 0, of the 2 that there are; keep 1 to 2": Cuts(count=0),
     r"layers: \[0, 2\], and there are 0 to 1; name some of these": Cuts(layers=(0, 2)),
     r"layers: \[\], and there are 0 to 1; name some of these": Cuts(layers=()),
     r"layers: \[1, 0\] is not ascending; name each layer that is kept once, in order": Cuts(layers=(1, 0)),
@@ -359,7 +359,7 @@ REFUSED = {
     "zeros: 1; the share that becomes 0 is at least 0, below 1": Cuts(zeros=1.0),
     "bits: 3; 8 or 4": Cuts(bits=3),
     "layers: 1: which ones hurt least is measured on texts; add --corpus or --collection, or name those that are kept "
-    r"\(--layers 0\)": Cuts(layers=1),
+    r"\(--layers 0\)": Cuts(count=1),
 }
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from colbert_zero.report.shrinking import combination, curve_lines, curve_plot, layer_lines, layers_plot
+from colbert_zero.report.shrinking import combination, curve_lines, curve_plot, heads_plot, layer_lines, layers_plot
 
 MB = 1_000_000
 POINT = {"interval": [-0.02, 0.01], "documents_per_second": 41.6, "times_faster": 1.5}
@@ -57,3 +57,18 @@ def test_the_pictures_say_what_they_show(only_tried):
     layers = layers_plot(removals)
     assert layers.shows == "Layer 2 changes token vectors least when it is left out: 0.100."
     assert "layer 1" in layers.svg
+
+
+@pytest.mark.parametrize("heads", [3, 20])
+def test_the_picture_of_heads_has_a_row_a_layer_and_says_which_does_least_and_most(heads):
+    rows = [[0.01 * (layer + 1) + 0.001 * head for head in range(heads)] for layer in range(2)]
+    parts = {"attention": [0.1, 0.3], "neurons": [0.2, 0.4], "layers": [None, 0.5]}
+    plot = heads_plot({"heads": rows, "texts": 8, **parts})
+    assert plot.png.startswith(b"\x89PNG")
+    assert plot.shows.endswith(
+        f"Head 0 of layer 0 does least (0.0100), head {heads - 1} of layer 1 most ({rows[1][-1]:.4f})."
+    )
+    for words in ("layer 1", ">–<", ">.40<", ">.50<"):
+        assert words in plot.svg
+    # Numbers stand in the squares where these are wide enough.
+    assert (">.012<" in plot.svg) == (heads == 3)

@@ -1,14 +1,22 @@
 """`compress`: a smaller model from a trained one."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from colbert_zero.cli.options import is_first, refuse_place, start_processes
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.terminal import RichShow, say
+
+if TYPE_CHECKING:
+    from colbert_zero.data.collection import Collection
+    from colbert_zero.models.checkpoints import Encoder
+    from colbert_zero.models.shrinking import Bits, Cuts
+    from colbert_zero.models.shrunk import Record, Texts, Uncut
+    from colbert_zero.report.drawing import Plot
 
 
 def compress(
@@ -43,6 +51,9 @@ def compress(
         str | None,
         typer.Option(metavar="PATH", help="Texts by which layers are chosen and --target tries; as for --vocabulary."),
     ] = None,
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="Show what each head and layer of MODEL does, on texts of --corpus.")
+    ] = False,
 ) -> None:
     """Cut a model: fewer layers, neurons and tokens, zeros, weights on a grid. Nothing is trained.
 
@@ -58,15 +69,14 @@ def compress(
       colbert-zero compress my/model --out cut --layers 0,2,3,5 --neurons 0.75 --collection data/scifact
       colbert-zero compress my/model --out cut --vocabulary notes.jsonl
       colbert-zero compress my/model --out coarse --bits 8 --zeros 0.5 --collection data/scifact
+      colbert-zero compress my/model --out cut --layers 4 --corpus notes.jsonl --sensitivity
     """
     from colbert_zero.models.shrinking import Cuts
 
     if not is_first():
         raise ColbertZeroError("compress: one process does it; start it without torchrun")
-    kept = _layers(layers)
-    if bits not in (None, 4, 8):
-        raise ColbertZeroError(f"--bits {bits}: 8 or 4")
-    cuts = Cuts(kept, neurons, zeros, bits)  # type: ignore[arg-type]  # checked above
+    kept, count = _layers(layers)
+    cuts = Cuts(kept, neurons, zeros, _bits(bits), count)
     _check(cuts, vocabulary, target, corpus)
     refuse_place(out, model)
     start_processes()
@@ -81,16 +91,20 @@ def compress(
     texts = list(read.texts()) if read else [text for _, text in loaded.documents()] if loaded else None
     if texts is not None and not texts:
         raise ColbertZeroError(f"{place or collection} has no text")
+    if sensitivity and not texts:
+        raise ColbertZeroError("--sensitivity wants texts to encode; add --corpus PATH, or --collection")
+    shown = _Shown(source, None if target else loaded, texts if sensitivity else None)
     if target and read:
-        _smallest(source, out, target, read, loaded)
+        _smallest(source, out, target, read, loaded, shown)
         return
     check_asked(source, cuts, of_tokens, texts)
-    _cut(source, out, cuts, of_tokens, texts, loaded)
+    _cut(source, out, cuts, of_tokens, texts, shown)
 
 
-def _layers(asked: str | None) -> tuple[int, ...] | int | None:
+def _layers(asked: str | None) -> tuple[tuple[int, ...] | None, int | None]:
+    """Which layers are kept, or how many."""
     if asked is None:
-        return None
+        return None, None
     words = [word.strip() for word in asked.split(",")]
     try:
         numbers = tuple(int(word) for word in (words if words[-1] else words[:-1]))
@@ -100,10 +114,20 @@ def _layers(asked: str | None) -> tuple[int, ...] | int | None:
         raise ColbertZeroError(
             f"--layers {asked}: write how many are kept (4), or which, with commas (0,2,3,5); one alone is 0,"
         )
-    return numbers if "," in asked else numbers[0]
+    return (numbers, None) if "," in asked else (None, numbers[0])
 
 
-def _check(cuts: Any, vocabulary: str | None, target: str | None, corpus: str | None) -> None:
+def _bits(asked: int | None) -> "Bits | None":
+    if asked is None:
+        return None
+    if asked == 8:
+        return 8
+    if asked == 4:
+        return 4
+    raise ColbertZeroError(f"--bits {asked}: 8 or 4")
+
+
+def _check(cuts: "Cuts", vocabulary: str | None, target: str | None, corpus: str | None) -> None:
     """Refuse what does not go together, before anything is read."""
     from colbert_zero.models.shrinking import Cuts
 
@@ -131,7 +155,7 @@ def _found(model: str) -> tuple[str, str | None]:
     return place, find_checkpoint(place, "MODEL", say)
 
 
-def _corpus(place: str, option: str) -> Any:
+def _corpus(place: str, option: str) -> "Texts":
     from colbert_zero.data.corpus import corpus_files, corpus_texts
     from colbert_zero.models.shrunk import Texts
 
@@ -139,7 +163,7 @@ def _corpus(place: str, option: str) -> Any:
     return Texts(Path(place).name, lambda: (text for text in corpus_texts(files) if text))
 
 
-def _collection(name: str | None) -> Any:
+def _collection(name: str | None) -> "Collection | None":
     if name is None:
         return None
     from colbert_zero.data.by_name import load_all
@@ -150,65 +174,100 @@ def _collection(name: str | None) -> Any:
     return loaded[0]
 
 
-def _smallest(source: Any, out: Path, target: str, corpus: Any, collection: Any) -> None:
+def _smallest(
+    source: "Uncut", out: Path, target: str, corpus: "Texts", collection: "Collection | None", shown: "_Shown"
+) -> None:
     from colbert_zero.evaluation.smallest import find_smallest
-    from colbert_zero.report.shrinking import curve_lines, curve_plot, layer_lines, layers_plot
+    from colbert_zero.report.shrinking import curve_lines, layer_lines
 
-    with RichShow().counted("combinations") as tried:
-        record = find_smallest(source, out, target, corpus, collection, say, tried)
+    record = find_smallest(source, out, target, corpus, collection, say, RichShow().counted, shown.finish)
     for line in [*layer_lines(record["removals"]), *curve_lines(record)]:
         say(line)
-    _picture(out, curve_plot(record))
-    if record["removals"]:
-        _picture(out, layers_plot(record["removals"]))
-    _tell(out, record)
+    shown.tell(out, record)
 
 
-def _cut(source: Any, out: Path, cuts: Any, vocabulary: Any, texts: list[str] | None, collection: Any) -> None:
+def _cut(
+    source: "Uncut",
+    out: Path,
+    cuts: "Cuts",
+    vocabulary: "Texts | None",
+    texts: list[str] | None,
+    shown: "_Shown",
+) -> None:
     from colbert_zero.models.shrunk import write_shrunk
-    from colbert_zero.report.shrinking import layer_lines, layers_plot
+    from colbert_zero.report.shrinking import layer_lines
 
     with RichShow().counted("trials of layers") as tried:
-        record = write_shrunk(source, out, cuts, vocabulary, texts, say, tried)
+        record = write_shrunk(source, out, cuts, vocabulary, texts, say, tried, shown.finish)
     for line in layer_lines(record["removals"]):
         say(line)
-    if record["removals"]:
-        _picture(out, layers_plot(record["removals"]))
-    _tell(out, record)
-    if collection is not None:
-        _score(source, out, collection)
+    shown.tell(out, record)
 
 
-def _score(source: Any, out: Path, collection: Any) -> None:
-    """Tell nDCG@10 before and after, and keep it in the record."""
-    from colbert_zero.evaluation.shrinking import loss, scores_of
-    from colbert_zero.files import read_json, write_json
-    from colbert_zero.models.checkpoints import load_model
-    from colbert_zero.models.shrunk import RECORD
-    from colbert_zero.report.records import MEASURE
+class _Shown:
+    """What is measured and drawn besides, before the folder appears, and told once it is there."""
+
+    def __init__(self, source: "Uncut", collection: "Collection | None", texts: list[str] | None) -> None:
+        self.source, self.collection, self.texts = source, collection, texts
+        self.plots: list[Plot] = []
+
+    def finish(self, folder: Path, written: "Encoder", record: "Record") -> Mapping[str, Any]:
+        """The scores and sensitivities that were asked for; pictures go into the folder."""
+        from colbert_zero.report.shrinking import curve_plot, heads_plot, layers_plot
+
+        more: Record = {}
+        if self.collection is not None:
+            more |= self._scored(self.collection, written)
+        if self.texts is not None:
+            more["sensitivity"] = self._sensitivity(self.texts)
+            self.plots.append(heads_plot(more["sensitivity"]))
+        if "tried" in record:
+            self.plots.append(curve_plot(record))
+        if record["removals"]:
+            self.plots.append(layers_plot(record["removals"]))
+        for plot in self.plots:
+            (folder / _picture(plot)).write_bytes(plot.png)
+        return more
+
+    def _scored(self, collection: "Collection", written: "Encoder") -> "Record":
+        from colbert_zero.evaluation.shrinking import loss, scores_of
+        from colbert_zero.report.records import MEASURE
+
+        found = loss(scores_of(self.source.model, collection), scores_of(written, collection))
+        return {"collection": collection.name, "measure": MEASURE, "scored": found}
+
+    def _sensitivity(self, texts: list[str]) -> Mapping[str, Any]:
+        from colbert_zero.models.sensitivity import TEXTS, sensitivity
+        from colbert_zero.models.shrunk import sample_of
+
+        with RichShow().counted("heads and layers left out") as done:
+            return sensitivity(self.source.model, sample_of(texts, TEXTS), f"MODEL: {self.source.folder}", done)
+
+    def tell(self, out: Path, record: "Record") -> None:
+        """What was written, what it lost, and the pictures."""
+        _tell(out, record)
+        if "scored" in record:
+            _tell_scored(record)
+        for plot in self.plots:
+            say(f"{out / _picture(plot)}: {plot.shows}")
+
+
+def _picture(plot: "Plot") -> str:
+    return f"compress.{plot.name}.png"
+
+
+def _tell_scored(record: "Record") -> None:
     from colbert_zero.report.words import points
 
-    found = loss(scores_of(source.model, collection), scores_of(load_model(out, device="cpu"), collection))
+    found = record["scored"]
     before = found["score"] - found["difference"]
     low, high = (points(bound, signed=True) for bound in found["interval"])
     apart = points(found["difference"], signed=True)
-    say(f"  nDCG@10 × 100 on {collection.name}: {points(before)} before, {points(found['score'])} after: {apart} "
-         f"(95 % {low} to {high}, {found['queries']:,} queries)")  # fmt: skip
-    record = read_json(out / RECORD)
-    write_json(out / RECORD, record | {"collection": collection.name, "measure": MEASURE, "scored": found})
+    say(f"  {record['measure']} × 100 on {record['collection']}: {points(before)} before, {points(found['score'])} "
+         f"after: {apart} (95 % {low} to {high}, {found['queries']:,} queries)")  # fmt: skip
 
 
-def _picture(out: Path, plot: Any) -> None:
-    """Write a picture beside the model, which holds nothing but the checkpoint."""
-    from colbert_zero.files import atomic_file
-
-    path = out.with_name(f"{out.name}.{plot.name}.png")
-    with atomic_file(path, "wb") as file:
-        file.write(plot.png)
-    say(f"{path}: {plot.shows}")
-
-
-def _tell(out: Path, record: dict[str, Any]) -> None:
+def _tell(out: Path, record: "Record") -> None:
     from colbert_zero.report.words import size
 
     lost = record["deviation"]

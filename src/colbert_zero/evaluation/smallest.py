@@ -4,19 +4,19 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from colbert_zero.data.collection import Collection
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.evaluation.shrinking import agreement, documents_per_second, loss, neighbours, scores_of
-from colbert_zero.files import Progress, Tell
-from colbert_zero.models.checkpoints import Encoder, load_model
+from colbert_zero.files import Progress, Tell, atomic_folder
+from colbert_zero.models.checkpoints import Encoder
 from colbert_zero.models.shrinking import Cuts
-from colbert_zero.models.shrunk import Texts, Uncut, folder_bytes, sample_of, write_shrunk
+from colbert_zero.models.shrunk import Finish, Record, Texts, Uncut, cut_into, finish_record, folder_bytes, sample_of
 from colbert_zero.models.vocabulary import check_vocabulary
 from colbert_zero.report.records import MEASURE
 from colbert_zero.report.shrinking import AGREEMENT, combination
@@ -152,8 +152,9 @@ def find_smallest(
     corpus: Texts,
     collection: Collection | None,
     tell: Tell,
-    tried: Progress,
-) -> dict[str, Any]:
+    counted: Callable[[str], AbstractContextManager[Progress]],
+    finish: Finish | None = None,
+) -> Record:
     """Try cuts of layers, neurons and vocabulary, and write the best of those that take no more bytes than asked.
 
     Args:
@@ -163,7 +164,8 @@ def find_smallest(
         corpus: Its texts choose the layers, are what a vocabulary is cut to, and are encoded to measure speed.
         collection: nDCG@10 on it is the score; None: agreement with the model before on the corpus' texts.
         tell: Told what is not tried, and why.
-        tried: Called after each with how many were, and are to be.
+        counted: Gives a progress for a name: of the trials of layers, and of the combinations.
+        finish: Called before the folder appears, with all that is measured in the record.
 
     Returns:
         The record of the one that is written, with all that were measured under `tried`.
@@ -188,45 +190,63 @@ def find_smallest(
             "a smaller model, or a larger target"
         )
     asked = list(combinations(source.layers, most, cutting is not None, expected))
-    left_out = source.removals(min(one.layers for one in asked), sample_of(texts)) if source.layers > 1 else []
+    left_out = []
+    if source.layers > 1:
+        with counted("trials of layers") as trials:
+            left_out = source.removals(min(one.layers for one in asked), sample_of(texts), trials)
     judge, timed = _Judge(source.model, texts, collection), sample_of(texts, TIMED)
-    points: list[dict[str, Any]] = []
+    points: list[Record] = []
+    best: tuple[int, Record, Encoder] | None = None
     out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
     try:
-        for number, one in enumerate(asked, 1):
-            folder = work / "model"
-            stop_if_asked()
-            cuts = _cuts(one, source.layers)
-            record = write_shrunk(source, folder, cuts, cutting if one.vocabulary else None, texts, _silent)
-            model = load_model(folder, device="cpu")
-            speeds = documents_per_second({"before": source.model, "after": model}, timed)
-            points.append({
-                **asdict(one), "layers_kept": record["layers_kept"], "bytes": record["bytes"],
-                "parameters": record["parameters"], **loss(judge.before, judge.scores(model)),
-                "documents_per_second": speeds["after"], "times_faster": speeds["after"] / speeds["before"],
-                "meets": record["bytes"] <= most,
-            })  # fmt: skip
-            tried(number, len(asked))
+        with counted("combinations") as tried:
+            for number, one in enumerate(asked):
+                stop_if_asked()
+                folder = work / str(number)
+                folder.mkdir()
+                cuts = _cuts(one, source.layers)
+                record, model = cut_into(folder, source, cuts, cutting if one.vocabulary else None, texts)
+                speeds = documents_per_second({"before": source.model, "after": model}, timed)
+                whole = cuts == Cuts() and not one.vocabulary
+                points.append({
+                    **asdict(one), "layers_kept": record["layers_kept"], "bytes": record["bytes"],
+                    "parameters": record["parameters"],
+                    **loss(judge.before, judge.before if whole else judge.scores(model)),
+                    "documents_per_second": speeds["after"], "times_faster": speeds["after"] / speeds["before"],
+                    "meets": record["bytes"] <= most,
+                })  # fmt: skip
+                if points[-1]["meets"] and (best is None or _rank(points[-1]) > _rank(points[best[0]])):
+                    if best:
+                        shutil.rmtree(work / str(best[0]))
+                    best = number, record, model
+                else:
+                    shutil.rmtree(folder)
+                tried(number + 1, len(asked))
+        if best is None:  # by the few bytes of a longer settings file
+            fewest = min(point["bytes"] for point in points)
+            raise ColbertZeroError(
+                f"--target {target}: the smallest that was tried takes {fewest:,} bytes; name so many"
+            )
+        number, record, model = best
+        record |= {
+            "target": target, "target_bytes": most, "measure": judge.measure,
+            "collection": collection and collection.name, "corpus": corpus.name, "removals": left_out,
+            "tried": points, "best": number,
+        }  # fmt: skip
+        with atomic_folder(out) as folder:
+            for file in (work / str(number)).iterdir():
+                shutil.move(file, folder)
+            finish_record(folder, source, model, record, texts, tell, finish)
+        return record
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    meeting = [point for point in points if point["meets"]]
-    if not meeting:  # by the few bytes of a longer settings file
-        fewest = min(point["bytes"] for point in points)
-        raise ColbertZeroError(f"--target {target}: the smallest that was tried takes {fewest:,} bytes; name so many")
-    best = max(meeting, key=lambda point: (point["score"], -point["bytes"]))
-    also = {
-        "target": target, "target_bytes": most, "measure": judge.measure,
-        "collection": collection and collection.name, "corpus": corpus.name, "removals": left_out,
-        "tried": points, "best": points.index(best),
-    }  # fmt: skip
-    cuts = _cuts(asked[points.index(best)], source.layers)
-    return write_shrunk(source, out, cuts, cutting if best["vocabulary"] else None, texts, tell, also=also)
+
+
+def _rank(point: Record) -> tuple[float, int]:
+    """Of two points the larger is the better: the score, and of equal ones the fewer bytes."""
+    return point["score"], -point["bytes"]
 
 
 def _cuts(one: Combination, layers: int) -> Cuts:
-    return Cuts(one.layers if one.layers < layers else None, one.neurons)
-
-
-def _silent(_: str) -> None:
-    """Of what is told once for the one that is written."""
+    return Cuts(neurons=one.neurons, count=one.layers if one.layers < layers else None)

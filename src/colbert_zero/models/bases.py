@@ -49,7 +49,7 @@ def commit_on_hub(base: str, revision: str | None, whose: str = "model.base") ->
 
 def cached_commit(base: str, revision: str | None) -> str | None:
     """The commit that the Hub's cache holds for a branch, tag or commit."""
-    folder = _snapshot(base, revision)
+    folder = snapshot(base, revision)
     return folder.name if folder else None
 
 
@@ -111,7 +111,7 @@ def check_base(
         with _answers(base, revision, whose):
             _check_kind(base, revision, whose, trained)
             check_checkpoint(base, revision, trust_remote_code)
-            if (folder := _snapshot(base, revision)) is None and not constants.is_offline_mode():
+            if (folder := snapshot(base, revision)) is None and not constants.is_offline_mode():
                 raise ColbertZeroError(f"{whose}: {base!r} has no config.json on the Hub; name another model")
             if folder and any(folder.rglob("*.safetensors")):
                 _check_weights(folder, base, whose)
@@ -173,8 +173,8 @@ def _check_kind(base: str, revision: str | None, whose: str, trained: bool) -> K
     return (trainable_kind if trained else kind_of)(base, revision, f"{whose}: ")
 
 
-def _snapshot(base: str, revision: str | None) -> Path | None:
-    """Where the Hub's cache holds the files of a revision."""
+def snapshot(base: str, revision: str | None) -> Path | None:
+    """Where the Hub's cache holds the files of a revision; None where it does not."""
     for name in _FILES:
         file = try_to_load_from_cache(base, name, revision=revision)
         if isinstance(file, str):

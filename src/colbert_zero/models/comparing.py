@@ -1,5 +1,6 @@
 """Whether a model that is written for others gives what this program computes, of sample texts."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,9 +24,9 @@ TEXTS: dict[Task, list[str]] = {
 """With a text of one letter, one that is cut off, and letters that a tokenizer may not know."""
 
 
-def vectors_of(encoder: Encoder) -> list[torch.Tensor]:
-    """(tokens, dim) of each sample text, as this program scores them."""
-    packed = [encode(encoder, texts, task) for task, texts in TEXTS.items()]
+def vectors_of(encoder: Encoder, of: Mapping[Task, list[str]] = TEXTS) -> list[torch.Tensor]:
+    """(tokens, dim) of each text, as this program scores them; of the sample texts by default."""
+    packed = [encode(encoder, texts, task) for task, texts in of.items()]
     return [vectors for side in packed for vectors in side.values.split(side.lengths.tolist())]
 
 

@@ -21,7 +21,8 @@ from transformers import PreTrainedModel
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.models.axes import State, Table, built, join, pick, pick_layers, size, split, table_of
 from colbert_zero.models.checkpoints import Encoder
-from colbert_zero.models.encoding import Task, encode
+from colbert_zero.models.comparing import vectors_of
+from colbert_zero.models.encoding import Task
 from colbert_zero.models.layers import replaced
 from colbert_zero.watch import stop_if_asked
 
@@ -36,16 +37,18 @@ class Cuts:
     """What is asked for; each as it stands by itself changes nothing.
 
     Attributes:
-        layers: Those that are kept, from 0, ascending; or how many, chosen by what hurts least; None: all.
+        layers: Those that are kept, from 0, ascending; None: all, or `count` of them.
         neurons: Share of each feed-forward layer's that is kept.
         zeros: Share of each matrix of the layers that becomes 0.
         bits: Of each number of a matrix; None: as they are.
+        count: How many layers are kept, in place of which; `removals` chooses them by what hurts least.
     """
 
-    layers: tuple[int, ...] | int | None = None
+    layers: tuple[int, ...] | None = None
     neurons: float = 1.0
     zeros: float = 0.0
     bits: Bits | None = None
+    count: int | None = None
 
 
 @dataclass(frozen=True)
@@ -105,14 +108,14 @@ def cut(model: Encoder, cuts: Cuts, whose: str) -> Encoder:
 
     Args:
         model: Dense or multi-vector; stays as it is.
-        cuts: Its layers by their numbers, or None.
+        cuts: Without a `count`.
         whose: How messages of errors on the model begin.
 
     Raises:
         ColbertZeroError: The model type has no table, or a cut is none that it can take.
     """
     encoder = encoder_of(model, whose)
-    if isinstance(cuts.layers, int):
+    if cuts.count is not None:
         raise ValueError("which layers is for `removals` to say")
     check_cuts(encoder, cuts, whose)
     if cuts.layers is not None:
@@ -134,9 +137,9 @@ def check_cuts(encoder: PreTrainedModel, cuts: Cuts, whose: str) -> None:
     """
     table = table_of(encoder, whose)
     layers = layers_in(encoder, table)
-    if isinstance(cuts.layers, int) and not 1 <= cuts.layers <= layers:
-        raise ColbertZeroError(f"layers: {cuts.layers}, of the {layers} that there are; keep 1 to {layers}")
-    if isinstance(cuts.layers, tuple):
+    if cuts.count is not None and not 1 <= cuts.count <= layers:
+        raise ColbertZeroError(f"layers: {cuts.count}, of the {layers} that there are; keep 1 to {layers}")
+    if cuts.layers is not None:
         named = ", ".join(map(str, cuts.layers))
         if not cuts.layers or not all(0 <= number < layers for number in cuts.layers):
             raise ColbertZeroError(f"layers: [{named}], and there are 0 to {layers - 1}; name some of these")
@@ -265,15 +268,16 @@ def deviation(before: Encoder, after: Encoder, texts: list[str]) -> Deviation:
         after: Of the same kind.
         texts: At least one.
     """
-    return _between(_vectors(before, texts), _vectors(after, texts))
+    return deviation_of(both_ways(before, texts), both_ways(after, texts))
 
 
-def _vectors(model: Encoder, texts: list[str]) -> list[Tensor]:
-    packed = [encode(model, texts, task) for task in TASKS]
-    return [vectors for side in packed for vectors in side.values.split(side.lengths.tolist())]
+def both_ways(model: Encoder, texts: list[str]) -> list[Tensor]:
+    """Token vectors of each text as a query, and then as a document, (tokens, dim)."""
+    return vectors_of(model, dict.fromkeys(TASKS, texts))
 
 
-def _between(before: list[Tensor], after: list[Tensor]) -> Deviation:
+def deviation_of(before: list[Tensor], after: list[Tensor]) -> Deviation:
+    """The same of what `both_ways` gives."""
     pairs = [(a, b) for a, b in zip(before, after, strict=True) if a.shape == b.shape]
     texts, apart = len(before) // len(TASKS), len(before) - len(pairs)
     if not pairs:
@@ -307,7 +311,7 @@ def removals(
     left = list(range(layers_in(encoder, table)))
     if len(left) == 1:
         return []
-    before, found = _vectors(model, texts), list[Removal]()
+    before, found = both_ways(model, texts), list[Removal]()
     steps = range(max(1, len(left) - count))
     trials, done = sum(len(left) - step - bool(table.first_stays) for step in steps), 0
     for _ in steps:
@@ -316,7 +320,7 @@ def removals(
             stop_if_asked()
             kept = [other for other in left if other != number]
             without = with_encoder(model, keep_layers(encoder, kept, whose))
-            cosines[number] = _between(before, _vectors(without, texts)).cosine
+            cosines[number] = deviation_of(before, both_ways(without, texts)).cosine
             done += 1
             if progress:
                 progress(done, trials)

@@ -5,19 +5,19 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from safetensors import safe_open
-from sentence_transformers.util import load_file_path
 
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.files import Progress, Tell, atomic_folder, write_json
 from colbert_zero.models.adapting import has_route
 from colbert_zero.models.alignment import META
 from colbert_zero.models.axes import table_of
+from colbert_zero.models.bases import snapshot
 from colbert_zero.models.checkpoints import Encoder, load_model
 from colbert_zero.models.comparing import TEXTS
 from colbert_zero.models.contents import model_files
@@ -50,6 +50,13 @@ RECORD = "compress.json"
 
 SAMPLE = 64
 """Texts whose token vectors are compared, where there are more."""
+
+Record = dict[str, Any]
+"""What docs/backbone.md says is in compress.json."""
+
+Finish = Callable[[Path, Encoder, Record], Mapping[str, Any]]
+"""Given a folder before it appears, the model that was read from it and its record: what else the record is to hold.
+It may put files into the folder."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +113,7 @@ class Uncut:
         self.encoder = encoder_of(self.model, f"MODEL: {folder}")
         self.table = table_of(self.encoder, f"MODEL: {folder}")
         self.layers = layers_in(self.encoder, self.table)
-        self.place = _place_of(folder, revision)
+        self.place = place_of_model(folder, revision)
         self.stored = _stored_as(self.place)
         self._removals: list[Removal] = []
         self._vocabularies: dict[str, Vocabulary] = {}
@@ -133,10 +140,10 @@ def check_asked(source: Uncut, cuts: Cuts, corpus: Texts | None, texts: list[str
         ColbertZeroError: Names the cut and the mend.
     """
     check_cuts(source.encoder, cuts, f"MODEL: {source.folder}")
-    if isinstance(cuts.layers, int) and not texts:
+    if cuts.count is not None and not texts:
         raise ColbertZeroError(
-            f"layers: {cuts.layers}: which ones hurt least is measured on texts; add --corpus or --collection, or name "
-            f"those that are kept (--layers {','.join(map(str, range(cuts.layers)))})"
+            f"layers: {cuts.count}: which ones hurt least is measured on texts; add --corpus or --collection, or name "
+            f"those that are kept (--layers {','.join(map(str, range(cuts.count)))})"
         )
     if corpus is not None:
         check_vocabulary(source.model)
@@ -150,8 +157,8 @@ def write_shrunk(
     texts: list[str] | None = None,
     tell: Tell = print,
     progress: Progress | None = None,
-    also: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+    finish: Finish | None = None,
+) -> Record:
     """Cut a checkpoint and write it: an ordinary one of its kind, that transformers and sentence-transformers load.
 
     It is loaded once more from the folder as it was written, and what the record says is measured on that.
@@ -165,68 +172,112 @@ def write_shrunk(
             of our own where there are none, for deviation alone.
         tell: Told what is not copied.
         progress: Of the trials by which layers are chosen.
-        also: What else the record is to hold.
+        finish: Called before the folder appears.
 
     Returns:
-        The record: docs/shrinking.md says what is in it.
+        The record: docs/backbone.md says what is in it.
 
     Raises:
         ColbertZeroError: It cannot be cut so; nothing is written.
     """
     check_asked(source, cuts, corpus, texts)
+    with atomic_folder(out) as folder:
+        record, written = cut_into(folder, source, cuts, corpus, texts, progress)
+        finish_record(folder, source, written, record, texts, tell, finish)
+    return record
+
+
+def cut_into(
+    folder: Path,
+    source: Uncut,
+    cuts: Cuts,
+    corpus: Texts | None = None,
+    texts: list[str] | None = None,
+    progress: Progress | None = None,
+) -> tuple[Record, Encoder]:
+    """Cut a checkpoint and write it into an empty folder: arguments as of `write_shrunk`.
+
+    Returns:
+        The record as far as it needs no encoding, and the model, read from the folder. No record is written.
+    """
     started, whose = time.monotonic(), f"MODEL: {source.folder}"
-    sample = sample_of(texts) if texts else [text for side in TEXTS.values() for text in side]
     chosen: list[Removal] = []
     kept = cuts.layers
-    if isinstance(kept, int):
-        chosen = source.removals(kept, sample, progress)
+    if cuts.count is not None:
+        chosen = source.removals(cuts.count, sample_of(texts or []), progress)
         kept = kept_after(source.layers, chosen)
     model, vocabulary = source.model, None
     if corpus is not None:
         vocabulary = source.vocabulary(corpus)
         model = with_encoder(model, keep_tokens(source.encoder, vocabulary, whose))
-    model = cut(model, Cuts(kept, cuts.neurons, cuts.zeros, cuts.bits), whose)
+    model = cut(model, replace(cuts, layers=kept, count=None), whose)
     if source.stored != torch.float32:
         own: Any = copy.deepcopy(encoder_of(model, whose))
         model = with_encoder(model, own.to(source.stored))
-    with atomic_folder(out) as folder:
-        _save(model, source, folder)
-        if vocabulary is not None:
-            rewrite_tokenizer(folder, vocabulary)
-        _copy_meta(source, folder, tell)
-        written = load_model(folder, device="cpu")
-        zeros, numbers = zeros_in(written, whose)
-        record: dict[str, Any] = {
-            "kind": "compress",
-            "asked": {
-                "layers": list(cuts.layers) if isinstance(cuts.layers, tuple) else cuts.layers,
-                "neurons": cuts.neurons, "zeros": cuts.zeros, "bits": cuts.bits,
-                "vocabulary": corpus and corpus.name,
-            },
-            "model": Path(source.folder).name if Path(source.folder).is_dir() else source.folder,
-            "model_type": source.encoder.config.model_type,
-            "layers_before": source.layers,
-            "layers_kept": list(kept) if kept is not None else list(range(source.layers)),
-            "removals": chosen,
-            "parameters_before": parameters(source.model),
-            "parameters": parameters(written),
-            "bytes_before": folder_bytes(source.place),
-            "packed_bytes": packed_bytes(model, cuts.bits),
-            "zeros": zeros,
-            "zeros_of": numbers,
-            "bits": cuts.bits,
-            "vocabulary_before": len(cast(Any, source.model.tokenizer).get_vocab()),
-            "vocabulary": len(cast(Any, written.tokenizer).get_vocab()),
-            "vocabulary_texts": vocabulary and vocabulary.texts,
-            "deviation": asdict(deviation(source.model, written, sample)),
-            "deviation_on": "texts given" if texts else "texts of the program's own",
-            "torch": torch.__version__, "processor": platform.processor(),
-        }  # fmt: skip
-        record["bytes"] = folder_bytes(folder)
-        record["seconds"] = round(time.monotonic() - started, 3)
-        record |= also or {}
-        write_json(folder / RECORD, record)
-    return record
+    _save(model, source, folder)
+    if vocabulary is not None:
+        rewrite_tokenizer(folder, vocabulary)
+    if (source.place / META).is_file():  # sentence-transformers has no place for it
+        shutil.copyfile(source.place / META, folder / META)
+    written = load_model(folder, device="cpu")
+    zeros, numbers = zeros_in(written, whose)
+    record: Record = {
+        "kind": "compress",
+        "asked": {
+            "layers": list(cuts.layers) if cuts.layers is not None else cuts.count,
+            "neurons": cuts.neurons, "zeros": cuts.zeros, "bits": cuts.bits, "vocabulary": corpus and corpus.name,
+        },
+        "model": Path(source.folder).name if Path(source.folder).is_dir() else source.folder,
+        "model_type": source.encoder.config.model_type,
+        "layers_before": source.layers,
+        "layers_kept": list(kept) if kept is not None else list(range(source.layers)),
+        "removals": chosen,
+        "parameters_before": parameters(source.model),
+        "parameters": parameters(written),
+        "bytes_before": folder_bytes(source.place),
+        "bytes": folder_bytes(folder),
+        "packed_bytes": packed_bytes(model, cuts.bits),
+        "zeros": zeros,
+        "zeros_of": numbers,
+        "bits": cuts.bits,
+        "vocabulary_before": len(cast(Any, source.model.tokenizer).get_vocab()),
+        "vocabulary": len(cast(Any, written.tokenizer).get_vocab()),
+        "vocabulary_texts": vocabulary and vocabulary.texts,
+        "torch": torch.__version__, "processor": platform.processor(),
+        "seconds": round(time.monotonic() - started, 3),
+    }  # fmt: skip
+    return record, written
+
+
+def finish_record(
+    folder: Path,
+    source: Uncut,
+    written: Encoder,
+    record: Record,
+    texts: list[str] | None,
+    tell: Tell,
+    finish: Finish | None = None,
+) -> None:
+    """Measure how far token vectors are from those before, and write the record of what `cut_into` wrote.
+
+    Args:
+        folder: Of that.
+        source: The checkpoint before.
+        written: The model, read from the folder.
+        record: Of it; completed here.
+        texts: As of `write_shrunk`, and so are the others.
+        tell: See there.
+        finish: See there.
+    """
+    started = time.monotonic()
+    sample = sample_of(texts) if texts else [text for side in TEXTS.values() for text in side]
+    record["deviation"] = asdict(deviation(source.model, written, sample))
+    record["deviation_on"] = "texts given" if texts else "texts of the program's own"
+    record |= finish(folder, written, record) if finish else {}
+    record["seconds"] = round(record["seconds"] + time.monotonic() - started, 3)
+    write_json(folder / RECORD, record)
+    if (card := source.place / "README.md").is_file():
+        tell(f"{card} is not copied: it speaks of the model before it was cut")
 
 
 def folder_bytes(folder: Path) -> int:
@@ -234,12 +285,9 @@ def folder_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in model_files(folder) if file.name != RECORD)
 
 
-def _place_of(folder: str, revision: str | None) -> Path:
-    """A checkpoint's folder, or where the Hub's cache has it."""
-    if Path(folder).is_dir():
-        return Path(folder)
-    files = (load_file_path(folder, name, revision=revision) for name in ("config.json", "modules.json"))
-    return Path(next(file for file in files if file)).parent
+def place_of_model(folder: str, revision: str | None) -> Path:
+    """A checkpoint's folder, or where the Hub's cache has it, once it is loaded."""
+    return Path(folder) if Path(folder).is_dir() else cast(Path, snapshot(folder, revision))
 
 
 def _stored_as(folder: Path) -> torch.dtype:
@@ -262,12 +310,3 @@ def _save(model: Encoder, source: Uncut, folder: Path) -> None:
         cast(Any, model.tokenizer).save_pretrained(folder)
     else:
         model.save_pretrained(str(folder), create_model_card=False)
-
-
-def _copy_meta(source: Uncut, folder: Path, tell: Tell) -> None:
-    """Copy what sentence-transformers has no place for; a model's card is of the model before."""
-    own = source.place
-    if (own / META).is_file():
-        shutil.copyfile(own / META, folder / META)
-    if (own / "README.md").is_file():
-        tell(f"{own / 'README.md'} is not copied: it speaks of the model before it was cut")

@@ -116,3 +116,53 @@ def layers_plot(removals: list[Record]) -> Plot:
     least = min(cosines, key=lambda number: 1 - cosines[number])
     shows = f"Layer {least} changes token vectors least when it is left out: {1 - cosines[least]:.3f}."
     return make_plot("layers", "What each layer does", shows, (7.4, 0.9 + 0.4 * len(cosines)), draw)
+
+
+def heads_plot(sensitivity: Record) -> Plot:
+    """What leaving out each head, and each larger part of a layer, does to token vectors: a row a layer."""
+    layers, heads = len(sensitivity["heads"]), len(sensitivity["heads"][0])
+    parts = {"attention": "all\nheads", "neurons": "feed-\nforward", "layers": "whole\nlayer"}
+    wide = heads > _HEADS_WITH_NUMBERS
+
+    def draw(figure: Any) -> None:
+        left, right = figure.subplots(1, 2, width_ratios=[heads, 2 * len(parts)], sharey=True)
+        of_parts = [[sensitivity[part][layer] for part in parts] for layer in range(layers)]
+        for axes, rows, shown in ((left, sensitivity["heads"], not wide), (right, of_parts, True)):
+            # Another scale each: a layer does some ten times as much as one of its heads.
+            most = max((value for row in rows for value in row if value is not None), default=0) or 1.0
+            values = [[float("nan") if value is None else value for value in row] for row in rows]
+            axes.imshow(values, cmap="Blues", vmin=0, vmax=most, aspect="auto")
+            axes.grid(visible=False)
+            axes.tick_params(length=0)
+            axes.spines[:].set_visible(False)
+            for y, row in enumerate(rows):
+                for x, value in enumerate(row):
+                    words = "–" if value is None else _decimals(value, most)
+                    colour = "white" if value is not None and value > 0.6 * most else INK
+                    if shown:
+                        axes.text(x, y, words, ha="center", va="center", color=colour, fontsize=8)
+        left.set_yticks(range(layers), [f"layer {number}" for number in range(layers)], color=INK)
+        every = 1 if not wide else 4
+        left.set_xticks(range(0, heads, every), [f"{number}" for number in range(0, heads, every)], color=INK)
+        left.set_xlabel("head")
+        right.set_xticks(range(len(parts)), list(parts.values()), color=INK)
+
+    places = [(value, layer, head) for layer, row in enumerate(sensitivity["heads"]) for head, value in enumerate(row)]
+    (least, *where_least), (most, *where_most) = min(places), max(places)
+    shows = (
+        "1 − mean cosine of token vectors without a part and with it, one part at a time, of "
+        f"{sensitivity['texts']} texts; heads and larger parts are coloured by scales of their own. Head "
+        f"{where_least[1]} of layer {where_least[0]} does least ({least:.4f}), head {where_most[1]} of layer "
+        f"{where_most[0]} most ({most:.4f})."
+    )
+    size = (3.6 + (0.48 if not wide else 0.16) * heads + 1.0, 1.3 + 0.36 * layers)
+    return make_plot("heads", "What each head and each part of a layer does", shows, size, draw)
+
+
+_HEADS_WITH_NUMBERS = 16
+
+
+def _decimals(value: float, most: float) -> str:
+    """A number of a scale, without its leading 0."""
+    words = f"{value:.3f}" if most < 0.1 else f"{value:.2f}"
+    return words.removeprefix("0")
