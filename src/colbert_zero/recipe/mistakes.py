@@ -2,10 +2,14 @@
 
 import difflib
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from pydantic_core import PydanticCustomError
+
 from colbert_zero.errors import near, show
+from colbert_zero.recipe.data import written_out
 from colbert_zero.recipe.miners import BM25, RANDOM
 from colbert_zero.recipe.schema import CHOICE_ROUNDS, CHOICE_TEMPERATURE
 
@@ -346,6 +350,10 @@ def wrong_references(recipe: "Recipe", data: dict[str, Any]) -> list[str]:
 
 def _wrong_ensembles(recipe: "Recipe", names: dict[str, Any]) -> list[str]:
     """What is wrong between ensembles, systems and collections."""
+    if not recipe.ensembles:
+        return []
+    with suppress(PydanticCustomError):  # two entries of one name are told elsewhere
+        recipe = recipe.model_copy(update={"collections": written_out(recipe.collections)})
     wrong, systems = [], recipe.systems()
     taken = {BM25: "the lexical baseline"} | {f"teacher-{name}": "a teacher" for name in names["teachers"]}
     taken |= dict.fromkeys(systems[1:], "a dense baseline") | dict.fromkeys(names["pipelines"], "a pipeline")
@@ -371,10 +379,12 @@ def _wrong_ensembles(recipe: "Recipe", names: dict[str, Any]) -> list[str]:
 
 def _wrong_on(recipe: "Recipe", on: str | None, collections: dict[str, Any]) -> list[str]:
     """What is wrong with a collection that an ensemble is chosen on."""
-    if on not in collections:
-        return [f"no collection {on!r}{near(str(on), collections)}"]
     if on not in recipe.collections:
-        return []  # told elsewhere
+        parts = [name for name in recipe.collections if on in collections and name.startswith(f"{on}-")]
+        if parts:
+            return [f"{on!r} is {len(parts)} collections; name one of your own, which no mean needs"]
+        # One with a mistake of its own is told elsewhere.
+        return [] if on in collections else [f"no collection {on!r}{near(str(on), recipe.collections)}"]
     compared = [name for name in recipe.collections if name not in recipe.for_choosing]
     if not compared:
         return [f"{on!r} is for choosing then, and no collection is left to compare on; add one"]
