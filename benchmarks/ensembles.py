@@ -1,10 +1,10 @@
 """Two models or one: python benchmarks/ensembles.py OUT --model MODEL … --on PATH --collection PATH …
 
-Ranks collections by BM25 and by each model, 1,000 documents deep, and compares, as a study's `ensembles` do: each model
-with BM25 at equal weights; all models together, and with BM25; and those that a greedy choice on `--on` takes of all.
-Every ensemble is tested against its best member (by the scores themselves, which favours that member) and against
-BM25, paired over queries, Holm's correction over all; beside each stand bytes and operations of encoding a query.
-Nothing is trained. Runs are kept in OUT, so that the same command goes on where it was stopped.
+Ranks collections by BM25 and by each model, `--depth` documents deep (1,000 as in studies), and compares, as a study's
+`ensembles` do: each model with BM25 at equal weights; all models together, and with BM25; and those that a greedy
+choice on `--on` takes of all. Every ensemble is tested against its best member (by the scores themselves, which favours
+that member) and against BM25, paired over queries, Holm's correction over all; beside each stand bytes and operations
+of encoding a query. Nothing is trained. Runs are kept in OUT, so that the same command goes on where it was stopped.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from typing import Any
 
 from colbert_zero.data.collection import Collection
 from colbert_zero.data.layouts import load_beir
-from colbert_zero.evaluation.ensembles import choose_greedily, fuse
+from colbert_zero.evaluation.ensembles import FUSION_DEPTH, choose_greedily, fuse
 from colbert_zero.evaluation.footprint import footprint
 from colbert_zero.evaluation.ranking import rank, rank_bm25
 from colbert_zero.evaluation.runs import Run, measure, read_run, write_run
@@ -24,18 +24,18 @@ from colbert_zero.models.checkpoints import load_model
 from colbert_zero.recipe.schema import CHOICE_ROUNDS, CHOICE_TEMPERATURE
 from colbert_zero.report.records import MEASURE
 from colbert_zero.report.words import operations, points, size
-from colbert_zero.study.rankings import DEPTH, FUSION_DEPTH
+from colbert_zero.study.rankings import DEPTH
 
 BM25 = "bm25"
 
 
-def kept(out: Path, name: str, collection: Collection, make: Any) -> Run:
-    """A run of 1,000 documents a query, made once."""
+def kept(out: Path, name: str, collection: Collection, depth: int, make: Any) -> Run:
+    """A run of so many documents a query, made once; a deeper one of before is cut."""
     path = out / f"{name}.{collection.name}.trec"
     if not path.is_file():
-        write_run(path, make(collection, FUSION_DEPTH), name)
+        write_run(path, make(collection, depth), name)
         print(f"ranked {collection.name} by {name}", flush=True)
-    return read_run(path)
+    return {query: found[:depth] for query, found in read_run(path).items()}
 
 
 def main() -> None:
@@ -44,16 +44,17 @@ def main() -> None:
     parser.add_argument("--model", action="append", required=True, metavar="NAME=FOLDER")
     parser.add_argument("--collection", action="append", required=True, type=Path)
     parser.add_argument("--on", required=True, type=Path, help="the collection to choose on")
+    parser.add_argument("--depth", type=int, default=FUSION_DEPTH, help="documents a query that are fused")
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     folders = {name: Path(folder) for name, _, folder in (word.partition("=") for word in asked.model)}
     dev, *tested = (load_beir(path, name=path.name) for path in (asked.on, *asked.collection))
     runs: dict[str, dict[str, Run]] = {}
     for collection in (*tested, dev):
-        runs[collection.name] = {BM25: kept(asked.out, BM25, collection, rank_bm25)}
+        runs[collection.name] = {BM25: kept(asked.out, BM25, collection, asked.depth, rank_bm25)}
         for name, folder in folders.items():
             ranker = partial(rank, load_model(folder))
-            runs[collection.name][name] = kept(asked.out, name, collection, ranker)
+            runs[collection.name][name] = kept(asked.out, name, collection, asked.depth, ranker)
 
     names = list(folders)
     choice = choose_greedily(runs[dev.name], dev.qrels, CHOICE_TEMPERATURE, CHOICE_ROUNDS)

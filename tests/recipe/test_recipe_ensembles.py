@@ -7,7 +7,6 @@ import pytest
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.recipe.reading import check_recipe
 
-
 SYSTEMS = "(there are: bm25, full, half, full@first, full@second, half@first, first)"
 
 

@@ -18,6 +18,9 @@ from colbert_zero.errors import ColbertZeroError
 from colbert_zero.evaluation.runs import Run
 from colbert_zero.maxsim.scores import min_max
 
+FUSION_DEPTH = 1000
+"""Documents per query of each member that an ensemble's ranking is made from, a teacher's too."""
+
 _FLAT = 1e-9
 """Scores of a query that span less are all the same."""
 

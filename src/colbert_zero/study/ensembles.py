@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from colbert_zero.data.collection import Collection
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.evaluation.ensembles import choose_greedily, fuse
+from colbert_zero.evaluation.ensembles import FUSION_DEPTH, choose_greedily, fuse
 from colbert_zero.evaluation.footprint import footprint
 from colbert_zero.evaluation.runs import Run, measure
 from colbert_zero.files import fingerprint, read_json, write_json
@@ -14,7 +14,7 @@ from colbert_zero.processes import from_main, is_main
 from colbert_zero.recipe.miners import BM25
 from colbert_zero.recipe.schema import Ensemble, Recipe
 from colbert_zero.report.records import MEASURE
-from colbert_zero.study.rankings import FUSION_DEPTH, Ranker, bm25
+from colbert_zero.study.rankings import Ranker, bm25
 
 if TYPE_CHECKING:
     from colbert_zero.study.study import Study

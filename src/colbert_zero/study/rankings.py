@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from colbert_zero.data.collection import Collection
+from colbert_zero.evaluation.ensembles import FUSION_DEPTH
 from colbert_zero.evaluation.ranking import rank_bm25
 from colbert_zero.evaluation.runs import PerQuery, Run, measure, read_run, write_run
 from colbert_zero.files import atomic_file, fingerprint, read_json, write_json
@@ -16,9 +17,6 @@ from colbert_zero.processes import agree, from_main, is_main
 
 DEPTH = 100
 """Documents kept per query in a run; R@100 needs as many."""
-
-FUSION_DEPTH = 1000
-"""Documents per query of each member that an ensemble's ranking is made from, a teacher's too."""
 
 Ranker = Callable[[Collection, int], Run]
 """Ranks a collection to a depth; called by every process, and the main one's run counts."""
