@@ -151,7 +151,7 @@ def print_plan(study: Any, phases: list[Any]) -> None:
         )
     for name, collection in study.collections.items():
         counts = f"{collection.documents_count:,} documents, {len(collection.qrels):,} queries"
-        say(f"  collection {name}: {counts}")
+        say(f"  collection {name}: {counts}{', for choosing' if name in recipe.for_choosing else ''}")
     say(f"  disk {study.disk.words()}")
     console.print(plan_table(phases, console.width))
 
@@ -213,6 +213,9 @@ def results_tables(results: dict[str, Any], width: int) -> list[Table]:
     }
     if not any(map(_was_counted, results["systems"].values())):
         del first["compute"]  # trained by a version that did not count
+    if any(system["kind"] == "ensemble" for system in results["systems"].values()):
+        first["model"] = lambda system: size(system["model_bytes"])
+        first["a query"] = lambda system: operations(system["query_flops"])
     shown: list[dict[str, Column]] = [first]
     # All of them beside the mean, or none: a table of one and a table of six would be hard to read together.
     scores: dict[str, Column] = {label[name]: partial(_score_on, name) for name in collections}
@@ -426,6 +429,7 @@ def _groups(systems: dict[str, Any]) -> list[tuple[str, list[str]]]:
         "dense baselines": lambda s: s["kind"] == "baseline" and s["representation"] != "lexical",
         "on the way": lambda s: s["kind"] == "pipeline" and s["after"] is not None,
         "finished pipelines": lambda s: s["kind"] == "pipeline" and s["after"] is None,
+        "ensembles": lambda s: s["kind"] == "ensemble",
     }
     groups = [(heading, [n for n, s in systems.items() if belongs(s)]) for heading, belongs in headings.items()]
     return [(heading, names) for heading, names in groups if names]

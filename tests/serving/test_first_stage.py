@@ -8,14 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from colbert_zero.data.collection import Collection
 from colbert_zero.data.documents import documents_of
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.evaluation.ranking import embed
+from colbert_zero.evaluation.ensembles import fuse
+from colbert_zero.evaluation.ranking import embed, rank_bm25
 from colbert_zero.models.bm25 import Bm25
 from colbert_zero.serving.index.building import Settings, add
 from colbert_zero.serving.index.changing import compact, delete
 from colbert_zero.serving.index.checking import first_sentences, recalls
-from colbert_zero.serving.index.first_stage import bm25_scores, candidates, first_stage_of, mean_scores
+from colbert_zero.serving.index.first_stage import bm25_ranking, bm25_scores, candidates, first_stage_of, mean_scores
 from colbert_zero.serving.index.opened import Index
 from helpers import DOCUMENTS, QUERIES
 
@@ -186,3 +188,82 @@ def test_check_tells_what_a_first_stage_misses(made, command, tmp_path):
         assert (code, "--first x: write pooled:1000" in error) == (2, True)
     code, _, error = command("index", "check", path, "--queries", tmp_path / "q.tsv")
     assert (code, "--queries: is for --first" in error) == (2, True)
+
+
+# ---- The model and BM25 together
+
+
+@pytest.mark.parametrize("size", [1, 6, 100])
+def test_bm25_ranking_over_segments_is_that_of_the_corpus_ties_by_id(made, size):
+    documents = DOCUMENTS | {"twin-b": "A library of wings.", "twin-a": "A library of wings."}
+    with Index.open(made(documents, Settings(segment_documents=size))) as index:
+        collection = Collection.from_memory("c", documents, QUERIES, {q: {"lift": 1} for q in QUERIES})
+        for depth in (2, 1000):
+            expected = rank_bm25(collection, depth)
+            for query, text in QUERIES.items():
+                found = [(place.id, score) for score, place in bm25_ranking(index.segments, text, depth)]
+                assert [name for name, _ in found] == [name for name, _ in expected[query]]
+                assert dict(found) == pytest.approx(dict(expected[query]), rel=1e-5)
+
+
+@pytest.mark.parametrize("weight", [0.25, 1.0, 3.0])
+@pytest.mark.parametrize("first", [None, "bm25:4"])
+def test_a_search_with_bm25_is_the_fused_run_of_both(made, weight, first):
+    with Index.open(made()) as index:
+        by_model = index.run(QUERIES, 1000, first=first)
+        by_bm25 = {
+            query: [(place.id, score) for score, place in bm25_ranking(index.segments, text, 1000)]
+            for query, text in QUERIES.items()
+        }
+        expected = fuse([(1.0, by_model), (weight, by_bm25)], 7)
+        assert index.run(QUERIES, 7, first=first, with_bm25=weight) == expected
+        for query, text in QUERIES.items():
+            answer = index.search(text, 7, first=first, with_bm25=weight)
+            # Encoded alone, a query has other roundings than beside longer ones.
+            alone = fuse([(1.0, index.run({query: text}, 1000, first=first)), (weight, {query: by_bm25[query]})], 7)
+            assert [(hit.id, hit.score) for hit in answer] == alone[query]
+            assert answer[0].text == DOCUMENTS[answer[0].id]
+            assert f"scores are 1 × the model's + {weight:g} × BM25's" in answer.notes[-1]
+
+
+def test_deleted_documents_and_those_of_other_metadata_are_found_by_neither(made):
+    path = made()
+    delete(path, ["library"])
+    with Index.open(path) as index:
+        found = index.search("how do libraries list books", 20, with_bm25=1.0)
+        assert "library" not in [hit.id for hit in found]
+        some = index.search("how do libraries list books", 20, {"kind": "l"}, with_bm25=1.0)
+        assert {hit.metadata["kind"] for hit in some} == {"l"}
+        assert len(some) == sum(name[0] == "l" and name != "library" for name in DOCUMENTS)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"with_bm25": 0}, "--with-bm25 0: write a weight above 0, as in --with-bm25 1"),
+        ({"with_bm25": -1}, "--with-bm25 -1: write a weight above 0, as in --with-bm25 1"),
+        ({"with_bm25": float("nan")}, "--with-bm25 nan: write a weight above 0, as in --with-bm25 1"),
+        (
+            {"with_bm25": 1, "explain": True},
+            "--explain: shows the parts of the model's score, and with BM25 a document has another; leave out "
+            "--explain or --with-bm25",
+        ),
+    ],
+)
+def test_what_cannot_be_searched_with_bm25_is_refused(made, options, told):
+    with Index.open(made()) as index, pytest.raises(ColbertZeroError) as caught:
+        index.search("lift", **options)
+    assert str(caught.value) == told
+
+
+def test_the_command_searches_with_bm25_and_qdrant_does_not(made, command):
+    path = made()
+    code, out, err = command("search", path, "lift of a wing", "--with-bm25", "1", "--json")
+    assert code == 0, err
+    with Index.open(path) as index:
+        expected = index.search("lift of a wing", with_bm25=1.0)
+    assert [hit["id"] for hit in json.loads(out)["hits"]] == [hit.id for hit in expected]
+    code, _, err = command("search", path, "lift", "--with-bm25", "0")
+    assert (code, "write a weight above 0" in err) == (2, True)
+    code, _, err = command("search", "notes", "lift", "--with-bm25", "1", "--backend", "qdrant", "--path", path.parent)
+    assert (code, "--with-bm25: is for an index of files" in err) == (2, True)

@@ -23,6 +23,7 @@ from colbert_zero.data.collection import Collection
 from colbert_zero.data.layouts import write_beir
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.evaluation import ranking as evaluation
+from colbert_zero.evaluation.ensembles import fuse
 from colbert_zero.evaluation.runs import measure, read_run
 from colbert_zero.files import read_json, write_json
 from colbert_zero.recipe import schema as recipes
@@ -34,7 +35,6 @@ from colbert_zero.study.graph import chain_to, graph
 from colbert_zero.study.show import Quiet
 from colbert_zero.study.steps import outline
 from colbert_zero.study.study import Study
-from colbert_zero.teaching.teacher import fuse
 from helpers import DOCUMENTS, QRELS, QUERIES, data, study, with_cross_encoder, write_rows
 
 
@@ -159,7 +159,7 @@ def test_running_again_trains_and_ranks_nothing_and_gives_the_same_results(finis
     def refuse(*args, **kwargs):
         raise AssertionError("recomputed")
 
-    for name in ("study.train_phase", "study.rank", "teachers.rank_bm25", "study.mine_source", "study.score"):
+    for name in ("study.train_phase", "study.rank", "rankings.rank_bm25", "study.mine_source", "study.score"):
         monkeypatch.setattr(f"colbert_zero.study.{name}", refuse)
     records = [folder / "out" / name for name in ("teachers.json", "data.json")]
     before = [record.read_bytes() for record in records]
@@ -186,7 +186,7 @@ def test_a_checkpoint_with_several_names_is_ranked_once_also_by_a_run_that_was_k
 
     killed = []
     monkeypatch.setattr("colbert_zero.study.study.rank", counted("model", evaluation.rank))
-    monkeypatch.setattr("colbert_zero.study.teachers.rank_bm25", counted("bm25", evaluation.rank_bm25))
+    monkeypatch.setattr("colbert_zero.study.rankings.rank_bm25", counted("bm25", evaluation.rank_bm25))
     with pytest.raises(KeyboardInterrupt):
         run_study(study(tmp_path, recipe), None, "test")
     results = run_study(study(tmp_path, recipe), None, "test")
@@ -866,7 +866,7 @@ def test_a_second_run_with_a_cross_encoder_trains_and_ranks_nothing(reranked, mo
         "study.mine_source",
     ):
         monkeypatch.setattr(f"colbert_zero.study.{name}", refuse)
-    monkeypatch.setattr("colbert_zero.study.teachers.rank_bm25", refuse)
+    monkeypatch.setattr("colbert_zero.study.rankings.rank_bm25", refuse)
     assert run_study(study(folder, recipe), None, "test") == results
 
 

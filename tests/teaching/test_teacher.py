@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 
 from colbert_zero.data.prepared import arrow_file, open_source
 from colbert_zero.data.rows import PAIRS
+from colbert_zero.evaluation.ensembles import fuse
 from colbert_zero.files import write_json
 from colbert_zero.models.bm25 import Bm25
 from colbert_zero.models.encoding import encode
 from colbert_zero.recipe.data import Mined, Scored
 from colbert_zero.teaching.mined import mine_source
 from colbert_zero.teaching.scorers import ByBm25, ByEncoder
-from colbert_zero.teaching.teacher import fuse, score
+from colbert_zero.teaching.teacher import score
 from helpers import DOCUMENTS
 from oracles import maxsim
 

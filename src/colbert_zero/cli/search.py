@@ -45,6 +45,14 @@ def search(
             "What it misses: `index check --first`. By default every document is scored.",
         ),
     ] = None,
+    with_bm25: Annotated[
+        float | None,
+        typer.Option(
+            metavar="WEIGHT",
+            help="Search by the model and BM25 together: BM25's weight beside the model's 1, each score min-max "
+            "normalised over its best 1,000.",
+        ),
+    ] = None,
     model: ModelOption = None,
     graph: GraphOption = None,
     runtime: RuntimeOption = "onnxruntime",
@@ -69,6 +77,7 @@ def search(
       colbert-zero search notes.index "how do I resume a run" -k 3 --explain
       colbert-zero search notes.index "lift of a wing" --where year=1958 --json
       colbert-zero search large.index "lift of a wing" --first pooled:1000
+      colbert-zero search notes.index "lift of a wing" --with-bm25 1
       colbert-zero search notes.index "lift of a wing" --graph my-onnx
       colbert-zero search scifact.index --queries data/scifact/queries.jsonl --run scifact.trec -k 100
       colbert-zero search notes "lift of a wing" --backend qdrant --url http://localhost:6333 --candidates 500
@@ -93,6 +102,11 @@ def search(
         if first:
             first_stage_of(first, manifest)
         options = {}
+        from colbert_zero.serving.index.opened import check_weight
+
+        check_weight(with_bm25, explain)
+    elif with_bm25 is not None:
+        raise ColbertZeroError("--with-bm25: is for an index of files, which keeps its documents' terms; leave it out")
     elif first:
         raise ColbertZeroError(
             "--first: is for an index of files; on Qdrant say how many candidates (--candidates 500)"
@@ -106,11 +120,12 @@ def search(
     disable_progress_bar()
 
     stage: dict[str, Any] = {"first": first} if first else {}
+    stage |= {"with_bm25": with_bm25} if with_bm25 else {}
     with open_index(place or index, model, warn, graph=encoded_by, **options) as opened:
         if run_file:
             run = opened.run(queries, k, chosen, **stage)
             write_run(run_file, run, index.name or "index")
-            for note in opened.notes_of(first) if isinstance(opened, Index) else opened.notes_of(k):
+            for note in opened.notes_of(first, with_bm25) if isinstance(opened, Index) else opened.notes_of(k):
                 say(f"note: {note}")
             found = sum(map(len, run.values()))
             say(f"{run_file}: {found:,} documents of {len(run):,} queries")

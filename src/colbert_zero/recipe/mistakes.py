@@ -2,18 +2,23 @@
 
 import difflib
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from pydantic_core import PydanticCustomError
+
 from colbert_zero.errors import near, show
-from colbert_zero.recipe.miners import RANDOM
+from colbert_zero.recipe.data import written_out
+from colbert_zero.recipe.miners import BM25, RANDOM
+from colbert_zero.recipe.schema import CHOICE_ROUNDS, CHOICE_TEMPERATURE
 
 if TYPE_CHECKING:
     from colbert_zero.recipe.data import Mined
     from colbert_zero.recipe.schema import Recipe
 
 
-SECTIONS = ("sources", "collections", "teachers", "phases", "pipelines")
+SECTIONS = ("sources", "collections", "teachers", "phases", "pipelines", "ensembles")
 
 _NAME_MEND = "use at most 60 letters, digits, - and _, beginning with a letter or digit"
 
@@ -149,6 +154,8 @@ def contradictions(data: dict[str, Any]) -> list[str]:
             wrong.append(
                 f"teachers.{name}: needs a `pipeline`, a `model`, a `bm25_weight` above 0, or several of these"
             )
+    for name, ensemble in _entries(data, "ensembles"):
+        wrong += [f"ensembles.{name}{text}" for text in _wrong_ensemble(ensemble)]
     for name, phase in _entries(data, "phases"):
         if len(_given(phase, "steps", "epochs")) == 2:
             wrong.append(f"phases.{name}: give `steps` or `epochs`, not both")
@@ -161,6 +168,26 @@ def contradictions(data: dict[str, Any]) -> list[str]:
         wrong += [f"phases.{name}.{text}" for text in (*wrong_objective(phase), *_wrong_schedule(phase))]
         if phase.get("select") == "best" and not _given(phase, "evaluate_every") and not _reads_pairs(phase):
             wrong.append(f"phases.{name}.select: best needs `evaluate_every`, the steps between evaluations; add it")
+    return wrong
+
+
+_OF_CHOICE = {"choose": None, "on": None, "temperature": CHOICE_TEMPERATURE, "rounds": CHOICE_ROUNDS}
+"""Keys of an ensemble that is chosen, with what they are unset."""
+
+
+def _wrong_ensemble(ensemble: dict[str, Any]) -> list[str]:
+    """Keys of an ensemble that do not go together, or are missing."""
+    members, of = ensemble.get("members"), ensemble.get("of")
+    if bool(members) == bool(of):
+        return [": give either `members` with their weights, or `of`, `choose` and `on`"]
+    names: Any = members or of
+    wrong = [f".{key}: only of a choice (`of`); leave it out" for key in _used(ensemble, _OF_CHOICE) if members]
+    if of and not _given(ensemble, "choose"):
+        wrong.append(".choose: missing; how to choose (`choose: greedy`)")
+    if of and not _given(ensemble, "on"):
+        wrong.append(".on: missing; name a collection to choose on, which is then for choosing alone")
+    if isinstance(names, dict | list) and len(names) == 1:
+        wrong.append(f".{'of' if of else 'members'}: an ensemble of one is that system itself; name two or more")
     return wrong
 
 
@@ -281,7 +308,7 @@ def _wrong_schedule(phase: dict[str, Any]) -> list[str]:
 
 def wrong_references(recipe: "Recipe", data: dict[str, Any]) -> list[str]:
     """Names that point nowhere, and entries that cannot work together."""
-    names = {"teachers": {}} | {key: data[key] for key in SECTIONS if key in data}
+    names = {"teachers": {}, "ensembles": {}} | {key: data[key] for key in SECTIONS if key in data}
     if len(names) < len(SECTIONS) or not all(isinstance(names[key], dict) for key in names):
         return []  # a section without names, which is told elsewhere
     wrong = _wrong_sources(recipe, names) + _wrong_phases(recipe, names)
@@ -317,7 +344,56 @@ def wrong_references(recipe: "Recipe", data: dict[str, Any]) -> list[str]:
         behind = [recipe.sources[source] for source in _sources_behind(recipe, [teacher.pipeline])]
         if any(source.kind == "scored" and source.teacher == name for source in behind):
             wrong.append(f"teachers.{name}.pipeline: one of its phases learns from this very teacher")
+    wrong += _wrong_ensembles(recipe, names)
     return [mistake for mistake in wrong if mistake]
+
+
+def _wrong_ensembles(recipe: "Recipe", names: dict[str, Any]) -> list[str]:
+    """What is wrong between ensembles, systems and collections."""
+    if not recipe.ensembles:
+        return []
+    with suppress(PydanticCustomError):  # two entries of one name are told elsewhere
+        recipe = recipe.model_copy(update={"collections": written_out(recipe.collections)})
+    wrong, systems = [], recipe.systems()
+    taken = {BM25: "the lexical baseline"} | {f"teacher-{name}": "a teacher" for name in names["teachers"]}
+    taken |= dict.fromkeys(systems[1:], "a dense baseline") | dict.fromkeys(names["pipelines"], "a pipeline")
+    for name, ensemble in recipe.ensembles.items():
+        key = f"ensembles.{name}"
+        if name in taken:
+            wrong.append(f"{key}: the name of {taken[name]}; choose another")
+        place, known = f"{key}.{'of' if ensemble.of else 'members'}", dict[Any, str]()
+        for member in ensemble.names:
+            chain = recipe.system_chain(member)
+            is_known = member == BM25 or chain is not None
+            if member in recipe.ensembles and not is_known:
+                wrong.append(f"{place}: {member!r} is an ensemble itself; name its members")
+            elif not is_known:
+                wrong.append(f"{place}: no system {member!r}{near(member, systems)}")
+            elif (before := known.setdefault(chain, member)) != member:
+                wrong.append(f"{place}: {before!r} and {member!r} are the same checkpoint; name one of them")
+            elif ensemble.of.count(member) > 1:
+                wrong.append(f"{place}: {member!r} stands twice; a choice takes it as often as it helps")
+        wrong += [f"{key}.on: {text}" for text in _wrong_on(recipe, ensemble.on, names["collections"]) if ensemble.on]
+    return wrong
+
+
+def _wrong_on(recipe: "Recipe", on: str | None, collections: dict[str, Any]) -> list[str]:
+    """What is wrong with a collection that an ensemble is chosen on."""
+    if on not in recipe.collections:
+        parts = [name for name in recipe.collections if on in collections and name.startswith(f"{on}-")]
+        if parts:
+            return [f"{on!r} is {len(parts)} collections; name one of your own, which no mean needs"]
+        # One with a mistake of its own is told elsewhere.
+        return [] if on in collections else [f"no collection {on!r}{near(str(on), recipe.collections)}"]
+    compared = [name for name in recipe.collections if name not in recipe.for_choosing]
+    if not compared:
+        return [f"{on!r} is for choosing then, and no collection is left to compare on; add one"]
+    spec = recipe.collections[on]
+    if (whole := recipe.whole_of(on)) != on:
+        return [f"{on!r} is a part of {whole}, which is compared; name a collection of its own"]
+    # Two that are held out of one source have no pair in common.
+    same = [n for n in compared if recipe.collections[n] == spec and spec.kind != "held-out"]
+    return [f"{on!r} is {same[0]!r} under another name, which is compared; name other queries"] if same else []
 
 
 def _other_prompts(recipe: "Recipe", before: str, name: str) -> str:

@@ -18,6 +18,7 @@ from colbert_zero.errors import ColbertZeroError, near, show
 from colbert_zero.recipe.data import CollectionSpec, Columns, SourceSpec
 from colbert_zero.recipe.mistakes import SECTIONS, contradictions, explain, wrong_references
 from colbert_zero.recipe.schema import (
+    Ensemble,
     HeadLayer,
     LowRank,
     Model,
@@ -239,6 +240,8 @@ def _keys(path: list[Any], kind: str | None) -> Iterable[str]:
             model = Phase
         case ["teachers", _]:
             model = Teacher
+        case ["ensembles", _]:
+            model = Ensemble
         case ["validation"]:
             model = Validation
         case ["sources" | "collections", _]:

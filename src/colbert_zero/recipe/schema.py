@@ -126,6 +126,37 @@ class Teacher(Entry):
     collections. Its scores for students do not depend on it."""
 
 
+CHOICE_ROUNDS, CHOICE_TEMPERATURE = 20, 0.05
+"""Of a greedy choice: rounds at most, and the temperature of its softmax, where nothing else is said."""
+
+
+class Ensemble(Entry):
+    """Several systems as one: the weighted sum of their scores, each min-max normalised over its best 1,000 documents.
+
+    Members are `bm25`, pipelines, checkpoints on the way (`PIPELINE@PHASE`), and dense baselines by the names they have
+    in results.json.
+    """
+
+    members: dict[str, Annotated[Float, Field(gt=0)]] = Field(default_factory=dict)
+    """Systems with their weights; or give `of`."""
+    of: list[str] = Field(default_factory=list)
+    """Systems to choose from."""
+    choose: Literal["greedy"] | None = None
+    """How: one by one, each as often as it helps (Caruana et al., 2004); one that is chosen twice has weight 2."""
+    on: str | None = None
+    """The collection to choose on. It is for choosing then: no system is compared on it, and no mean has it."""
+    temperature: Float = Field(CHOICE_TEMPERATURE, gt=0)
+    """Of the choice, whose objective is smooth: the cross-entropy of a query's relevant documents under the softmax of
+    the members' mean normalised scores, divided by it."""
+    rounds: Int = Field(CHOICE_ROUNDS, ge=1)
+    """Of the choice, at most; it ends earlier where no member helps."""
+
+    @property
+    def names(self) -> list[str]:
+        """Its members, or what they are chosen from."""
+        return self.of or list(self.members)
+
+
 class Temperature(Entry):
     """A temperature that is trained along with the weights."""
 
@@ -378,6 +409,8 @@ class Recipe(Entry):
     """Training phases by name."""
     pipelines: dict[Name, Annotated[list[str], Field(min_length=1)]] = Field(min_length=1)
     """Lists of phases, each starting from the one before; a shared beginning is trained once."""
+    ensembles: dict[Name, Ensemble] = Field(default_factory=dict)
+    """Several of the study's systems as one, by name: compared with the best of its members and with BM25."""
     validation: Validation = Validation()
     """The small collections that training and sweeps are judged on."""
     leaks: Annotated[bool, Neutral(True)] = True
@@ -393,6 +426,35 @@ class Recipe(Entry):
         # A pipeline and a teacher may have one name.
         chains = [*self.pipelines.items(), *((name, teacher.pipeline) for name, teacher in self.teachers.items())]
         return {tuple(c[: c.index(name) + 1]): n for n, c in chains if name in c and pipeline in ("", n)}
+
+    @property
+    def for_choosing(self) -> set[str]:
+        """Collections that ensembles are chosen on, and nothing is compared on."""
+        return {ensemble.on for ensemble in self.ensembles.values() if ensemble.on}
+
+    def system_chain(self, system: str) -> tuple[str, ...] | None:
+        """The chain of phases behind a system's name; None where no pipeline has such a one.
+
+        A system is a pipeline, PIPELINE@PHASE, or a dense baseline's phases joined by `+`.
+        """
+        pipeline, _, phase = system.rpartition("@")
+        if system in self.pipelines:
+            return tuple(self.pipelines[system])
+        if phase in self.pipelines.get(pipeline, []):
+            chain = self.pipelines[pipeline]
+            return tuple(chain[: chain.index(phase) + 1])
+        return next((chain for chain in self._dense_chains() if "+".join(chain) == system), None)
+
+    def systems(self) -> list[str]:
+        """Names that a member of an ensemble may have."""
+        on_the_way = [f"{name}@{phase}" for name, chain in self.pipelines.items() for phase in chain[:-1]]
+        return list(dict.fromkeys(["bm25", *self.pipelines, *on_the_way, *map("+".join, self._dense_chains())]))
+
+    def _dense_chains(self) -> list[tuple[str, ...]]:
+        """Beginnings of pipelines that end in a dense phase."""
+        beginnings = [tuple(chain[:end]) for chain in self.pipelines.values() for end in range(1, len(chain) + 1)]
+        dense = (c for c in beginnings if c[-1] in self.phases and self.phases[c[-1]].representation == "dense")
+        return list(dict.fromkeys(dense))
 
     def seed_of(self, phase: Phase) -> int:
         """A phase's seed."""

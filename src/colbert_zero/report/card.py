@@ -113,7 +113,8 @@ def system_of(records: Records, phase: str) -> str | None:
 
 def _systems(records: Records) -> dict[str, str]:
     """Of each scored model the name it goes by: of several the last one, a pipeline's own."""
-    scored = {name: system["phases"][-1]["id"] for name, system in records.systems.items() if system["phases"]}
+    single = {name: s for name, s in records.systems.items() if s["phases"] and s["kind"] != "ensemble"}
+    scored = {name: system["phases"][-1]["id"] for name, system in single.items()}
     return {identity: name for name, identity in scored.items() if identity in records.phases}
 
 

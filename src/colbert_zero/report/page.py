@@ -12,6 +12,7 @@ from colbert_zero.files import atomic_file
 from colbert_zero.report.answer import findings, headline
 from colbert_zero.report.cost import COMPUTE, TIME
 from colbert_zero.report.drawing import Plot
+from colbert_zero.report.ensembles import ensemble_findings, ensemble_tables
 from colbert_zero.report.planned import planned_tables
 from colbert_zero.report.plots import cost_plot, loss_plot, quality_plot
 from colbert_zero.report.records import MEASURE, Records
@@ -60,6 +61,7 @@ def _sections(records: Records) -> list[Section]:
     sections = [
         first,
         Section("Scores by phase and collection", tables=[scores_table(records, m) for m in (MEASURE, *others)]),
+        Section("Two models or one", terms=ensemble_findings(records), tables=ensemble_tables(records)),
         Section("Published figures", tables=[published] if published else []),
         Section("Comparisons", tables=[comparisons_table(records)] if records.comparisons else []),
         Section("Cost", plots=[plot for plot in (cost, against_time) if plot], tables=planned_tables(records)),

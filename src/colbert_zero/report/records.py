@@ -119,7 +119,8 @@ class Records:
     def checkpoints(self, pipeline: str) -> list[str]:
         """The systems a pipeline passes through, itself last: dense ones and shared ones too."""
         phases = [phase["id"] for phase in self.systems[pipeline]["phases"]]
-        by_id = {s["phases"][-1]["id"]: name for name, s in self.systems.items() if s["phases"]}
+        single = {name: system for name, system in self.systems.items() if system["kind"] != "ensemble"}
+        by_id = {s["phases"][-1]["id"]: name for name, s in single.items() if s["phases"]}
         path = [by_id.get(phase) for phase in phases[:-1]]
         return [name for name in path if name in self.means] + [pipeline]
 

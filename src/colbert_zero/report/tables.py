@@ -74,10 +74,10 @@ def _mark(text: str, best: bool) -> str:
 
 
 def _groups(records: Records) -> list[tuple[str, list[str]]]:
-    """Systems under headings: the baselines, then each pipeline's checkpoints, the finished one last."""
+    """Systems under headings: the baselines, each pipeline's checkpoints, the finished one last, then ensembles."""
     groups: dict[str, list[str]] = {"baselines": []}
     for name, system in records.systems.items():
-        key = "baselines" if system["kind"] == "baseline" else f"pipeline {system['pipeline']}"
+        key = {"baseline": "baselines", "ensemble": "ensembles"}.get(system["kind"], f"pipeline {system['pipeline']}")
         groups.setdefault(key, []).append(name)
     return [
         (heading, sorted(names, key=lambda n: len(records.systems[n]["phases"])))
@@ -88,7 +88,7 @@ def _groups(records: Records) -> list[tuple[str, list[str]]]:
 
 def _row_label(records: Records, name: str) -> str:
     system = records.systems[name]
-    if system["kind"] == "baseline" or not system["phases"]:
+    if system["kind"] in ("baseline", "ensemble") or not system["phases"]:
         return name
     finished = "" if system["after"] else f" = {name}"
     return f"after {system['after'] or system['phases'][-1]['name']}{finished}"
@@ -97,6 +97,7 @@ def _row_label(records: Records, name: str) -> str:
 def scores_table(records: Records, measure: str) -> Table:
     """The paper's table: systems by pipeline and phase, the mean and every collection."""
     names, with_cost = list(records.collections), measure == MEASURE
+    with_taken = with_cost and any("query_flops" in record for record in records.systems.values())
     table = {
         system: [records.mean(record["scores"], measure)]
         + [record["scores"].get(collection, {}).get(measure) for collection in names]
@@ -114,15 +115,29 @@ def scores_table(records: Records, measure: str) -> Table:
             phases = records.systems[system]["phases"]
             cost = _costs(records, system) if phases else ["–"] * len(_cost_columns(records))
             cost += [quantity(sum(p[key] for p in phases)) if phases else "–" for key in ("texts", "tokens")]
-            rows.append([_row_label(records, system), *cells, *(cost if with_cost else [])])
+            beside = taken(records.systems[system]) if with_taken else []
+            rows.append([_row_label(records, system), *cells, *(cost if with_cost else []), *beside])
         groups.append((heading, rows))
     columns = [
         "system",
         mean_label(records),
         *map(records.label, names),
         *([*_cost_columns(records), "texts", "tokens"] if with_cost else []),
+        *(takes_columns() if with_taken else []),
     ]
     return Table(f"{measure} × 100", columns, groups)
+
+
+def takes_columns() -> list[str]:
+    """Headings of `taken`."""
+    return ["model's bytes", "encoding a query"]
+
+
+def taken(system: Record) -> list[str]:
+    """Bytes of a system's models, and operations of encoding a query of mean length; nothing of BM25."""
+    if "query_flops" not in system:  # an older record
+        return ["–", "–"]
+    return [size(system["model_bytes"]), operations(system["query_flops"])]
 
 
 def comparisons_table(records: Records) -> Table:
@@ -309,6 +324,10 @@ def collections_table(records: Records) -> Table:
         known = sizes | records.data.get("collections", {}).get(name, {})
         counts = [number(known.get(key)) for key in ("documents", "queries", "judgements")]
         rows.append([records.label(name), str(known.get("from", known.get("name", "–"))), *counts, _seen(sizes)])
+    for name, known in records.data.get("collections", {}).items():
+        if known.get("for_choosing"):
+            counts = [number(known.get(key)) for key in ("documents", "queries", "judgements")]
+            rows.append([f"{name}, for choosing", str(known.get("from", "–")), *counts, "–"])
     columns = ["collection", "from", "documents", "queries", "judgements", "in the training data"]
     return Table("Collections to test on", columns, [("", rows)], words=(0, 1, 5))
 

@@ -17,12 +17,15 @@ from colbert_zero.files import read_json, write_json
 from colbert_zero.processes import agree, is_main, world_size
 from colbert_zero.recipe.data import Mined, NamedCollection, Scored
 from colbert_zero.recipe.miners import BM25
+from colbert_zero.recipe.schema import Recipe
 from colbert_zero.report.card import write_cards
 from colbert_zero.report.records import MEASURE
+from colbert_zero.study import ensembles
 from colbert_zero.study.graph import chains_of, graph
 from colbert_zero.study.leaks import together
+from colbert_zero.study.rankings import bm25
 from colbert_zero.study.study import Study
-from colbert_zero.study.teachers import bm25, fusions, record_of, used_teachers
+from colbert_zero.study.teachers import fusions, record_of, used_teachers
 
 _COUNTED = ("flops", "padding_flops", "second_pass_flops", "wall_seconds", "cpu_seconds", "threads")
 """What a phase.json counts since it has `cpu_seconds`; an older one has `flops` by another estimate."""
@@ -38,7 +41,8 @@ def run_study(study: Study, only: list[str] | None, command: str) -> dict[str, A
     if is_main():
         write_json(study.folder / "recipe.json", recipe.model_dump())
         write_json(study.folder / "environment.json", environment(command))
-    study.rankings.fusions = fusions(study, nodes)
+    whole = [name for name, missing in ensembles.whole_ensembles(recipe, nodes).items() if missing is None]
+    study.rankings.fusions = fusions(study, nodes) | ensembles.fusions(study, whole)
     systems = _Systems(study)
     systems.add(BM25, "baseline", (), None, lambda: study.evaluate(BM25, BM25, bm25))
     for chain in nodes:
@@ -52,6 +56,8 @@ def run_study(study: Study, only: list[str] | None, command: str) -> dict[str, A
     for name, chain in chains.items():
         if name not in systems.records:
             systems.add_phase(name, "pipeline", chain, name)
+    for name in whole:
+        systems.add_ensemble(name)
     teachers, data = _teachers(study, nodes), _data(study, nodes)
     results = {
         "schema": 1, "recipe": recipe.name,
@@ -63,15 +69,21 @@ def run_study(study: Study, only: list[str] | None, command: str) -> dict[str, A
         write_json(study.folder / "teachers.json", teachers)
         write_json(study.folder / "data.json", data)
         write_json(study.folder / "results.json", results)
-        for told in write_cards(study.folder):
+        for told in (*_left_out(recipe, nodes), *write_cards(study.folder)):
             study.show.say(told)
     return results
 
 
+def _left_out(recipe: Recipe, nodes: list[tuple[str, ...]]) -> list[str]:
+    """What to say of ensembles whose members were not asked for."""
+    missing = ensembles.whole_ensembles(recipe, nodes)
+    return [f"ensembles.{name}: left out, since its member {m} is" for name, m in missing.items() if m is not None]
+
+
 def _sizes(study: Study) -> dict[str, Any]:
-    """Documents and queries of each collection, of one in parts altogether; a public collection's name."""
+    """Documents and queries of each compared collection, of one in parts altogether; a public collection's name."""
     sizes: dict[str, Any] = {}
-    for name, collection in study.collections.items():
+    for name, collection in study.compared.items():
         whole = study.recipe.whole_of(name)
         size = sizes.setdefault(whole, {"documents": 0, "queries": 0})
         size["documents"] += collection.documents_count
@@ -81,7 +93,7 @@ def _sizes(study: Study) -> dict[str, Any]:
             size["name"] = spec.name if whole == name else spec.of.whole
     found = study.leaks["collections"] if study.leaks else {}
     for whole, size in sizes.items() if found else ():
-        size["leaks"] = together(found[name] for name in study.collections if study.recipe.whole_of(name) == whole)
+        size["leaks"] = together(found[name] for name in study.compared if study.recipe.whole_of(name) == whole)
     return sizes
 
 
@@ -109,8 +121,39 @@ class _Systems:
             "representation": representation,
             "phases": phases,
             **{key: _total(phases, key) for key in ("flops", "cpu_seconds", "device_seconds")},
+            **ensembles.takes(self.study, [chain] if chain else []),
             "scores": evaluate(),
         }
+        self._say(name)
+
+    def add_ensemble(self, name: str) -> None:
+        """Evaluate an ensemble; it cost what its members' phases did, each once."""
+        found = ensembles.evaluate_ensemble(self.study, name)
+        chains = [chain for member in found["members"] if (chain := self.study.recipe.system_chain(member))]
+        trained = {chain[: n + 1]: None for chain in chains for n in range(len(chain))}
+        phases = [_cost(self.study.train(chain)) for chain in trained]
+        self.records[name] = {
+            "kind": "ensemble",
+            "pipeline": None,
+            "after": None,
+            "representation": "ensemble",
+            "members": {self._name_of(member): weight for member, weight in found["members"].items()},
+            "choice": found["choice"],
+            "phases": phases,
+            **{key: _total(phases, key) for key in ("flops", "cpu_seconds", "device_seconds")},
+            **ensembles.takes(self.study, chains),
+            "scores": found["scores"],
+        }
+        self._say(name)
+
+    def _name_of(self, member: str) -> str:
+        """The name that a member has among the systems; a checkpoint that pipelines share stands there once."""
+        if member in self.records:
+            return member
+        identity = self.study.phase_id(self.study.recipe.system_chain(member) or ())
+        return next(name for name, s in self.records.items() if s["phases"] and s["phases"][-1]["id"] == identity)
+
+    def _say(self, name: str) -> None:
         self.study.show.say(f"{name}: nDCG@10 {mean_score(self.records[name]):.4f}")
 
 
@@ -128,24 +171,38 @@ def _total(phases: list[dict[str, Any]], key: str) -> float | None:
 
 
 def families(systems: dict[str, Any], pipelines: list[str]) -> dict[str, list[tuple[str, str]]]:
-    """The pairs of systems that a study tests, in two families; each is corrected for its own number of tests.
+    """The pairs of systems that a study tests, in families; each is corrected for its own number of tests.
 
     `pipelines`: every two finished pipelines, and each against BM25 and the dense baseline with the highest mean.
     `checkpoints`: each finished pipeline against every multi-vector checkpoint on its way, whosever name that has; one
     that is a finished pipeline itself is in the first family already.
+    `ensembles`, where there are some: each against its best member (chosen by the scores themselves, which favours that
+    member) and against BM25.
     """
     dense = [n for n, s in systems.items() if s["kind"] == "baseline" and s["representation"] == "dense"]
     dense = [max(dense, key=lambda name: mean_score(systems[name]))] if dense else []
     pairs = list(combinations(pipelines, 2))
-    last = {name: system["phases"][-1]["id"] if system["phases"] else None for name, system in systems.items()}
+    single = {name: system for name, system in systems.items() if system["kind"] != "ensemble"}
+    last = {name: system["phases"][-1]["id"] if system["phases"] else None for name, system in single.items()}
     pairs += [(p, other) for other in ("bm25", *dense) for p in pipelines if last[p] != last[other]]
     # A checkpoint with two names goes by the later one, a pipeline's own.
-    named = {last[name]: name for name, system in systems.items() if system["representation"] == "multi-vector"}
+    named = {last[name]: name for name, system in single.items() if system["representation"] == "multi-vector"}
     on_the_way = [
         (p, named[phase["id"]]) for p in pipelines for phase in systems[p]["phases"][:-1] if phase["id"] in named
     ]
     known = {frozenset(pair) for pair in pairs}
-    return {"pipelines": pairs, "checkpoints": [pair for pair in on_the_way if frozenset(pair) not in known]}
+    found = {"pipelines": pairs, "checkpoints": [pair for pair in on_the_way if frozenset(pair) not in known]}
+    together = [pair for name in systems for pair in _of_ensemble(systems, name)]
+    return found | ({"ensembles": together} if together else {})
+
+
+def _of_ensemble(systems: dict[str, Any], name: str) -> list[tuple[str, str]]:
+    """What an ensemble is tested against; one that came to a single member is that member, and nothing to test."""
+    members = systems[name].get("members", {})
+    if len(members) < 2:
+        return []
+    best = max(members, key=lambda member: mean_score(systems[member]))
+    return [(name, other) for other in dict.fromkeys([best, BM25])]
 
 
 def mean_score(system: dict[str, Any]) -> float:
@@ -155,7 +212,7 @@ def mean_score(system: dict[str, Any]) -> float:
 
 
 def _comparisons(study: Study, systems: dict[str, Any], pipelines: list[str]) -> list[dict[str, Any]]:
-    """The tests of both families, on the mean over collections and on each."""
+    """The tests of all families, on the mean over collections and on each."""
     rows = []
     for family, pairs in families(systems, pipelines).items():
         per_query = {
@@ -163,7 +220,7 @@ def _comparisons(study: Study, systems: dict[str, Any], pipelines: list[str]) ->
                 system: read_json(study.folder / "per_query" / f"{system}.{collection}.json")
                 for system in dict.fromkeys(name for pair in pairs for name in pair)
             }
-            for collection in study.collections
+            for collection in study.compared
         }
         tested = compare(per_query, pairs, MEASURE, seed=study.recipe.seed, whole_of=study.recipe.whole_of)
         rows += [{"family": family, **row} for row in tested]
@@ -217,6 +274,7 @@ def _data(study: Study, nodes: list[tuple[str, ...]]) -> dict[str, Any]:
                 "missing_queries": collection.missing_queries,
                 "from": study.recipe.collections[name].model_dump(),
                 **({"read_from": collection.place} if collection.place else {}),
+                **({"for_choosing": True} if name in study.recipe.for_choosing else {}),
             }
             for name, collection in study.collections.items()
         },

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from colbert_zero.data.collection import Collection
+from colbert_zero.evaluation.ensembles import FUSION_DEPTH
+from colbert_zero.evaluation.ranking import rank_bm25
 from colbert_zero.evaluation.runs import PerQuery, Run, measure, read_run, write_run
 from colbert_zero.files import atomic_file, fingerprint, read_json, write_json
 from colbert_zero.processes import agree, from_main, is_main
@@ -16,11 +18,13 @@ from colbert_zero.processes import agree, from_main, is_main
 DEPTH = 100
 """Documents kept per query in a run; R@100 needs as many."""
 
-FUSION_DEPTH = 1000
-"""Documents per query that a fused teacher's ranking is made from."""
-
 Ranker = Callable[[Collection, int], Run]
 """Ranks a collection to a depth; called by every process, and the main one's run counts."""
+
+
+def bm25(collection: Collection, depth: int) -> Run:
+    """BM25's run, made by the main process alone."""
+    return rank_bm25(collection, depth) if is_main() else {}
 
 
 class Rankings:
@@ -31,8 +35,8 @@ class Rankings:
         version: Part of every key: rankings of another version are not found.
 
     Attributes:
-        fusions: {a fused teacher's identity: the identities it is fused from}. These are ranked once, at the depth
-            that the teacher needs, as long as its own ranking is not there.
+        fusions: {what an ensemble's ranking is known by: the identities it is fused from}. These are ranked once, at
+            the depth that the ensemble needs, as long as its own ranking is not there.
     """
 
     def __init__(self, folder: Path, version: int) -> None:
@@ -45,7 +49,7 @@ class Rankings:
 
         Args:
             system: The name.
-            identity: What ranks: a phase's id, `bm25`, or a fused teacher's fingerprint.
+            identity: What ranks: a phase's id, `bm25`, or the fingerprint of an ensemble.
             collection: What is ranked.
             make: Called only if no ranking of this identity is kept.
         """

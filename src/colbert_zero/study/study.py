@@ -485,13 +485,18 @@ class Study:
 
     # ---- Evaluation
 
+    @property
+    def compared(self) -> dict[str, Collection]:
+        """The collections without those that ensembles are chosen on."""
+        return {name: self.collections[name] for name in self.collections if name not in self.recipe.for_choosing}
+
     def evaluate(self, system: str, identity: str, make: Ranker) -> dict[str, dict[str, float]]:
-        """Scores of a system on every collection; what its identity has ranked before is not ranked again.
+        """Scores of a system on every compared collection; what its identity has ranked before is not ranked again.
 
         Of a collection in parts the mean over these, under the whole's name.
         """
         scores = {}
-        for name, collection in self.collections.items():
+        for name, collection in self.compared.items():
             stop_if_asked()
             scores[name] = mean_of_queries(self.rankings.scores(system, identity, collection, make))
         return means_of_parts(scores, self.recipe.whole_of)

@@ -1,4 +1,4 @@
-"""A study's teachers: what each is made of, what scores students' candidates, how good it is by itself."""
+"""A study's teachers: ensembles that score students' candidates. What each is made of, how good it is by itself."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from colbert_zero.data.collection import Collection
 from colbert_zero.data.sources import folder_fingerprints
-from colbert_zero.evaluation.ranking import rank, rank_bm25
+from colbert_zero.evaluation.ranking import rank
 from colbert_zero.evaluation.runs import Run
 from colbert_zero.files import fingerprint, place_of
 from colbert_zero.models.bases import find_checkpoint
 from colbert_zero.models.checkpoints import load_model
 from colbert_zero.models.kinds import is_cross_encoder
-from colbert_zero.processes import from_main, is_main
+from colbert_zero.processes import from_main
 from colbert_zero.recipe.data import Mined, Scored
 from colbert_zero.recipe.miners import BM25
 from colbert_zero.recipe.schema import Recipe, Teacher
-from colbert_zero.study.rankings import Ranker
+from colbert_zero.study.ensembles import Weighted, ranked_together
+from colbert_zero.study.rankings import Ranker, bm25
 from colbert_zero.teaching.reranking import rerank
 from colbert_zero.teaching.scorers import ByBm25, Scorer, scorer_of
-from colbert_zero.teaching.teacher import fuse
 
 if TYPE_CHECKING:
     from colbert_zero.study.study import Study
@@ -117,15 +117,10 @@ def _scorer(study: "Study", name: str, member: Member, documents: Sequence[str] 
 
 def _scores(study: "Study", name: str) -> dict[str, dict[str, float]]:
     """Scores of a teacher on every collection of its study."""
-    members = [(m.weight, _identity(study, name, m), ranker_of(study, name, m)) for m in _members(study, name)]
+    members = [Weighted(m.weight, _identity(study, name, m), ranker_of(study, name, m)) for m in _members(study, name)]
     if len(members) == 1:  # whose order is the teacher's
-        [(_, identity, ranker)] = members
-        return study.evaluate(f"teacher-{name}", identity, ranker)
-
-    def fused(collection: Collection, depth: int) -> Run:
-        return fuse([(weight, study.rankings.deep(of, collection, make)) for weight, of, make in members], depth)
-
-    return study.evaluate(f"teacher-{name}", _fused_identity(study, name), fused)
+        return study.evaluate(f"teacher-{name}", members[0].identity, members[0].ranker)
+    return study.evaluate(f"teacher-{name}", _fused_identity(study, name), ranked_together(study, members))
 
 
 def fusions(study: "Study", chains: Sequence[tuple[str, ...]]) -> dict[str, list[str]]:
@@ -176,11 +171,6 @@ def ranker_of(study: "Study", name: str, member: Member) -> Ranker:
     if member.chain:
         return partial(study.rank, member.chain)
     return partial(_rank, study, name, member) if member.model else bm25
-
-
-def bm25(collection: Collection, depth: int) -> Run:
-    """BM25's run, made by the main process alone."""
-    return rank_bm25(collection, depth) if is_main() else {}
 
 
 def _rank(study: "Study", name: str, member: Member, collection: Collection, depth: int) -> Run:

@@ -1,4 +1,4 @@
-"""Teacher scores: the weighted sum of several scorers', each min-max normalised over a query's candidates."""
+"""Teacher scores: an ensemble's scores of a query's candidates (evaluation/ensembles), kept as a source of rows."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -9,9 +9,8 @@ import torch
 
 from colbert_zero.data.prepared import ArrowPart, Source, source_folder
 from colbert_zero.data.rows import CANDIDATES
-from colbert_zero.evaluation.runs import Run
+from colbert_zero.evaluation.ensembles import weighted_sum
 from colbert_zero.files import Progress
-from colbert_zero.maxsim.scores import min_max
 from colbert_zero.recipe.data import Scored
 from colbert_zero.teaching.derived import RowsOf, derive
 from colbert_zero.teaching.scorers import Scorer
@@ -55,10 +54,11 @@ def score(
             block = part.rows[numbers]
             columns = zip(block["document"], block["negatives"], strict=True)
             candidates = torch.tensor([[document, *negatives] for document, negatives in columns])
-            scores, more["n_ways"] = torch.zeros(candidates.shape), candidates.shape[1]
-            for weight, scorer in weighted:
-                own = scorer.scores(block["query"], candidates.numpy(), texts)
-                scores += weight * min_max(torch.from_numpy(own))
+            more["n_ways"] = candidates.shape[1]
+            of_members = (
+                (weight, scorer.scores(block["query"], candidates.numpy(), texts)) for weight, scorer in weighted
+            )
+            scores = weighted_sum(of_members, candidates.shape)
             for row in zip(block["query"], candidates.tolist(), scores.tolist(), strict=True):
                 yield dict(zip(("query", "documents", "scores"), row, strict=True))
 
@@ -67,19 +67,3 @@ def score(
     return derive(
         source_folder(data, name, identity), identity, source, spec.queries, CANDIDATES, _BLOCK, make, progress
     )
-
-
-def fuse(runs: list[tuple[float, Run]], depth: int) -> Run:
-    """Rank by the weighted sum of runs' scores, each min-max normalised over what it retrieved for a query.
-
-    A document that a run did not retrieve has 0 in it. Ties go by document id.
-    """
-    fused: dict[str, dict[str, float]] = {}
-    for weight, run in runs:
-        for query, ranked in run.items():
-            sums = fused.setdefault(query, {})
-            if ranked:
-                high, low = ranked[0][1], ranked[-1][1]
-                for document, value in ranked:
-                    sums[document] = sums.get(document, 0.0) + weight * (value - low) / max(high - low, 1e-9)
-    return {query: sorted(sums.items(), key=lambda item: (-item[1], item[0]))[:depth] for query, sums in fused.items()}

@@ -17,7 +17,7 @@ from torch import Tensor
 from colbert_zero.errors import ColbertZeroError, short
 from colbert_zero.models.bm25 import K1, B, terms_of
 from colbert_zero.serving.index.manifest import Manifest
-from colbert_zero.serving.index.searching import Chosen
+from colbert_zero.serving.index.searching import Chosen, Place, Ranking
 from colbert_zero.serving.index.segments import Segment
 
 _MEANS_AT_ONCE = 1 << 14
@@ -84,6 +84,27 @@ def candidates(
         least = np.partition(together, cut)[cut]
         allowed = [mask & (found >= least) for mask, found in zip(allowed, scores, strict=True)]
     return {segment.name: mask for segment, mask in zip(segments, allowed, strict=True)}
+
+
+def bm25_ranking(segments: Sequence[Segment], query: str, depth: int, chosen: Chosen | None = None) -> Ranking:
+    """The documents that BM25 ranks first, equal scores by id; those that share no term with the query are not there.
+
+    Args:
+        segments: Opened.
+        query: Text.
+        depth: Documents that are kept, > 0.
+        chosen: Which documents may be found; without it all that are not deleted.
+
+    Raises:
+        DamagedError: A segment's terms or ids cannot be read.
+    """
+    rows: list[tuple[float, Segment, int]] = []
+    for segment, scores in zip(segments, bm25_scores(segments, query), strict=True):
+        mask = (scores > 0) & (segment.found if chosen is None else segment.found & chosen(segment))
+        rows += [(float(scores[number]), segment, int(number)) for number in np.flatnonzero(mask)]
+    least = sorted((row[0] for row in rows), reverse=True)[:depth][-1:]
+    places = [(s, Place(segment.id_of(n), segment.name, n)) for s, segment, n in rows if [s] >= least]
+    return sorted(places, key=lambda found: (-found[0], found[1]))[:depth]
 
 
 def mean_scores(segment: Segment, vectors: Tensor) -> np.ndarray:

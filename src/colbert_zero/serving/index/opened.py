@@ -1,5 +1,6 @@
 """An index, opened: search in it, and what it answers."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -15,6 +16,7 @@ from torch import Tensor
 from colbert_zero.data.documents import documents_of, value_as_text
 from colbert_zero.data.rows import text_fault
 from colbert_zero.errors import ColbertZeroError, near, short
+from colbert_zero.evaluation.ensembles import FUSION_DEPTH, fuse
 from colbert_zero.evaluation.ranking import embed
 from colbert_zero.evaluation.runs import Run
 from colbert_zero.maxsim.packed import Packed
@@ -24,7 +26,7 @@ from colbert_zero.serving.explaining import Explainer, Explanation
 from colbert_zero.serving.identity import load_known
 from colbert_zero.serving.index.building import DEFAULTS, Settings
 from colbert_zero.serving.index.building import build as build_index
-from colbert_zero.serving.index.first_stage import FirstStage, candidates, first_stage_of
+from colbert_zero.serving.index.first_stage import FirstStage, bm25_ranking, candidates, first_stage_of
 from colbert_zero.serving.index.manifest import Manifest, read_manifest
 from colbert_zero.serving.index.searching import Chosen, Place, Ranking, best_documents
 from colbert_zero.serving.index.segments import DamagedError, Segment, UnknownDocumentError, raise_open_files
@@ -312,9 +314,14 @@ class Index:
             )
         return found
 
-    def notes_of(self, first: str | None) -> list[str]:
-        """What an answer lacks that a first stage had part in."""
+    def notes_of(self, first: str | None, with_bm25: float | None = None) -> list[str]:
+        """What an answer lacks that a first stage had part in; what scores are that BM25 has part in."""
         more = [f"only candidates of {first} were scored; a better document may be missing"] if first else []
+        if with_bm25:
+            more.append(
+                f"scores are 1 × the model's + {with_bm25:g} × BM25's, each min-max normalised over its best "
+                f"{FUSION_DEPTH:,} documents"
+            )
         return self.notes + more
 
     def search(
@@ -324,6 +331,7 @@ class Index:
         where: Mapping[str, str | float | bool] | None = None,
         explain: bool = False,
         first: str | None = None,
+        with_bm25: float | None = None,
     ) -> Answer:
         """The best documents of a query: exactly, or of a first stage's candidates.
 
@@ -333,12 +341,13 @@ class Index:
             where: Only documents whose metadata has these values, as text.
             explain: Say of each which words the query chose.
             first: A first stage, pooled:1000 or bm25:1000 (`first_stage`); without it every document is scored.
+            with_bm25: Weight of BM25 beside the model, whose weight is 1: an ensemble of both (`evaluation.ensembles`).
 
         Raises:
-            ColbertZeroError: No document has such metadata, the model cannot be loaded, or has no words to show; or
-                there is no such first stage.
+            ColbertZeroError: No document has such metadata, the model cannot be loaded, or has no words to show;
+                there is no such first stage, or the weight is not above 0.
         """
-        return self.search_all([query], k, where, explain, first)[0]
+        return self.search_all([query], k, where, explain, first, with_bm25)[0]
 
     def search_all(
         self,
@@ -347,8 +356,10 @@ class Index:
         where: Mapping[str, str | float | bool] | None = None,
         explain: bool = False,
         first: str | None = None,
+        with_bm25: float | None = None,
     ) -> list[Answer]:
         """As `search`, for many queries in one pass over the index; with a first stage, one by one."""
+        check_weight(with_bm25, explain)
         values = check_asked(queries, k, where, self.manifest.metadata_keys)
         stage = first_stage_of(first, self.manifest) if first else None
         explainers = [Explainer(self.encoder, query) if explain else None for query in queries]
@@ -358,13 +369,13 @@ class Index:
         def read() -> list[Answer]:
             answers = []
             for query, ranking, explainer, vectors in zip(
-                queries, self._best(queries, embedded, k, values, stage), explainers, parts, strict=True
+                queries, self._best(queries, embedded, k, values, stage, with_bm25), explainers, parts, strict=True
             ):
                 hits = [self._hit(rank, *found) for rank, found in enumerate(ranking, 1)]
                 if explainer:
                     places = [place for _, place in ranking]
                     hits = [self._explained(*pair, explainer, vectors) for pair in zip(hits, places, strict=True)]
-                answers.append(Answer(query, hits, self.notes_of(first)))
+                answers.append(Answer(query, hits, self.notes_of(first, with_bm25)))
             return answers
 
         return self._whole(read)
@@ -423,13 +434,15 @@ class Index:
         k: int = 1000,
         where: Mapping[str, str | float | bool] | None = None,
         first: str | None = None,
+        with_bm25: float | None = None,
     ) -> Run:
         """The rankings of {query id: text} as a run."""
+        check_weight(with_bm25)
         texts = list(queries.values())
         values = check_asked(texts, k, where, self.manifest.metadata_keys)
         stage = first_stage_of(first, self.manifest) if first else None
         embedded = embed(self.encoder, texts, "query")
-        rankings = self._whole(lambda: self._best(texts, embedded, k, values, stage))
+        rankings = self._whole(lambda: self._best(texts, embedded, k, values, stage, with_bm25))
         return {
             query_id: [(place.id, score) for score, place in ranking]
             for query_id, ranking in zip(queries, rankings, strict=True)
@@ -443,11 +456,23 @@ class Index:
         return self._whole(lambda: self._best([], queries, k, asked, None))
 
     def _best(
-        self, texts: list[str], queries: Packed, k: int, where: dict[str, str] | None, stage: FirstStage | None
+        self,
+        texts: list[str],
+        queries: Packed,
+        k: int,
+        where: dict[str, str] | None,
+        stage: FirstStage | None,
+        with_bm25: float | None = None,
     ) -> list[Ranking]:
+        if with_bm25:
+            deep = max(k, FUSION_DEPTH)
+            chosen = self._chosen(where)
+            by_model = self._best(texts, queries, deep, where, stage)
+            by_bm25 = [bm25_ranking(self.segments, text, deep, chosen) for text in texts]
+            return [_fused(*rankings, with_bm25, k) for rankings in zip(by_model, by_bm25, strict=True)]
         segments = self.segments
         release = sum(segment.vectors.nbytes for segment in segments) > self._memory_bytes
-        chosen = _named({segment.name: _with_values(segment, where) for segment in segments}) if where else None
+        chosen = self._chosen(where)
         if stage is None:
             return best_documents(segments, queries, k, chosen, release)
         found = []
@@ -456,6 +481,9 @@ class Index:
             one = Packed(vectors, torch.tensor([len(vectors)]))
             found += best_documents(segments, one, k, _named(masks), release)
         return found
+
+    def _chosen(self, where: dict[str, str] | None) -> Chosen | None:
+        return _named({segment.name: _with_values(segment, where) for segment in self.segments}) if where else None
 
     def _whole(self, read: Callable[[], _Read]) -> _Read:
         """What is read of the segments; one that turns out damaged is left out from now on."""
@@ -473,6 +501,30 @@ class Index:
     def _hit(self, rank: int, score: float, place: Place) -> Hit:
         row, metadata = self._segments[place.segment].document(place.number)
         return Hit(rank, row.id, score, row.text, metadata)
+
+
+def check_weight(with_bm25: float | None, explain: bool = False) -> None:
+    """Refuse a weight that is none, and parts of a score that has others.
+
+    Raises:
+        ColbertZeroError: Says what.
+    """
+    if with_bm25 is None:
+        return
+    if not 0 < with_bm25 < math.inf:
+        raise ColbertZeroError(f"--with-bm25 {with_bm25:g}: write a weight above 0, as in --with-bm25 1")
+    if explain:
+        raise ColbertZeroError(
+            "--explain: shows the parts of the model's score, and with BM25 a document has another; leave out "
+            "--explain or --with-bm25"
+        )
+
+
+def _fused(by_model: Ranking, by_bm25: Ranking, weight: float, k: int) -> Ranking:
+    """Both rankings of a query as one."""
+    places = {place.id: place for ranking in (by_model, by_bm25) for _, place in ranking}
+    runs = [{"": [(place.id, score) for score, place in ranking]} for ranking in (by_model, by_bm25)]
+    return [(score, places[name]) for name, score in fuse([(1.0, runs[0]), (weight, runs[1])], k)[""]]
 
 
 def _best_passage(segment: Segment, number: int, query: Tensor) -> tuple[tuple[int, int], Tensor]:
