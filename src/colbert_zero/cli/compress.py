@@ -184,7 +184,7 @@ def _score(source: Any, out: Path, collection: Any) -> None:
     from colbert_zero.evaluation.shrinking import loss, scores_of
     from colbert_zero.files import read_json, write_json
     from colbert_zero.models.checkpoints import load_model
-    from colbert_zero.models.shrunk import RECORD
+    from colbert_zero.models.kept_zeros import RECORD
     from colbert_zero.report.records import MEASURE
     from colbert_zero.report.words import points
 

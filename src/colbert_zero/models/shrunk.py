@@ -21,6 +21,7 @@ from colbert_zero.models.axes import table_of
 from colbert_zero.models.checkpoints import Encoder, load_model
 from colbert_zero.models.comparing import TEXTS
 from colbert_zero.models.contents import model_files
+from colbert_zero.models.kept_zeros import RECORD, cut_record, keeps_zeros
 from colbert_zero.models.kinds import kind_of
 from colbert_zero.models.shrinking import (
     Cuts,
@@ -44,9 +45,6 @@ from colbert_zero.models.vocabulary import (
     rewrite_tokenizer,
     vocabulary_of,
 )
-
-RECORD = "compress.json"
-"""In the new checkpoint."""
 
 SAMPLE = 64
 """Texts whose token vectors are compared, where there are more."""
@@ -106,7 +104,7 @@ class Uncut:
         self.encoder = encoder_of(self.model, f"MODEL: {folder}")
         self.table = table_of(self.encoder, f"MODEL: {folder}")
         self.layers = layers_in(self.encoder, self.table)
-        self.place = _place_of(folder, revision)
+        self.place = place_of_model(folder, revision)
         self.stored = _stored_as(self.place)
         self._removals: list[Removal] = []
         self._vocabularies: dict[str, Vocabulary] = {}
@@ -214,6 +212,7 @@ def write_shrunk(
             "packed_bytes": packed_bytes(model, cuts.bits),
             "zeros": zeros,
             "zeros_of": numbers,
+            "keep_zeros": cuts.zeros > 0 or keeps_zeros(cut_record(source.place)),
             "bits": cuts.bits,
             "vocabulary_before": len(cast(Any, source.model.tokenizer).get_vocab()),
             "vocabulary": len(cast(Any, written.tokenizer).get_vocab()),
@@ -234,8 +233,8 @@ def folder_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in model_files(folder) if file.name != RECORD)
 
 
-def _place_of(folder: str, revision: str | None) -> Path:
-    """A checkpoint's folder, or where the Hub's cache has it."""
+def place_of_model(folder: str, revision: str | None) -> Path:
+    """A checkpoint's folder, or where the Hub's cache has it, once it is loaded."""
     if Path(folder).is_dir():
         return Path(folder)
     files = (load_file_path(folder, name, revision=revision) for name in ("config.json", "modules.json"))

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from colbert_zero.planning.plan import Machine, PlannedPhase
 from colbert_zero.planning.published import published
+from colbert_zero.recipe.schema import Phase
 from colbert_zero.report.published import published_means
 from colbert_zero.report.words import operations, quantity, rounded
 from colbert_zero.study.disk import Disk
@@ -35,11 +36,14 @@ def phases_table(phases: list[PlannedPhase], machine: Machine, width: int) -> Ta
 
 
 def _row(phase: PlannedPhase, machine: Machine) -> dict[str, str]:
+    if not phase.trains and not phase.done:
+        row = dict.fromkeys(("steps", "texts", "tokens", "padding", "second pass", "encoding"), "–")
+        return {"phase": " → ".join(phase.chain), **row, "MaxSim": "", "memory": "", "time": "", "": phase.spec.kind}
     about = {"whole": "", "sampled": "≈ ", "longest": "≤ "}[phase.counted]
     counted, memory = phase.operations, phase.memory
     return {
         "phase": " → ".join(phase.chain),
-        "steps": f"{phase.steps:,}",
+        "steps": f"{phase.steps:,}" if phase.trains else "–",
         "texts": quantity(phase.counts.texts),
         "tokens": about + quantity(phase.tokens),
         "padding": quantity(phase.counts.padding),
@@ -94,7 +98,7 @@ def members_of(
 
 def hours_of(phases: Iterable[PlannedPhase]) -> tuple[float, float] | None:
     """Hours of several phases, least and most; None where one of them has none."""
-    known = [phase.hours for phase in phases if not phase.done]
+    known = [phase.hours for phase in phases if phase.trains and not phase.done]
     return None if None in known else (sum(h[0] for h in known if h), sum(h[1] for h in known if h))
 
 
@@ -126,8 +130,15 @@ def notes(phases: list[PlannedPhase], machine: Machine) -> list[str]:
         "Encoding counts padding, GradCache's second pass and attention's products; memory is rough. Preparing data, "
         "mining, a teacher's scores and evaluation are not in it"
     )
+    if any(not phase.trains and not phase.done for phase in phases):
+        said.append(
+            "What is cut, merged or adapted takes seconds, or a few minutes, and is not in it; what is trained after a "
+            "cut counts as if nothing had been cut"
+        )
     for phase in {phase.chain[-1]: phase for phase in phases if phase.memory}.values():
         memory = phase.memory
+        if not isinstance(phase.spec, Phase):
+            continue
         if memory and memory.largest_chunk is not None and memory.largest_chunk < phase.spec.mini_batch_tokens:
             said.append(
                 f"phases.{phase.chain[-1]}: mini_batch_tokens {phase.spec.mini_batch_tokens:,} may not fit a device; "

@@ -1,5 +1,6 @@
 """A recipe's entries and keys, with their defaults and what they mean."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
@@ -13,6 +14,7 @@ from pydantic import (
 from colbert_zero.recipe.data import CollectionSpec, NamedCollection, SourceSpec, written_out
 from colbert_zero.recipe.entry import Entry, Float, Int, Name, Neutral, Seed
 from colbert_zero.recipe.named import GROUPS
+from colbert_zero.recipe.untrained import Adapt, Compress, Merge
 
 Beta = Annotated[Float, Field(ge=0, lt=1)]
 
@@ -170,6 +172,8 @@ class Negatives(NamedTuple):
 class Phase(Entry):
     """One training phase."""
 
+    kind: Annotated[Literal["train"], Neutral("train")] = "train"
+    """`train`, `compress`, `merge` or `adapt`: what the phase does with its start. The keys here are of `train`."""
     representation: Literal["dense", "multi-vector", "cross-encoder"]
     """One vector a text, or one a token; or no vectors but a score of a query and a document that are read together, in
     a teacher's pipeline: a new head on the encoder of its start, without prompts and markers, a pair at most
@@ -328,6 +332,21 @@ class Phase(Entry):
         return self.distils or self.max_relative is not None
 
 
+def _kind_of_phase(value: Any) -> str:
+    kind = value.get("kind", "train") if isinstance(value, dict) else getattr(value, "kind", "train")
+    return str(kind)
+
+
+PhaseSpec = Annotated[
+    Annotated[Phase, Tag("train")]
+    | Annotated[Compress, Tag("compress")]
+    | Annotated[Merge, Tag("merge")]
+    | Annotated[Adapt, Tag("adapt")],
+    Discriminator(_kind_of_phase),
+]
+"""What turns one checkpoint into another."""
+
+
 class Validation(Entry):
     """The small collections of `evaluate_every` and of sweeps: NanoBEIR, or a sample of the recipe's own collections.
 
@@ -374,8 +393,8 @@ class Recipe(Entry):
     """What the models are compared on, by name."""
     teachers: dict[Name, Teacher] = Field(default_factory=dict)
     """What scores the candidates for distillation, by name."""
-    phases: dict[Name, Phase] = Field(min_length=1)
-    """Training phases by name."""
+    phases: dict[Name, PhaseSpec] = Field(min_length=1)
+    """Phases by name, each of a `kind`: `train` if nothing is said."""
     pipelines: dict[Name, Annotated[list[str], Field(min_length=1)]] = Field(min_length=1)
     """Lists of phases, each starting from the one before; a shared beginning is trained once."""
     validation: Validation = Validation()
@@ -394,7 +413,24 @@ class Recipe(Entry):
         chains = [*self.pipelines.items(), *((name, teacher.pipeline) for name, teacher in self.teachers.items())]
         return {tuple(c[: c.index(name) + 1]): n for n, c in chains if name in c and pipeline in ("", n)}
 
-    def seed_of(self, phase: Phase) -> int:
+    @property
+    def trained(self) -> dict[str, Phase]:
+        """The phases that are trained."""
+        return {name: phase for name, phase in self.phases.items() if isinstance(phase, Phase)}
+
+    def representation_after(self, chain: Sequence[str]) -> str | None:
+        """What a model is after a chain of phases; None where none of them is trained: as its base."""
+        return next((self.trained[name].representation for name in reversed(chain) if name in self.trained), None)
+
+    def chain_named(self, name: str) -> tuple[str, ...] | None:
+        """The chain that PIPELINE or PIPELINE@PHASE means; None of no such."""
+        pipeline, at, phase = name.partition("@")
+        chain = tuple(self.pipelines.get(pipeline, ()))
+        if not at:
+            return chain or None
+        return chain[: chain.index(phase) + 1] if phase in chain else None
+
+    def seed_of(self, phase: Phase | Adapt) -> int:
         """A phase's seed."""
         return self.seed if phase.seed is None else phase.seed
 
