@@ -72,6 +72,17 @@ def hold_zeros(model: Encoder, whose: str) -> None:
         register_parametrization(module, "weight", _Kept(module.get_parameter("weight")))
 
 
+def held(model: nn.Module) -> dict[int, Tensor]:
+    """Of each matrix that is trained with zeros held, by its identity, which numbers may move."""
+    found = {}
+    for module in model.modules():
+        parts = getattr(module, "parametrizations", None)
+        if isinstance(parts, nn.ModuleDict) and "weight" in parts:
+            weight: Any = parts["weight"]
+            found |= {id(weight.original): part.kept for part in weight if isinstance(part, _Kept)}
+    return found
+
+
 def fold_zeros(model: Encoder, whose: str) -> None:
     """Make a model whose zeros were held an ordinary one, its zeros in its matrices; in place."""
     encoder = encoder_of(model, whose)

@@ -314,8 +314,7 @@ def wrong_references(recipe: "Recipe", data: dict[str, Any]) -> list[str]:
                 f"{place}: only a cross-encoder can follow {learnt[kinds.index('cross-encoder')]!r}; put it last"
             )
         wrong += [_other_prompts(recipe, *pair) for pair in pairwise(learnt) if set(pair) <= set(recipe.trained)]
-    if not wrong:
-        wrong += wrong_merges(recipe)
+    wrong += wrong_merges(recipe)
     for name, teacher in recipe.teachers.items():
         last = recipe.phases.get(teacher.pipeline[-1]) if teacher.pipeline and teacher.pipeline_weight else None
         if teacher.asked().get("rerank") and not teacher.model and not (last and last.reads_pairs):

@@ -175,11 +175,10 @@ def _untrained(records: Records, pipelines: list[str]) -> list[tuple[str, str]]:
     found = []
     for name in pipelines:
         if cut_before(records, name):
-            whole = uncut(records, name)
-            pair = (whole, name) if whole and records.means.get(whole, 0) >= records.means[name] else (name, whole)
-            tested = (
-                f": {sentence_about(records, *pair)[1]}" if whole and whole != name and whole in records.means else ""
-            )
+            whole, tested = uncut(records, name), ""
+            if whole and whole != name and whole in records.means:
+                high, low = (whole, name) if records.means[whole] >= records.means[name] else (name, whole)
+                tested = f": {sentence_about(records, high, low)[1]}"
             found.append(("Smaller", f"{smaller(records, name)}{tested}."))
     adapted = [phase for phase in records.phases.values() if phase.get("kind") == "adapt"]
     return found + [("Adapted" if phase["made"]["helps"] else "Not adapted", f"{fitted(phase)}.") for phase in adapted]
