@@ -74,7 +74,7 @@ def hold_zeros(model: Encoder, whose: str) -> None:
 
 def held(model: nn.Module) -> dict[int, Tensor]:
     """Of each matrix that is trained with zeros held, by its identity, which numbers may move."""
-    found = {}
+    found: dict[int, Tensor] = {}
     for module in model.modules():
         parts = getattr(module, "parametrizations", None)
         if isinstance(parts, nn.ModuleDict) and "weight" in parts:

@@ -107,3 +107,6 @@ class Adapt(Untrained):
     for `compress`. Unset, those of the pairs."""
     seed: Seed | None = None
     """Overrides the recipe's: of the features, and of which pairs are held out."""
+
+
+AnyUntrained = Compress | Merge | Adapt

@@ -23,7 +23,7 @@ from colbert_zero.data.sources import file_fingerprints
 from colbert_zero.errors import ColbertZeroError, reason, short
 from colbert_zero.evaluation.adapting import MOST_SUMMED, Domain, sampled, verdict
 from colbert_zero.files import atomic_folder, read_json, write_json
-from colbert_zero.models.adapting import Way
+from colbert_zero.models.adapting import FOLDER, Way
 from colbert_zero.models.alignment import META, TASKS
 from colbert_zero.models.axes import table_of
 from colbert_zero.models.bases import is_hub_id
@@ -35,11 +35,13 @@ from colbert_zero.models.shrinking import Cuts, check_cuts, parameters
 from colbert_zero.models.shrunk import SAMPLE, Texts, Uncut, folder_bytes, place_of_model, write_shrunk
 from colbert_zero.models.vocabulary import check_tokenizer
 from colbert_zero.processes import from_main, is_main, made_by_main, world_size
-from colbert_zero.recipe.untrained import PROJECTION, Adapt, Compress, Merge, Untrained
+from colbert_zero.recipe.schema import Phase
+from colbert_zero.recipe.untrained import PROJECTION, Adapt, AnyUntrained, Compress, Merge, Untrained
 from colbert_zero.report.card import write_card
 from colbert_zero.study.adapting import adapt, check_model
 from colbert_zero.study.graph import root_of
 from colbert_zero.study.record import UntrainedRecord
+from colbert_zero.training.low_rank import check_no_zeros
 from colbert_zero.training.record import LayersRecord
 
 if TYPE_CHECKING:
@@ -76,20 +78,18 @@ class Start:
 # ---- What is asked for
 
 
-def asked_of(study: "Study", name: str, spec: Untrained) -> list[Any]:
+def asked_of(study: "Study", name: str, spec: AnyUntrained) -> list[Any]:
     """What makes the checkpoint, besides its start, for an id: the entry, the contents of texts, the others' ids."""
     match spec:
         case Compress():
             texts = {key: _mark(study, name, key, getattr(spec, key)) for key in ("vocabulary", "corpus")}
-            return [spec.asked({"vocabulary", "corpus"}), texts]
+            return [spec.asked({"vocabulary", "corpus"}), texts, study.recipe.seed]
         case Merge():
             return [spec.asked({"others"}), [study.phase_id(chain) for chain in _others(study, spec).values()]]
         case Adapt():
             sources = [[source, study.source_id(source)] for source in spec.sources]
             made_of = [study.recipe.seed_of(spec), sources, _mark(study, name, "corpus", spec.corpus)]
             return [spec.asked({"sources", "corpus", "seed"}), *made_of]
-        case _:
-            raise TypeError(f"{name}: {spec.__class__.__name__}")
 
 
 def _others(study: "Study", spec: Merge) -> dict[str, Chain]:
@@ -126,6 +126,9 @@ def check(study: "Study", chains: Iterable[Chain]) -> None:
             case Compress():
                 with _named(name):
                     _check_cuts(study, chain, spec)
+            case Phase() if spec.low_rank:
+                cuts = [phase for before in chain[:-1] if isinstance(phase := recipe.phases[before], Compress)]
+                check_no_zeros(any(cut.zeros for cut in cuts), f"phases.{name}")
             case Merge():
                 check_mergekit(f"phases.{name}")
                 _check_merge(study, chain, spec)
@@ -210,8 +213,10 @@ def check_pairs(study: "Study", chains: Iterable[Chain]) -> None:
 # ---- Making it
 
 
-def make(study: "Study", chain: Chain, spec: Untrained, start: Start) -> dict[str, Any]:
+def make(study: "Study", chain: Chain, spec: AnyUntrained, start: Start) -> dict[str, Any]:
     """Make a chain's last phase, by the main process alone; returns phase.json's content."""
+    for source in spec.sources:  # one that is mined is made by all processes
+        study.source(source)
     made: Path = made_by_main(lambda: _make(study, chain, spec, start), lambda folder: folder)
     record: dict[str, Any] = from_main(read_json(made / "phase.json") if is_main() else None)
     return record
@@ -230,7 +235,7 @@ class _Work:
     computing: int = 0
 
 
-def _make(study: "Study", chain: Chain, spec: Untrained, start: Start) -> Path:
+def _make(study: "Study", chain: Chain, spec: AnyUntrained, start: Start) -> Path:
     out, name, work = study.phase_folder(chain), chain[-1], _Work()
     clocks = time.monotonic(), time.process_time()
     with _named(name), atomic_folder(out) as folder:
@@ -242,8 +247,6 @@ def _make(study: "Study", chain: Chain, spec: Untrained, start: Start) -> Path:
                 made = _merge(study, spec, start, place, work, name)
             case Adapt():
                 made = _adapt(study, chain, spec, start, place, work)
-            case _:
-                raise TypeError(spec.__class__.__name__)
         spent = time.monotonic() - clocks[0], time.process_time() - clocks[1]
         record = _record(study, chain, spec, start, place, work, made, spent)
         write_json(folder / "phase.json", record)
@@ -400,7 +403,8 @@ def _pairs(study: "Study", source: str, work: _Work) -> list[tuple[str, str]]:
 def _copy(start: Start, out: Path) -> None:
     """The start's own files, unchanged."""
     place = place_of_model(start.place, start.revision)
-    for file in model_files(place):
+    sums = [file for file in (place / FOLDER).rglob("*") if file.is_file()]  # of an adapter before
+    for file in [*model_files(place), *sums]:
         to = out / Path(os.path.relpath(file, place))
         to.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, to)
@@ -412,7 +416,7 @@ def _copy(start: Start, out: Path) -> None:
 def _record(
     study: "Study",
     chain: Chain,
-    spec: Untrained,
+    spec: AnyUntrained,
     start: Start,
     place: Path,
     work: _Work,
@@ -430,7 +434,7 @@ def _record(
     cut, threads = cut_record(place), torch.get_num_threads()
     wall, cpu = (round(seconds, 3) for seconds in spent)
     record = UntrainedRecord(
-        kind=spec.kind,  # type: ignore[attr-defined]
+        kind=spec.kind,
         name=chain[-1],
         id=study.phase_id(chain),
         parent=start.parent,
