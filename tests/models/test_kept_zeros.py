@@ -49,7 +49,7 @@ def test_zeros_stay_whatever_is_trained_and_all_else_moves(pruned):
     vectors = encode(model, TEXTS, "document").values
     fold_zeros(model, "here")
     after = model.state_dict()
-    assert list(after) == list(before)  # an ordinary model again
+    assert after.keys() == before.keys()  # an ordinary model again
     assert held(model) == {}
     assert zeros_in(model, "") == (zeros, numbers)
     moved = [name for name in before if before[name].dim() == 2 and "layer." in name]
