@@ -152,7 +152,7 @@ def test_an_adapter_that_does_not_help_leaves_its_start_as_it_is_and_says_so(tmp
     write_sources(tmp_path)
     # Without prompts a query is its document, and nothing can be gained.
     none = {"query": "", "document": ""}
-    made = recipe(tmp_path) | {"prompts": none, "markers": none}
+    made = recipe(tmp_path) | {"prompts": none, "markers": none, "query_tokens": 24}
     made["phases"]["nothing"] = {"kind": "adapt", "sources": ["same"], "projection": 20}
     made["pipelines"] = {"before": ["multi"], "adapted": ["multi", "nothing"]}
     told, chain = Told(), ("multi", "nothing")
