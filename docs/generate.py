@@ -13,10 +13,11 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from colbert_zero.planning.shipped import h100_hours
-from colbert_zero.recipe import data, schema
+from colbert_zero.recipe import data, schema, untrained
 from colbert_zero.recipe.entry import Entry
 from colbert_zero.recipe.reading import DEVICE_HOURS as HOURS
 from colbert_zero.recipe.reading import load_recipe, shipped_recipes
+from colbert_zero.study import record as untrained_record
 from colbert_zero.training import record
 
 FOLDER = Path(__file__).parent
@@ -48,7 +49,8 @@ def filled(page: str) -> str:
 
 def class_of(name: str) -> type[BaseModel]:
     """The recipe's or record's class of that name."""
-    found: type[BaseModel] = next(vars(module)[name] for module in (schema, data, record) if name in vars(module))
+    modules = (schema, untrained, data, record, untrained_record)
+    found: type[BaseModel] = next(vars(module)[name] for module in modules if name in vars(module))
     return found
 
 
@@ -58,7 +60,7 @@ def table(entry: type[BaseModel]) -> str:
     head = "| key | default | what it is |\n|---|---|---|\n" if keys else "| key | what it is |\n|---|---|\n"
     rows = []
     for name, field in entry.model_fields.items():
-        cells = [f"`{name}`", *([default_of(field)] if keys else []), one_line(field.description)]
+        cells = [f"`{field.alias or name}`", *([default_of(field)] if keys else []), one_line(field.description)]
         rows.append(f"| {' | '.join(cells)} |\n")
     return f"{one_line(entry.__doc__)}\n\n{head}{''.join(rows)}"
 

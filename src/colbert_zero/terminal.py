@@ -160,12 +160,12 @@ def plan_table(phases: list[Any], width: int) -> Table:
     """A row a phase; in a terminal of fewer columns without what its recipe entry says as well."""
     cells: dict[str, Callable[[Any], str]] = {
         "phase": lambda p: " → ".join(p.chain),
-        "trains": lambda p: p.spec.representation,
-        "by": lambda p: p.spec.objective,
+        "trains": lambda p: getattr(p.spec, "representation", "–"),
+        "by": lambda p: getattr(p.spec, "objective", p.spec.kind),
         "data": lambda p: ", ".join(p.spec.sources),
-        "steps": lambda p: f"{p.steps:,}",
-        "texts": lambda p: f"{p.texts:,}",
-        "tokens ≤": lambda p: f"{p.tokens:,}",
+        "steps": lambda p: f"{p.steps:,}" if p.steps else "–",
+        "texts": lambda p: f"{p.texts:,}" if p.texts else "–",
+        "tokens ≤": lambda p: f"{p.tokens:,}" if p.tokens else "–",
         "": lambda p: "done" if p.done else "",
     }
     for spare in ("by", "data", "texts", "trains"):

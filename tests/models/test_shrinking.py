@@ -17,6 +17,7 @@ from colbert_zero.models.axes import pick_layers, table_of
 from colbert_zero.models.checkpoints import load_model
 from colbert_zero.models.encoders import save_model
 from colbert_zero.models.encoding import encode
+from colbert_zero.models.kept_zeros import RECORD
 from colbert_zero.models.shrinking import (
     Cuts,
     cut,
@@ -32,7 +33,7 @@ from colbert_zero.models.shrinking import (
     with_zeros,
     zeros_in,
 )
-from colbert_zero.models.shrunk import RECORD, Texts, Uncut, folder_bytes, write_shrunk
+from colbert_zero.models.shrunk import Texts, Uncut, folder_bytes, write_shrunk
 from colbert_zero.models.vocabulary import vocabulary_of
 from helpers import DOCUMENTS, PROMPTS
 
@@ -340,7 +341,7 @@ def test_a_tokenizer_of_another_kind_is_refused(saved, tmp_path, tiny_multi_vect
     file.write_text(json.dumps(whole))
     message = (
         "^vocabulary: the tokenizer is of the kind WordLevel, and only WordPiece's is cut: there, texts of the corpus "
-        "keep their tokens; leave --vocabulary out$"
+        "keep their tokens; leave it out$"
     )
     with pytest.raises(ColbertZeroError, match=message):
         written(saved, tmp_path / "out", corpus=Texts("some", lambda: TEXTS))

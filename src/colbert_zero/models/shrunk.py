@@ -21,6 +21,7 @@ from colbert_zero.models.bases import snapshot
 from colbert_zero.models.checkpoints import Encoder, load_model
 from colbert_zero.models.comparing import TEXTS
 from colbert_zero.models.contents import model_files
+from colbert_zero.models.kept_zeros import RECORD, cut_record, keeps_zeros
 from colbert_zero.models.kinds import kind_of
 from colbert_zero.models.shrinking import (
     Cuts,
@@ -44,9 +45,6 @@ from colbert_zero.models.vocabulary import (
     rewrite_tokenizer,
     vocabulary_of,
 )
-
-RECORD = "compress.json"
-"""In the new checkpoint."""
 
 SAMPLE = 64
 """Texts whose token vectors are compared, where there are more."""
@@ -239,6 +237,7 @@ def cut_into(
         "packed_bytes": packed_bytes(model, cuts.bits),
         "zeros": zeros,
         "zeros_of": numbers,
+        "keep_zeros": cuts.zeros > 0 or keeps_zeros(cut_record(source.place)),
         "bits": cuts.bits,
         "vocabulary_before": len(cast(Any, source.model.tokenizer).get_vocab()),
         "vocabulary": len(cast(Any, written.tokenizer).get_vocab()),

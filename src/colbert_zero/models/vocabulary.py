@@ -49,17 +49,21 @@ def check_vocabulary(model: Encoder) -> None:
     Raises:
         ColbertZeroError: Says what it is.
     """
-    tokenizer: Any = model.tokenizer
+    check_tokenizer(model.tokenizer)
+    if any(module.keep_only_token_ids for module in model if isinstance(module, MultiVectorMask)):
+        raise ColbertZeroError("vocabulary: the model scores tokens by their numbers (keep_only_token_ids); not cut")
+
+
+def check_tokenizer(tokenizer: Any) -> None:
+    """Refuse a tokenizer that is not cut, by itself; raises as `check_vocabulary`."""
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise ColbertZeroError("vocabulary: the tokenizer is none of the `tokenizers` library; only those are cut")
     kind = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["type"]
     if kind != "WordPiece":
         raise ColbertZeroError(
             f"vocabulary: the tokenizer is of the kind {kind}, and only WordPiece's is cut: there, texts of the corpus "
-            "keep their tokens; leave --vocabulary out"
+            "keep their tokens; leave it out"
         )
-    if any(module.keep_only_token_ids for module in model if isinstance(module, MultiVectorMask)):
-        raise ColbertZeroError("vocabulary: the model scores tokens by their numbers (keep_only_token_ids); not cut")
 
 
 def vocabulary_of(model: Encoder, texts: Iterable[str]) -> Vocabulary:

@@ -60,7 +60,7 @@ class Asked:
         """What was assumed."""
         told = [*([self.unread] if self.unread else []), *dict.fromkeys(self.data.told)]
         recipe = self.study.recipe
-        if self.unread and (isinstance(recipe.model.head, list) or any(p.low_rank for p in recipe.phases.values())):
+        if self.unread and (isinstance(recipe.model.head, list) or any(p.low_rank for p in recipe.trained.values())):
             told.append("model.head's layers and low_rank are not counted, since the base cannot be read")
         if best := [name for name, phase in recipe.phases.items() if phase.select == "best"]:
             told.append(

@@ -92,7 +92,7 @@ def models_at_hand(study: Study) -> ModelOf:
         return PlannedModel(_size(model, moving), tokenise, alignment, make)
 
     def of_phase(name: str) -> PlannedModel:
-        spec = study.recipe.phases[name]
+        spec = study.recipe.trained[name]
         head = study.resolved.head(spec, first=True)  # a later phase has it from the one before
         low_rank = spec.low_rank.model_dump_json() if spec.low_rank else None
         return of(study.alignment(spec), spec.representation, head, low_rank)
@@ -114,7 +114,7 @@ def published_models(recipe: Recipe) -> ModelOf:
             f"{', '.join(published()['bases'])}); plan where the Hub can be reached, or with a local folder"
         )
     size = _published_size(tuple(configuration.items()), resolved.dim)
-    return lambda name: PlannedModel(size, None, resolved.alignment(recipe.phases[name]))
+    return lambda name: PlannedModel(size, None, resolved.alignment(recipe.trained[name]))
 
 
 @cache

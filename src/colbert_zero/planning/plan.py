@@ -22,7 +22,7 @@ from colbert_zero.planning.operations import Memory, Operations, hours_on, memor
 from colbert_zero.planning.published import device_named
 from colbert_zero.planning.work import Counts, Devices, count_phase
 from colbert_zero.processes import world_size
-from colbert_zero.recipe.schema import Phase, Recipe
+from colbert_zero.recipe.schema import Phase, PhaseSpec, Recipe
 from colbert_zero.study.graph import graph
 from colbert_zero.study.steps import Steps, steps_for
 from colbert_zero.study.study import Study
@@ -84,11 +84,12 @@ class PlannedPhase:
     Attributes:
         chain: The phases before it, and itself.
         spec: Its recipe entry.
-        steps: Optimiser steps.
-        counts: What it encodes and scores; of a finished phase texts and tokens alone.
+        steps: Optimiser steps; 0 of one that is not trained.
+        counts: What it encodes and scores; of a finished phase texts and tokens alone, nothing of one that is not
+            trained.
         operations: Floating-point operations.
         memory: Of one device; None of a finished phase.
-        model_bytes: Of its checkpoint; None where an older record does not say.
+        model_bytes: Of its checkpoint, of one that is not trained at most; None where nothing says.
         hours: Least and most, wall-clock; None where neither a device of the table nor a measurement says.
         pace: What was measured of it here.
         counted: Whether all of its batches were counted, `whole`, some of them, `sampled`, or none, `longest`: each
@@ -97,7 +98,7 @@ class PlannedPhase:
     """
 
     chain: tuple[str, ...]
-    spec: Phase
+    spec: PhaseSpec
     steps: int
     counts: Counts
     operations: Operations
@@ -107,6 +108,11 @@ class PlannedPhase:
     pace: Pace | None = None
     counted: str = "whole"
     done: bool = False
+
+    @property
+    def trains(self) -> bool:
+        """Whether it has steps to plan: not of what is cut, merged or adapted, which takes seconds."""
+        return isinstance(self.spec, Phase)
 
     @property
     def tokens(self) -> int:
@@ -177,13 +183,13 @@ def calibrate(
         seconds: To be spent, about.
         say: Told what is measured.
     """
-    open_ = {phase.chain[-1]: phase for phase in phases if not phase.done}
+    open_ = {phase.chain[-1]: phase for phase in phases if phase.trains and not phase.done}
     paces: dict[str, Pace] = {}
     for name, phase in open_.items():
         steps, parts, model = _reads(recipe, name, data, models)
-        paces[name] = pace = measure(phase.spec, steps, parts, model, phase.counts, seconds / len(open_))
+        paces[name] = pace = measure(recipe.trained[name], steps, parts, model, phase.counts, seconds / len(open_))
         say(f"{name}: {pace.rounds} steps of {pace.queries:,} queries measured")
-    return [phase if phase.done else phase.at(paces[phase.chain[-1]]) for phase in phases]
+    return [phase if phase.done or not phase.trains else phase.at(paces[phase.chain[-1]]) for phase in phases]
 
 
 def _reads(
@@ -196,6 +202,10 @@ def _reads(
 
 def _planned(recipe: Recipe, chain: tuple[str, ...], data: Data, models: ModelOf, machine: Machine) -> PlannedPhase:
     name, spec, on = chain[-1], recipe.phases[chain[-1]], machine.on
+    if not isinstance(spec, Phase):
+        before = next((p for p in reversed(chain) if p in recipe.trained), None)
+        most = models(before).size.model_bytes if before else None
+        return PlannedPhase(chain, spec, 0, Counts(), Operations(Flops(0, 0, 0, 0), 0.0, 0.0), model_bytes=most)
     if spec.global_batch_size % on.count:
         raise ColbertZeroError(
             f"phases.{name}.global_batch_size: {spec.global_batch_size} queries cannot be shared out evenly among "
@@ -239,7 +249,7 @@ def _done(study: Study, chain: tuple[str, ...]) -> PlannedPhase:
     names = ("texts", "tokens", "padding_tokens", "second_pass_tokens")
     counts = Counts(*(float(record.get(name, 0)) for name in names))
     return PlannedPhase(
-        chain, study.recipe.phases[chain[-1]], record["steps"], counts, Operations(encoding, 0.0, 0.0),
+        chain, study.recipe.phases[chain[-1]], record.get("steps", 0), counts, Operations(encoding, 0.0, 0.0),
         model_bytes=record.get("model_bytes"), done=True,
     )  # fmt: skip
 
@@ -258,7 +268,7 @@ def keep_plan(study: Study, phases: Iterable[PlannedPhase], machine: Machine) ->
     found: dict[str, Any] = {}
     before = planned_of(study.folder)
     for phase in phases:
-        if phase.done or not _has_id(study, phase.chain):
+        if phase.done or not phase.trains or not _has_id(study, phase.chain):
             continue
         folder = study.phase_folder(phase.chain)
         if folder.with_name(folder.name + ".unfinished").exists():

@@ -9,7 +9,7 @@ from rich.text import Text
 from colbert_zero.planning.calibration import token_passes
 from colbert_zero.planning.plan import Machine, PlannedPhase
 from colbert_zero.planning.published import published
-from colbert_zero.recipe.schema import Recipe
+from colbert_zero.recipe.schema import Phase, Recipe
 from colbert_zero.report.published import published_means
 from colbert_zero.report.words import duration, operations, quantity, rounded
 from colbert_zero.study.disk import Disk
@@ -37,11 +37,14 @@ def phases_table(phases: list[PlannedPhase], machine: Machine, width: int) -> Ta
 
 
 def _row(phase: PlannedPhase, machine: Machine) -> dict[str, str]:
+    if not phase.trains and not phase.done:
+        row = dict.fromkeys(("steps", "texts", "tokens", "padding", "second pass", "encoding"), "–")
+        return {"phase": " → ".join(phase.chain), **row, "MaxSim": "", "memory": "", "time": "", "": phase.spec.kind}
     about = {"whole": "", "sampled": "≈ ", "longest": "≤ "}[phase.counted]
     counted, memory = phase.operations, phase.memory
     return {
         "phase": " → ".join(phase.chain),
-        "steps": f"{phase.steps:,}",
+        "steps": f"{phase.steps:,}" if phase.trains else "–",
         "texts": quantity(phase.counts.texts),
         "tokens": about + quantity(phase.tokens),
         "padding": quantity(phase.counts.padding),
@@ -96,7 +99,7 @@ def members_of(
 
 def hours_of(phases: Iterable[PlannedPhase]) -> tuple[float, float] | None:
     """Hours of several phases, least and most; None where one of them has none."""
-    known = [phase.hours for phase in phases if not phase.done]
+    known = [phase.hours for phase in phases if phase.trains and not phase.done]
     return None if None in known else (sum(h[0] for h in known if h), sum(h[1] for h in known if h))
 
 
@@ -128,8 +131,15 @@ def notes(phases: list[PlannedPhase], machine: Machine) -> list[str]:
         "Encoding counts padding, GradCache's second pass and attention's products; memory is rough. Preparing data, "
         "mining, a teacher's scores and evaluation are not in it"
     )
+    if any(not phase.trains and not phase.done for phase in phases):
+        said.append(
+            "What is cut, merged or adapted takes seconds, or a few minutes, and is not in it; what is trained after a "
+            "cut counts as if nothing had been cut"
+        )
     for phase in {phase.chain[-1]: phase for phase in phases if phase.memory}.values():
         memory = phase.memory
+        if not isinstance(phase.spec, Phase):
+            continue
         if memory and memory.largest_chunk is not None and memory.largest_chunk < phase.spec.mini_batch_tokens:
             said.append(
                 f"phases.{phase.chain[-1]}: mini_batch_tokens {phase.spec.mini_batch_tokens:,} may not fit a device; "
@@ -154,7 +164,7 @@ def diagnostics(recipe: Recipe, phases: Iterable[PlannedPhase]) -> list[str]:
     """
     size, said = recipe.validation, list[str]()
     texts = len(recipe.collections) * (size.documents + size.queries)
-    open_ = [phase for phase in phases if not phase.done and phase.spec.representation != "cross-encoder"]
+    open_ = [phase for phase in phases if not phase.done and not phase.spec.reads_pairs]
     if size.layers and open_:
         said.append(
             f"After {_phases(len(open_))} what the encoder's layers add is measured, on at most {texts:,} texts"
@@ -182,13 +192,16 @@ def _phases(count: int) -> str:
 
 def _seconds(phases: list[PlannedPhase], texts: int, times: Mapping[tuple[str, ...], int]) -> str:
     """How long encoding so many texts takes after each phase, or so many times, in words; nothing if not known."""
-    taken = 0.0
-    for phase in phases:
-        if phase.pace is None:
-            return ""
-        of_text = phase.counts.tokens / phase.counts.texts / token_passes(phase.counts) * phase.pace.median
-        taken += times.get(phase.chain, 1) * texts * of_text
-    return f", about {duration(taken)} in all"
+    of_text = {
+        phase.chain: phase.counts.tokens / phase.counts.texts / token_passes(phase.counts) * phase.pace.median
+        for phase in phases
+        if phase.pace
+    }
+    if not of_text or any(phase.trains and phase.chain not in of_text for phase in phases):
+        return ""
+    others = sum(of_text.values()) / len(of_text)  # of those that are not trained, which have no steps to measure
+    taken = sum(times.get(phase.chain, 1) * of_text.get(phase.chain, others) for phase in phases)
+    return f", about {duration(texts * taken)} in all"
 
 
 def disk_words(phases: list[PlannedPhase], needed: Disk) -> str:

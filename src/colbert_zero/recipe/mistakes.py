@@ -12,6 +12,8 @@ from colbert_zero.errors import near, show
 from colbert_zero.recipe.data import written_out
 from colbert_zero.recipe.miners import BM25, RANDOM
 from colbert_zero.recipe.schema import CHOICE_ROUNDS, CHOICE_TEMPERATURE
+from colbert_zero.recipe.untrained import Untrained
+from colbert_zero.recipe.wrong_chains import merged_into, wrong_chain, wrong_merges, wrong_untrained
 
 if TYPE_CHECKING:
     from colbert_zero.recipe.data import Mined
@@ -49,12 +51,16 @@ _SHOULD = {
 }
 
 
+_OF_FORMS = ("temperature", "negatives", "layers", "vocabulary", "corpus")
+"""Keys of phases that are written in two ways."""
+
+
 def explain(error: Any, keys: Callable[[list[Any], str | None], Iterable[str]]) -> str:
     """One of pydantic's errors in the user's words.
 
     Args:
         error: An entry of `ValidationError.errors()`.
-        keys: The keys allowed at a path; a source's or collection's kind comes beside.
+        keys: The keys allowed at a path; a source's, collection's or phase's kind comes beside.
     """
     path, kind, value, context = list(error["loc"]), error["type"], error["input"], error.get("ctx", {})
     if kind == "invalid_key" or path[-1] == "[key]":
@@ -62,8 +68,8 @@ def explain(error: Any, keys: Callable[[list[Any], str | None], Iterable[str]]) 
         mend = _NAME_MEND if isinstance(path[-1], str) else "put it in quotes"
         return f"{_dotted(path[:-1]) or 'top level'}: the name {show(path[-1])} cannot be used; {mend}"
     # A discriminated union adds the branch it took, which the user did not write.
-    branch = path.pop(2) if path[0] in ("sources", "collections") and len(path) > 2 else None
-    if path[0] == "phases" and path[2:3] in (["temperature"], ["negatives"]) and len(path) > 3:
+    branch = path.pop(2) if path[0] in ("sources", "collections", "phases") and len(path) > 2 else None
+    if path[0] == "phases" and path[2:3] and path[2] in _OF_FORMS and len(path) > 3:
         del path[3]
     if path[0] == "model" and path[1:2] in (["head"], ["skip_list"]) and len(path) > 2:
         del path[2]
@@ -157,6 +163,9 @@ def contradictions(data: dict[str, Any]) -> list[str]:
     for name, ensemble in _entries(data, "ensembles"):
         wrong += [f"ensembles.{name}{text}" for text in _wrong_ensemble(ensemble)]
     for name, phase in _entries(data, "phases"):
+        if phase.get("kind", "train") != "train":
+            wrong += [f"phases.{name}{text}" for text in wrong_untrained(phase)]
+            continue
         if len(_given(phase, "steps", "epochs")) == 2:
             wrong.append(f"phases.{name}: give `steps` or `epochs`, not both")
         if _given(phase, "low_rank") and phase.get("optimiser") == "muon":
@@ -317,25 +326,28 @@ def wrong_references(recipe: "Recipe", data: dict[str, Any]) -> list[str]:
     for place, chain in chains.items():
         wrong += [f"{place}: no phase {p!r}{near(p, names['phases'])}" for p in chain if p not in names["phases"]]
         wrong += [f"{place}: the phase {p!r} stands twice" for p in dict.fromkeys(chain) if chain.count(p) > 1]
-        kinds = [recipe.phases[p].representation if p in recipe.phases else None for p in chain]
+        wrong += wrong_chain(recipe, place, chain)
+        learnt = [p for p in chain if not isinstance(recipe.phases.get(p), Untrained)]
+        kinds = [recipe.trained[p].representation if p in recipe.trained else None for p in learnt]
         if ("multi-vector", "dense") in pairwise(kinds):
             wrong.append(f"{place}: a dense phase cannot follow a multi-vector one; put it before")
         if "cross-encoder" in kinds and place.startswith("pipelines."):
             wrong.append(
-                f"{place}: {chain[kinds.index('cross-encoder')]!r} is a cross-encoder, which has no vectors to "
+                f"{place}: {learnt[kinds.index('cross-encoder')]!r} is a cross-encoder, which has no vectors to "
                 "rank by; put it into a teacher's pipeline"
             )
         elif any(a == "cross-encoder" != b for a, b in pairwise(kinds)):
             wrong.append(
-                f"{place}: only a cross-encoder can follow {chain[kinds.index('cross-encoder')]!r}; put it last"
+                f"{place}: only a cross-encoder can follow {learnt[kinds.index('cross-encoder')]!r}; put it last"
             )
-        wrong += [_other_prompts(recipe, *pair) for pair in pairwise(chain) if set(pair) <= set(recipe.phases)]
+        wrong += [_other_prompts(recipe, *pair) for pair in pairwise(learnt) if set(pair) <= set(recipe.trained)]
+    wrong += wrong_merges(recipe)
     for name, teacher in recipe.teachers.items():
         last = recipe.phases.get(teacher.pipeline[-1]) if teacher.pipeline and teacher.pipeline_weight else None
         if teacher.asked().get("rerank") and not teacher.model and not (last and last.reads_pairs):
             wrong.append(f"teachers.{name}.rerank: only of a cross-encoder, which this is not; leave it out")
     taken = {"bm25": "the lexical baseline"} | {f"teacher-{name}": "a teacher" for name in names["teachers"]}
-    firsts = {chain[0]: recipe.phases.get(chain[0]) for chain in chains.values() if chain}
+    firsts = {chain[0]: recipe.trained.get(chain[0]) for chain in chains.values() if chain}
     dense = {name for name, first in firsts.items() if first and first.representation == "dense"}
     for name, chain in recipe.pipelines.items():
         if name in taken or (name in dense and chain != [name]):
@@ -398,8 +410,8 @@ def _wrong_on(recipe: "Recipe", on: str | None, collections: dict[str, Any]) -> 
 
 def _other_prompts(recipe: "Recipe", before: str, name: str) -> str:
     """What to say of a phase whose start is trained with other prompts; nothing where that is allowed."""
-    phase = recipe.phases[name]
-    had, wants = recipe.phases[before].prompts or recipe.prompts, phase.prompts or recipe.prompts
+    phase = recipe.trained[name]
+    had, wants = recipe.trained[before].prompts or recipe.prompts, phase.prompts or recipe.prompts
     # One that says nothing has the base's own, which is compared once the base has been read.
     if phase.reads_pairs or phase.allow_prompt_mismatch or had == wants or not had or not wants:
         return ""
@@ -413,9 +425,14 @@ def _other_prompts(recipe: "Recipe", before: str, name: str) -> str:
 def _sources_behind(recipe: "Recipe", chains: Iterable[Sequence[str]]) -> set[str]:
     """Every source that chains of phases learn from, directly or by what made it: sources, teachers, miners."""
     behind: set[str] = set()
-    waiting = [*chains]
+    waiting, seen = [*chains], set[tuple[str, ...]]()
     while waiting:
-        phases = [recipe.phases[name] for name in waiting.pop() if name in recipe.phases]
+        chain = tuple(waiting.pop())
+        if chain in seen:
+            continue
+        seen.add(chain)
+        phases = [recipe.phases[name] for name in chain if name in recipe.phases]
+        waiting += merged_into(recipe, chain)
         sources = [source for phase in phases for source in phase.sources]
         while sources:
             name = sources.pop()
@@ -527,7 +544,16 @@ def _mined(recipe: "Recipe", source: Any) -> int | None:
 def _wrong_phases(recipe: "Recipe", names: dict[str, Any]) -> list[str]:
     """What is wrong between phases and their sources."""
     wrong = []
-    for name, phase in recipe.phases.items():
+    for name, entry in recipe.phases.items():
+        if not isinstance(entry, Untrained):
+            continue
+        for source_name in entry.sources:
+            place, source = f"phases.{name}.sources", recipe.sources.get(source_name)
+            if source_name not in names["sources"]:
+                wrong.append(f"{place}: no source {source_name!r}{near(source_name, names['sources'])}")
+            elif source and not _has_pairs(source, allow_mined=True):
+                wrong.append(f"{place}: {source_name!r} has scored candidates, for distillation, and no pairs")
+    for name, phase in recipe.trained.items():
         for source_name in phase.sources:
             place, source = f"phases.{name}.sources", recipe.sources.get(source_name)
             if source_name not in names["sources"]:

@@ -23,7 +23,7 @@ from colbert_zero.recipe.schema import (
     LowRank,
     Model,
     PerTask,
-    Phase,
+    PhaseSpec,
     Recipe,
     Teacher,
     Temperature,
@@ -141,7 +141,7 @@ def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
     An entry of another kind is another entry.
     """
-    if "kind" in over and over["kind"] != under.get("kind"):
+    if "kind" in over and over["kind"] != under.get("kind", "train"):
         under = {}
     merged = dict(under)
     for key, value in over.items():
@@ -237,7 +237,8 @@ def _keys(path: list[Any], kind: str | None) -> Iterable[str]:
         case ["model", "head", _]:
             model = HeadLayer
         case ["phases", _]:
-            model = Phase
+            models = tuple(get_args(member)[0] for member in get_args(get_args(PhaseSpec)[0]))
+            model = next(m for m in models if kind in get_args(m.model_fields["kind"].annotation))
         case ["teachers", _]:
             model = Teacher
         case ["ensembles", _]:
@@ -255,7 +256,7 @@ def _keys(path: list[Any], kind: str | None) -> Iterable[str]:
             model = LowRank
         case [*_, "markers" | "prompts"]:
             model = PerTask
-    return model.model_fields
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _sound_entries(data: dict[str, Any]) -> Recipe:

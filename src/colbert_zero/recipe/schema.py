@@ -1,5 +1,6 @@
 """A recipe's entries and keys, with their defaults and what they mean."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
@@ -13,6 +14,7 @@ from pydantic import (
 from colbert_zero.recipe.data import CollectionSpec, NamedCollection, SourceSpec, written_out
 from colbert_zero.recipe.entry import Entry, Float, Int, Name, Neutral, Seed
 from colbert_zero.recipe.named import GROUPS
+from colbert_zero.recipe.untrained import Adapt, Compress, Merge
 
 Beta = Annotated[Float, Field(ge=0, lt=1)]
 
@@ -201,6 +203,8 @@ class Negatives(NamedTuple):
 class Phase(Entry):
     """One training phase."""
 
+    kind: Annotated[Literal["train"], Neutral("train")] = "train"
+    """`train`, `compress`, `merge` or `adapt`: what the phase does with its start. The keys here are of `train`."""
     representation: Literal["dense", "multi-vector", "cross-encoder"]
     """One vector a text, or one a token; or no vectors but a score of a query and a document that are read together, in
     a teacher's pipeline: a new head on the encoder of its start, without prompts and markers, a pair at most
@@ -359,6 +363,21 @@ class Phase(Entry):
         return self.distils or self.max_relative is not None
 
 
+def _kind_of_phase(value: Any) -> str:
+    kind = value.get("kind", "train") if isinstance(value, dict) else getattr(value, "kind", "train")
+    return str(kind)
+
+
+PhaseSpec = Annotated[
+    Annotated[Phase, Tag("train")]
+    | Annotated[Compress, Tag("compress")]
+    | Annotated[Merge, Tag("merge")]
+    | Annotated[Adapt, Tag("adapt")],
+    Discriminator(_kind_of_phase),
+]
+"""What turns one checkpoint into another."""
+
+
 class Validation(Entry):
     """The small collections of `evaluate_every` and of sweeps: NanoBEIR, or a sample of the recipe's own collections.
 
@@ -405,8 +424,8 @@ class Recipe(Entry):
     """What the models are compared on, by name."""
     teachers: dict[Name, Teacher] = Field(default_factory=dict)
     """What scores the candidates for distillation, by name."""
-    phases: dict[Name, Phase] = Field(min_length=1)
-    """Training phases by name."""
+    phases: dict[Name, PhaseSpec] = Field(min_length=1)
+    """Phases by name, each of a `kind`: `train` if nothing is said."""
     pipelines: dict[Name, Annotated[list[str], Field(min_length=1)]] = Field(min_length=1)
     """Lists of phases, each starting from the one before; a shared beginning is trained once."""
     ensembles: dict[Name, Ensemble] = Field(default_factory=dict)
@@ -437,13 +456,8 @@ class Recipe(Entry):
 
         A system is a pipeline, PIPELINE@PHASE, or a dense baseline's phases joined by `+`.
         """
-        pipeline, _, phase = system.rpartition("@")
-        if system in self.pipelines:
-            return tuple(self.pipelines[system])
-        if phase in self.pipelines.get(pipeline, []):
-            chain = self.pipelines[pipeline]
-            return tuple(chain[: chain.index(phase) + 1])
-        return next((chain for chain in self._dense_chains() if "+".join(chain) == system), None)
+        dense = (chain for chain in self._dense_chains() if "+".join(chain) == system)
+        return self.chain_named(system) or next(dense, None)
 
     def systems(self) -> list[str]:
         """Names that a member of an ensemble may have."""
@@ -453,10 +467,27 @@ class Recipe(Entry):
     def _dense_chains(self) -> list[tuple[str, ...]]:
         """Beginnings of pipelines that end in a dense phase."""
         beginnings = [tuple(chain[:end]) for chain in self.pipelines.values() for end in range(1, len(chain) + 1)]
-        dense = (c for c in beginnings if c[-1] in self.phases and self.phases[c[-1]].representation == "dense")
+        dense = (c for c in beginnings if c[-1] in self.phases and self.representation_after(c) == "dense")
         return list(dict.fromkeys(dense))
 
-    def seed_of(self, phase: Phase) -> int:
+    @property
+    def trained(self) -> dict[str, Phase]:
+        """The phases that are trained."""
+        return {name: phase for name, phase in self.phases.items() if isinstance(phase, Phase)}
+
+    def representation_after(self, chain: Sequence[str]) -> str | None:
+        """What a model is after a chain of phases; None where none of them is trained: as its base."""
+        return next((self.trained[name].representation for name in reversed(chain) if name in self.trained), None)
+
+    def chain_named(self, name: str) -> tuple[str, ...] | None:
+        """The chain that PIPELINE or PIPELINE@PHASE means; None of no such."""
+        pipeline, at, phase = name.partition("@")
+        chain = tuple(self.pipelines.get(pipeline, ()))
+        if not at:
+            return chain or None
+        return chain[: chain.index(phase) + 1] if phase in chain else None
+
+    def seed_of(self, phase: Phase | Adapt) -> int:
         """A phase's seed."""
         return self.seed if phase.seed is None else phase.seed
 

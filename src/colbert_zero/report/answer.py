@@ -5,6 +5,7 @@ from collections.abc import Callable
 from colbert_zero.report.cost import BUSY, COMPUTE, TIME, busy_in_words, idle_phases
 from colbert_zero.report.layers import add_little, added
 from colbert_zero.report.records import MEASURE, SEEN, Record, Records
+from colbert_zero.report.untrained import cut_before, fitted, smaller, uncut
 from colbert_zero.report.words import listed, percent, points, probability
 
 SIGNIFICANT = 0.05
@@ -136,6 +137,7 @@ def findings(records: Records) -> list[tuple[str, str]]:
         found += [("For less", _for_less(records, best, p, p != pipelines[1])) for p in cheaper]
         if beats_bm25(records, best):
             found.append(("By budget", _by_budget(records, pipelines)))
+    found += _untrained(records, pipelines)
     found += _layers(records, list(dict.fromkeys([best, choice(records, pipelines)])))
     if doubt := doubt_about_times(records):
         found.append(("Time", doubt))
@@ -168,6 +170,20 @@ def _layers(records: Records, pipelines: list[str]) -> list[tuple[str, str]]:
     return found
 
 
+def _untrained(records: Records, pipelines: list[str]) -> list[tuple[str, str]]:
+    """How small cut models are and how they score beside the uncut; what adapters did on their own held-out pairs."""
+    found = []
+    for name in pipelines:
+        if cut_before(records, name):
+            whole, tested = uncut(records, name), ""
+            if whole and whole != name and whole in records.means:
+                high, low = (whole, name) if records.means[whole] >= records.means[name] else (name, whole)
+                tested = f": {sentence_about(records, high, low)[1]}"
+            found.append(("Smaller", f"{smaller(records, name)}{tested}."))
+    adapted = [phase for phase in records.phases.values() if phase.get("kind") == "adapt"]
+    return found + [("Adapted" if phase["made"]["helps"] else "Not adapted", f"{fitted(phase)}.") for phase in adapted]
+
+
 def _leaks(records: Records) -> list[tuple[str, str]]:
     """That scores are of queries which models may have been trained on."""
     if not records.seen:
@@ -181,8 +197,9 @@ def _leaks(records: Records) -> list[tuple[str, str]]:
 
 
 def _told(records: Records) -> list[tuple[str, str]]:
-    """What phases were told of that may have kept them from learning."""
-    return [("Told in training", f"{text}.") for phase in records.phases.values() for text in phase.get("told", [])]
+    """What phases were told of that may have kept them from learning; of those not trained it stands elsewhere."""
+    trained = [phase for phase in records.phases.values() if phase.get("kind", "train") == "train"]
+    return [("Told in training", f"{text}.") for phase in trained for text in phase.get("told", [])]
 
 
 def _cost(records: Records, system: str) -> str:

@@ -17,6 +17,7 @@ from colbert_zero.report.answer import sentence_about, tests
 from colbert_zero.report.page import environment, markdown
 from colbert_zero.report.records import MEASURE, SEEN, Record, Records, read_record
 from colbert_zero.report.tables import Table, mean_label
+from colbert_zero.report.untrained import done_in_words, is_untrained
 from colbert_zero.report.words import duration, number, operations, points, quantity
 
 CARD = "README.md"
@@ -166,7 +167,7 @@ def card(name: str, phases: list[Record], scored: Scored | None) -> str:
         prompted=any(own["prompts"].values()),
         base=phases[0].get("base"),
         phases=[phase["name"] for phase in phases],
-        whole=len(phases) == len(own["chain"]),
+        whole=len(phases) >= len(own["chain"]),  # more where others are merged into it
         scores=_scores(scored) if scored else None,
         seen=bool(scored and scored.records.seen),
         compared=_compared(scored) if scored else [],
@@ -262,10 +263,11 @@ def _facts(own: Record, first: Record, scored: Scored | None) -> list[tuple[str,
     if scored and own["representation"] == "multi-vector" and (dim := scored.recipe.get("model", {}).get("dim")):
         facts.append(("numbers a token", str(dim)))
     without = "of the text alone" if own.get("lengths") == "text" else "with all that is put around the text"
-    facts.append(
-        ("longest", f"queries {own['query_tokens']} tokens, documents {own['document_tokens']}, {without}; what is "
-         "longer is cut off")
-    )  # fmt: skip
+    if own["query_tokens"] and own["document_tokens"]:  # a base that says nothing of them may have been cut
+        facts.append(
+            ("longest", f"queries {own['query_tokens']} tokens, documents {own['document_tokens']}, {without}; what is "
+             "longer is cut off")
+        )  # fmt: skip
     for role, prompt in own["prompts"].items():
         marker = own.get("markers", {}).get(role, "")
         begins = f"{marker} {prompt}" if marker and not prompt.startswith(marker) else prompt
@@ -328,6 +330,13 @@ def _training(phases: list[Record]) -> Table:
     rows = []
     for phase in phases:
         sources = {part.partition("/")[0] for part in phase["sources"]}
+        if is_untrained(phase):
+            rows.append([
+                phase["name"], done_in_words(phase), ", ".join(sorted(sources)) or "–", "–", "–",
+                quantity(phase["texts"]), quantity(phase["tokens"]), operations(phase["flops"]),
+                duration(phase["device_seconds"]), phase["machine"]["device"],
+            ])  # fmt: skip
+            continue
         steps = f"{phase['steps']:,} × {phase['global_batch_size']:,}"
         device = phase.get("machine", {}).get("device", "–")
         counted = phase.get("cpu_seconds") is not None

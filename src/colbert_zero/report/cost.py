@@ -60,7 +60,12 @@ def busy_share(phase: dict[str, Any]) -> float | None:
 
 
 def is_busy(phase: dict[str, Any]) -> bool:
-    """Whether a phase kept its threads busy: its time is the training's, not another program's."""
+    """Whether a phase kept its threads busy: its time is the training's, not another program's.
+
+    One that is not trained reads and writes files, by one thread, for some seconds: nothing is read off that.
+    """
+    if "kind" in phase and phase["kind"] != "train":
+        return True
     share = busy_share(phase)
     return share is not None and share >= BUSY
 

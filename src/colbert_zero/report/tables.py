@@ -9,6 +9,7 @@ from colbert_zero.report.answer import interval, is_significant, sentence_about
 from colbert_zero.report.cost import COMPUTE, TIME, busy_share
 from colbert_zero.report.published import published_on
 from colbert_zero.report.records import MEASURE, SEEN, Record, Records, chain_of
+from colbert_zero.report.untrained import COLUMNS, is_untrained, last_phase, some_cut, untrained_rows
 from colbert_zero.report.words import duration, number, operations, percent, points, quantity, size
 
 TOP_SOURCES = 15
@@ -36,13 +37,15 @@ def glance(records: Records) -> Table:
     """Finished pipelines, the cheapest first: score, cost, and their shares of the best one's."""
     best = records.pipelines()[0]
     score, cost = records.means[best] or 1.0, records.cost(best) or 1.0
-    rows = []
+    rows, sizes = [], some_cut(records)
     for name in sorted(records.pipelines(), key=records.cost):
         shown = "–" if name == best else "yes" if sentence_about(records, best, name)[0] else "no"
         mean = _mark(points(records.means[name]), name == best)
         shares = [f"{100 * records.means[name] / score:.1f} %", f"{100 * records.cost(name) / cost:.1f} %"]
         amount, *beside = _costs(records, name)
-        rows.append([name, mean, shares[0], amount, shares[1], *beside, shown])
+        last = last_phase(records, name)
+        bytes_ = [size(last.get("model_bytes")), quantity(last.get("parameters"))] if sizes else []
+        rows.append([name, mean, shares[0], amount, shares[1], *beside, *bytes_, shown])
     amount, *beside = _cost_columns(records)
     share = f"share of its {'compute' if records.currency is COMPUTE else 'time'}"
     columns = [
@@ -52,6 +55,7 @@ def glance(records: Records) -> Table:
         amount,
         share,
         *beside,
+        *(["model", "parameters"] if sizes else []),
         "best shown better",
     ]
     return Table("Pipelines, the cheapest first", columns, [("", rows)])
@@ -180,9 +184,15 @@ def _tested_on(records: Records, collection: str | None) -> str:
 
 
 def _phase_table(
-    records: Records, title: str, columns: dict[str, Callable[[Record], str]], words: tuple[int, ...] = (0,)
+    records: Records,
+    title: str,
+    columns: dict[str, Callable[[Record], str]],
+    words: tuple[int, ...] = (0,),
+    every: bool = False,
 ) -> Table:
-    rows = [[chain_of(phase), *(show(phase) for show in columns.values())] for phase in records.phases.values()]
+    """A row a phase that was trained; `every` phase where the others have something to say too."""
+    phases = [phase for phase in records.phases.values() if every or not is_untrained(phase)]
+    rows = [[chain_of(phase), *(show(phase) for show in columns.values())] for phase in phases]
     return Table(title, ["phase", *columns], [("", rows)], words)
 
 
@@ -264,15 +274,21 @@ def phase_tables(records: Records) -> list[Table]:
         "95 % interval": _of_layers(lambda found: interval(found)),
         "queries": _of_layers(lambda found: number(found["queries"])),
     }
+    untrained = untrained_rows(records)
     return [
         _phase_table(records, "Settings", settings, words=(0, 1)),
+        *([Table("Cut, merged, adapted", COLUMNS, [("", untrained)], words=(0, 1))] if untrained else []),
         # Older phases were not asked.
-        *([_phase_table(records, LAYERS, layers)] if any(p.get("layers") for p in records.phases.values()) else []),
+        *(
+            [_phase_table(records, LAYERS, layers, every=True)]
+            if any(p.get("layers") for p in records.phases.values())
+            else []
+        ),
         *([_phase_table(records, CUT, cut)] if any(p.get("sampled") for p in records.phases.values()) else []),
         _phase_table(records, "Prompts, markers and lengths", prompts, words=(0, 1, 2, 3, 4)),
         _phase_table(records, "What computed each phase", computed, words=tuple(range(8))),
-        _phase_table(records, "Cost of each phase alone", cost),
-        _phase_table(records, "What each phase read and held", read),
+        _phase_table(records, "Cost of each phase alone", cost, every=True),
+        _phase_table(records, "What each phase read and held", read, every=True),
     ]
 
 

@@ -54,7 +54,13 @@ class Adaptable:
 
 
 def check_model(
-    model: str, way: Way | None, features: int | None, default: int, seed: int | None, tell: Any
+    model: str,
+    way: Way | None,
+    features: int | None,
+    default: int,
+    seed: int | None,
+    tell: Any,
+    revision: str | None = None,
 ) -> Adaptable:
     """Load a model to adapt; refuse what cannot be.
 
@@ -65,11 +71,12 @@ def check_model(
         default: Where none were.
         seed: That was asked for.
         tell: Told which commit a Hub id is at, and which domains are kept.
+        revision: Of a Hub id, whose commit is known already.
 
     Raises:
         ColbertZeroError: It is not multi-vector, has modules of its own for queries, or was adapted in another way.
     """
-    commit = find_checkpoint(model, "MODEL", tell)
+    commit = revision or find_checkpoint(model, "MODEL", tell)
     place = place_of(model)
     encoder = load_model(place, revision=commit)
     if not isinstance(encoder, MultiVectorEncoder):

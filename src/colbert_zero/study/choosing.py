@@ -106,12 +106,13 @@ class Candidate:
 
 
 def first_phases(recipe: Recipe) -> dict[By, tuple[str, Phase]]:
-    """Of each kind of vectors the first phase that a pipeline begins with."""
+    """Of each kind of vectors the first phase that a pipeline trains."""
     found: dict[By, tuple[str, Phase]] = {}
     for chain in recipe.pipelines.values():
-        spec = recipe.phases[chain[0]]
-        if spec.representation != "cross-encoder":
-            found.setdefault(spec.representation, (chain[0], spec))
+        trained = [(name, recipe.trained[name]) for name in chain if name in recipe.trained]
+        for first in trained[:1]:
+            if first[1].representation != "cross-encoder":
+                found.setdefault(first[1].representation, first)
     return found
 
 
@@ -162,7 +163,7 @@ def find_candidates(names: Sequence[str], recipe: Recipe | None, kind: By, tell:
 
 
 def _first(recipe: Recipe) -> tuple[str, Phase]:
-    return next(iter(recipe.phases.items()))
+    return next(iter(recipe.trained.items()))
 
 
 def _commit(place: str, tell: Tell) -> str | None:

@@ -21,7 +21,7 @@ from colbert_zero.recipe.schema import Recipe
 from colbert_zero.report.card import write_cards
 from colbert_zero.report.records import MEASURE
 from colbert_zero.study import ensembles
-from colbert_zero.study.graph import chains_of, graph
+from colbert_zero.study.graph import chains_of, graph, way_to
 from colbert_zero.study.leaks import together
 from colbert_zero.study.rankings import bm25
 from colbert_zero.study.study import Study
@@ -48,9 +48,10 @@ def run_study(study: Study, only: list[str] | None, command: str) -> dict[str, A
     for chain in nodes:
         study.train(chain)
         owner = next((name for name, c in chains.items() if c[: len(chain)] == chain), None)
-        if recipe.phases[chain[-1]].representation == "dense":
+        kind = study.representation(chain)
+        if kind == "dense":
             systems.add_phase("+".join(chain), "baseline", chain, None)
-        elif owner is not None:
+        elif owner is not None and kind is not None:  # a plain encoder, cut, ranks nothing
             systems.add_phase(owner if chains[owner] == chain else f"{owner}@{chain[-1]}", "pipeline", chain, owner)
     # A dense pipeline, or a second one with the same phases, is a system under its own name too.
     for name, chain in chains.items():
@@ -112,8 +113,8 @@ class _Systems:
         self, name: str, kind: str, chain: tuple[str, ...], pipeline: str | None, evaluate: Callable[[], Any]
     ) -> None:
         """Evaluate a system and keep its record."""
-        phases = [_cost(self.study.train(chain[: n + 1])) for n in range(len(chain))]
-        representation = self.study.recipe.phases[chain[-1]].representation if chain else "lexical"
+        phases = [_cost(self.study.train(one)) for one in way_to(self.study.recipe, chain)]
+        representation = self.study.representation(chain) if chain else "lexical"
         self.records[name] = {
             "kind": kind,
             "pipeline": pipeline,
@@ -161,6 +162,8 @@ def _cost(record: dict[str, Any]) -> dict[str, Any]:
     """What a phase.json says of a phase's cost; null where an older one did not count it."""
     counted = record.get("cpu_seconds") is not None
     asked = {key: record[key] for key in ("name", "id", "device_seconds", "texts", "tokens")}
+    if record.get("kind", "train") != "train":
+        asked["kind"] = record["kind"]
     return asked | {key: record.get(key) if counted else None for key in _COUNTED}
 
 
@@ -233,7 +236,7 @@ def _teachers(study: Study, nodes: list[tuple[str, ...]]) -> dict[str, Any]:
     for name in used_teachers(study.recipe, nodes):
         sources = [source for source in _sources(study, nodes).values() if source.get("teacher") == name]
         chain = tuple(study.recipe.teachers[name].pipeline)
-        phases = [_cost(study.train(chain[: n + 1])) for n in range(len(chain))]
+        phases = [_cost(study.train(one)) for one in way_to(study.recipe, chain)]
         records[name] = {
             **record_of(study, name),
             **{key: _total(phases, key) for key in ("flops", "device_seconds")},

@@ -74,7 +74,7 @@ def disk_for(
     if parameters is not None:
         models = len(names) + (recipe.model.base is None)
         begun = sum(file.stat().st_size for file in folder.glob("phases/*.unfinished/step-*/*"))
-        most = max((_kept(recipe.phases[name]) for name in names), default=0)
+        most = max((_kept(recipe.trained[name]) for name in names if name in recipe.trained), default=0)
         checkpoints = max(0, parameters * (models * MODEL_BYTES + most * CHECKPOINT_BYTES) - begun) if names else 0
     wanted = dict.fromkeys(origin for name in sources for origin in _origins(recipe, name))
     missing = [name for name in wanted if not any(folder.glob(f"data/{name}-*"))]

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.recipe.data import Mined, Scored
 from colbert_zero.recipe.schema import Recipe
+from colbert_zero.recipe.wrong_chains import merged_into
 
 
 def chains_of(recipe: Recipe, only: list[str] | None) -> dict[str, tuple[str, ...]]:
@@ -41,7 +42,8 @@ def chain_to(recipe: Recipe, phase: str) -> tuple[str, ...]:
 def graph(recipe: Recipe, chains: dict[str, tuple[str, ...]]) -> list[tuple[str, ...]]:
     """Every phase that the chains need, each once, in order.
 
-    A start comes before what builds on it, teachers before their students, what mines before who reads what it mined.
+    A start comes before what builds on it, what is merged before the merge, teachers before their students, what mines
+    before who reads what it mined.
     """
     ordered: dict[tuple[str, ...], None] = {}
 
@@ -49,6 +51,8 @@ def graph(recipe: Recipe, chains: dict[str, tuple[str, ...]]) -> list[tuple[str,
         if not chain or chain in ordered:
             return
         visit(chain[:-1])
+        for other in merged_into(recipe, chain[-1:]):
+            visit(other)
         for name in recipe.phases[chain[-1]].sources:
             for behind in chains_behind(recipe, name):
                 visit(behind)
@@ -56,6 +60,16 @@ def graph(recipe: Recipe, chains: dict[str, tuple[str, ...]]) -> list[tuple[str,
 
     for chain in chains.values():
         visit(chain)
+    return list(ordered)
+
+
+def way_to(recipe: Recipe, chain: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """A chain and those that its model is made of: its beginnings, and what is merged into it; each once, in order."""
+    ordered: dict[tuple[str, ...], None] = {}
+    for number in range(1, len(chain) + 1):
+        for other in merged_into(recipe, chain[number - 1 : number]):
+            ordered |= dict.fromkeys(way_to(recipe, other))
+        ordered[chain[:number]] = None
     return list(ordered)
 
 

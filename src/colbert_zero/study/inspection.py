@@ -28,6 +28,8 @@ def step_rows(study: Study, phase: str, step: int) -> dict[str, Any]:
     """
     name = _phase_name(study.recipe, phase)
     spec = study.recipe.phases[name]
+    if not isinstance(spec, Phase):
+        raise ColbertZeroError(f"--phase {phase}: of the kind {spec.kind}, which trains nothing, so it has no steps")
     _prepare(study, name, spec)
     parts = study.parts(spec)
     check_columns(name, spec, parts)

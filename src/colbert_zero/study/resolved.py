@@ -80,10 +80,12 @@ class Resolved:
                 texts that do not fit, scores that are not trained, a token that there is not, or an encoder of which
                 no cross-encoder can be made.
         """
-        for before, name in {pair for chain in chains for pair in zip((None, *chain), chain, strict=False)}:
-            spec, own, base = self.recipe.phases[name], self.own, str(self.recipe.model.base)
+        phases = self.recipe.trained
+        learnt = [[name for name in chain if name in phases] for chain in chains]
+        for before, name in {pair for chain in learnt for pair in zip((None, *chain), chain, strict=False)}:
+            spec, own, base = phases[name], self.own, str(self.recipe.model.base)
             if before:
-                alignment = vars(self.alignment(self.recipe.phases[before]))
+                alignment = vars(self.alignment(phases[before]))
                 own, base = Own(prompts={task: alignment[f"{task}_prompt"] for task in TASKS}), before
             elif spec.representation == own.representation and self.recipe.model.head is None:
                 if own.representation == "multi-vector":

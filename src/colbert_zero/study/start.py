@@ -17,7 +17,7 @@ def write_start(folder: Path, recipe: Recipe, sources: Iterable[Source]) -> Path
     """Write a tokenizer trained on all texts of the sources, and an encoder with random weights."""
     assert recipe.model.architecture is not None
     markers = recipe.markers.model_dump() if recipe.markers else MARKERS
-    lengths = [recipe.longest(phase) for phase in recipe.phases.values()]
+    lengths = [recipe.longest(phase) for phase in recipe.trained.values()]
     longest = max(sum(asked[task] or TOKENS[task] for task in TASKS) for asked in lengths) + 64
     tokenizer = train_tokenizer(_texts(sources), recipe.model.vocabulary, list(markers.values()), longest)
     with atomic_folder(folder) as temporary:

@@ -7,7 +7,7 @@ from colbert_zero.data.order import Order
 from colbert_zero.data.prepared import Rows
 from colbert_zero.files import read_json
 from colbert_zero.recipe.data import Mined, Scored
-from colbert_zero.recipe.schema import Phase, Recipe
+from colbert_zero.recipe.schema import Phase, PhaseSpec, Recipe
 from colbert_zero.study.graph import root_of
 from colbert_zero.study.study import Study
 from colbert_zero.teaching.derived import share_out
@@ -51,7 +51,7 @@ def steps_for(recipe: Recipe, name: str, parts_of: PartsOf) -> Steps:
     Raises:
         ColbertZeroError: No source of the phase fills a batch, or its schedule is shorter than it.
     """
-    spec = recipe.phases[name]
+    spec = recipe.trained[name]
     rows, ways = _rows(recipe, spec, parts_of)
     order = order_of(spec, rows, {}, recipe.seed_of(spec), name)
     return Steps(order, steps_of(spec, order, name), ways, spec.reads_pairs)
@@ -64,15 +64,15 @@ class Outline:
     Attributes:
         chain: The phases before it, and itself.
         spec: Its recipe entry.
-        steps: Optimiser steps.
-        texts: Texts read, each as often as it is.
+        steps: Optimiser steps; 0 of one that is not trained.
+        texts: Texts read, each as often as it is; 0 of one that is not trained, before it is made.
         tokens: Real tokens of a finished phase; of another the most it can read, without markers and prompts where they
             come on top of the lengths.
         done: Whether it is finished.
     """
 
     chain: tuple[str, ...]
-    spec: Phase
+    spec: PhaseSpec
     steps: int
     texts: int
     tokens: int
@@ -88,7 +88,9 @@ def _outline(study: Study, chain: tuple[str, ...]) -> Outline:
     name, spec = chain[-1], study.recipe.phases[chain[-1]]
     if study.is_done(chain):
         record = read_json(study.phase_folder(chain) / "phase.json")
-        return Outline(chain, spec, record["steps"], record["texts"], record["tokens"], True)
+        return Outline(chain, spec, record.get("steps", 0), record["texts"], record["tokens"], True)
+    if not isinstance(spec, Phase):
+        return Outline(chain, spec, 0, 0, 0, False)
     length = steps_for(study.recipe, name, lambda root: study.sources[root].parts)
     alignment = study.alignment(spec)
     rows, ways = length.steps * spec.global_batch_size, length.ways

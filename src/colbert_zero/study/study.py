@@ -30,8 +30,9 @@ from colbert_zero.models.scratch import check_architecture
 from colbert_zero.processes import agree, appears, from_main, is_main, made_by_main, share
 from colbert_zero.recipe.data import Beir, CollectionSpec, Docstrings, HeldOut, Mined, NamedCollection, Scored
 from colbert_zero.recipe.schema import Phase, Recipe
+from colbert_zero.recipe.wrong_chains import merged_into
 from colbert_zero.report import layers as layers_in_words
-from colbert_zero.study import bases
+from colbert_zero.study import bases, untrained
 from colbert_zero.study.disk import Disk, check_disk, disk_for
 from colbert_zero.study.graph import chain_to, root_of
 from colbert_zero.study.leaks import leaks_of
@@ -118,10 +119,10 @@ class Study:
         base, seen = self.recipe.model.base, agree((self.folder / "base.json").is_file())
         self.find_base()
         self.check(chains)
-        names = {source for phase in self._phases(chains).values() for source in phase.sources}
+        names = {source for chain in chains for phase in chain for source in self.recipe.phases[phase].sources}
         used = frozenset(names)
         if self.recipe.model.architecture:
-            names |= {name for phase in self.recipe.phases.values() for name in phase.sources}
+            names |= {name for phase in self.recipe.trained.values() for name in phase.sources}
         names |= {spec.source for spec in self.recipe.collections.values() if isinstance(spec, HeldOut)}
         if self.disk is None:
             roots = {root_of(self.recipe, name) for name in names}
@@ -131,6 +132,7 @@ class Study:
         self.prepare_sources(names)
         self.check_data(chains)
         self._load_collections(held_out=True)
+        untrained.check_pairs(self, chains)
         self._check_miners(used)
         for teacher, model in unmade(self.recipe, sorted(used), self.is_made):
             self.ready(teacher, model)
@@ -175,6 +177,7 @@ class Study:
                 check_peft(f"phases.{name}")
             if model.architecture:
                 check_training(encoder, phase.gradient_checkpointing, phase.targets, name)
+        untrained.check(self, chains)
 
     def check_data(self, chains: list[tuple[str, ...]]) -> None:
         """Refuse phases that their sources cannot serve, as far as these are prepared."""
@@ -222,7 +225,8 @@ class Study:
             self.say_once(line)
 
     def _phases(self, chains: list[tuple[str, ...]]) -> dict[str, Phase]:
-        return {name: self.recipe.phases[name] for chain in chains for name in chain}
+        """The phases of these chains that are trained."""
+        return {name: self.recipe.trained[name] for chain in chains for name in chain if name in self.recipe.trained}
 
     def say_once(self, text: str) -> None:
         """Tell something, unless it was told before."""
@@ -325,7 +329,7 @@ class Study:
             # What is in it, not where it lies: another model put in its place is another start.
             files = folder_fingerprints(folder, self.data)
             return fingerprint(RECORD_VERSION, {k: v for k, v in asked.items() if k != "base"}, files)
-        roots = sorted({root_of(self.recipe, name) for phase in self.recipe.phases.values() for name in phase.sources})
+        roots = sorted({root_of(self.recipe, name) for phase in self.recipe.trained.values() for name in phase.sources})
         texts = [self.source_id(name) for name in roots]
         markers = self.recipe.markers.asked() if self.recipe.markers else MARKERS
         return fingerprint(RECORD_VERSION, asked, markers, self.recipe.seed, texts)
@@ -334,6 +338,8 @@ class Study:
         """Fingerprint of all that makes the last phase of a chain: its entry, data, prompts, and its parent's."""
         spec = self.recipe.phases[chain[-1]]
         parent = self.phase_id(chain[:-1]) if len(chain) > 1 else self.start_id()
+        if not isinstance(spec, Phase):
+            return fingerprint(RECORD_VERSION, untrained.asked_of(self, chain[-1], spec), parent)
         made_of = spec.asked(exclude={*_NOT_LEARNT, "evaluate_every", "select"})
         if spec.select == "best":
             judged_on = [[c.name, c.fingerprint] for c in self.prepare_validation()]
@@ -350,8 +356,12 @@ class Study:
         return self.folder / "phases" / f"{chain[-1]}-{self.phase_id(chain)}"
 
     def is_done(self, chain: tuple[str, ...]) -> bool:
-        """Whether a phase is trained; its folder appears only whole."""
+        """Whether a phase is finished; its folder appears only whole."""
         return bool(agree((self.phase_folder(chain) / "phase.json").is_file()))
+
+    def representation(self, chain: tuple[str, ...]) -> str | None:
+        """What a model is after a chain of phases: its last training's, or the base's; None of a plain encoder."""
+        return self.recipe.representation_after(chain) or self.own.representation
 
     def alignment(self, spec: Phase) -> Alignment:
         """Prompts, markers and lengths of a phase: asked for, or the base's own."""
@@ -360,7 +370,7 @@ class Study:
     @cached_property
     def own(self) -> Own:
         """What the base has of its own. Read once, and kept in base.json: a finished study needs no network."""
-        wanted = [asked(self.recipe, phase) for phase in self.recipe.phases.values()]
+        wanted = [asked(self.recipe, phase) for phase in self.recipe.trained.values()]
         read = partial(bases.own_of, self.recipe.model, self.commit(), self.folder, self.data, wanted)
         own: Own = from_main(read() if is_main() else None)
         return own
@@ -416,7 +426,7 @@ class Study:
 
     def _write_start(self, folder: Path) -> Path:
         self.show.say("training the tokenizer and writing random weights")
-        roots = dict.fromkeys(root_of(self.recipe, name) for p in self.recipe.phases.values() for name in p.sources)
+        roots = dict.fromkeys(root_of(self.recipe, name) for p in self.recipe.trained.values() for name in p.sources)
         return write_start(folder, self.recipe, map(self.source, roots))
 
     def parts(self, spec: Phase) -> dict[str, Part]:
@@ -425,7 +435,7 @@ class Study:
         return {part.name: part.for_phase(spec) for part in parts}
 
     def train(self, chain: tuple[str, ...]) -> dict[str, Any]:
-        """The record of a chain's last phase, trained now if it is not yet."""
+        """The record of a chain's last phase, trained, cut, merged or adapted now if it is not yet."""
         folder = self.phase_folder(chain)
         stop_if_asked()
         if is_main():
@@ -433,40 +443,51 @@ class Study:
         if self.is_done(chain):
             record: dict[str, Any] = read_json(folder / "phase.json")
             return record
-        if len(chain) > 1:
-            self.train(chain[:-1])
-            start, options = str(self.phase_folder(chain[:-1]) / "model"), dict[str, Any]()
-            appears(Path(start))
-            parent = self.phase_id(chain[:-1])
-        else:
-            (start, options), parent = self.start(), None
-        spec = self.recipe.phases[chain[-1]]
+        start, spec = self._start_of(chain), self.recipe.phases[chain[-1]]
+        if not isinstance(spec, Phase):
+            return untrained.make(self, chain, spec, start)
+        return self._train(chain, spec, start)
+
+    def _start_of(self, chain: tuple[str, ...]) -> untrained.Start:
+        """What a chain's last phase starts from, made now if it is not yet, and all that is merged into it."""
+        for other in merged_into(self.recipe, chain[-1:]):
+            self.train(other)
+            appears(self.phase_folder(other) / "model")
+        if len(chain) == 1:
+            return untrained.Start(*self.start(), None)
+        self.train(chain[:-1])
+        start = self.phase_folder(chain[:-1]) / "model"
+        appears(start)
+        return untrained.Start(str(start), {}, self.phase_id(chain[:-1]))
+
+    def _train(self, chain: tuple[str, ...], spec: Phase, start: untrained.Start) -> dict[str, Any]:
         parts = self.parts(spec)
         check_columns(chain[-1], spec, parts)
         seed = self.recipe.seed_of(spec)
         order = order_of_parts(spec, parts, seed, chain[-1])
+        options = dict(start.options)
         if self.recipe.model.attention:
             options["attn_implementation"] = self.recipe.model.attention
         training = Training(
             name=chain[-1],
             id=self.phase_id(chain),
             chain=chain,
-            parent=parent,
-            start=start,
+            parent=start.parent,
+            start=start.place,
             spec=spec,
             alignment=self.alignment(spec),
             seed=seed,
             order=order,
             steps=steps_of(spec, order, chain[-1]),
             dim=self.resolved.dim,
-            head=self.resolved.head(spec, first=len(chain) == 1),
+            head=self.resolved.head(spec, first=not any(name in self.recipe.trained for name in chain[:-1])),
             scored=self.resolved.scored,
             options=options,
         )
         validate = partial(validation.validate, collections=self.prepare_validation()) if spec.evaluate_every else None
         measured = self.recipe.validation.layers and self.collections and not spec.reads_pairs
-        layers = partial(self._layers_add, chain) if measured else None
-        reporters = self.recipe.reporters if is_main() else []
+        layers = partial(self.layers_add, chain) if measured else None
+        reporters, folder = self.recipe.reporters if is_main() else [], self.phase_folder(chain)
         with (
             self.show.bar(" → ".join(chain), training.steps) as advance,
             reporting(reporters, self.folder, folder.name, self.recipe.name, spec.model_dump()) as report,
@@ -474,7 +495,7 @@ class Study:
             takers = (lambda entry: advance(entry["step"], entry), report)
             return train_phase(training, parts, folder, takers, validate, self.show.say, layers)
 
-    def _layers_add(self, chain: tuple[str, ...], model: Encoder) -> dict[str, Any] | None:
+    def layers_add(self, chain: tuple[str, ...], model: Encoder) -> dict[str, Any] | None:
         """What its encoder's layers add to a model, on a sample of the study's collections; told."""
         whose = " → ".join(chain)
         sample = partial(validation.own_sample, self.recipe, self.collections, self.folder / "validation")

@@ -62,6 +62,11 @@ def plan_sweep(
     name = phase.rpartition("@")[2]
     if name not in recipe.phases:
         raise ColbertZeroError(f"no phase {name!r}{near(name, recipe.phases)}")
+    if name not in recipe.trained:
+        raise ColbertZeroError(
+            f"--phase {phase}: of the kind {recipe.phases[name].kind}, which trains nothing; name a trained "
+            "phase after it"
+        )
     if recipe.phases[name].reads_pairs:
         raise ColbertZeroError(
             f"--phase {phase}: a cross-encoder, which ranks no collection by itself; compare teachers in a study"

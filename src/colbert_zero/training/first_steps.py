@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from colbert_zero.models.kept_zeros import held
 from colbert_zero.training.objective import Objective
 from colbert_zero.training.optimiser import warm_up_steps
 from colbert_zero.training.training import Training
@@ -44,6 +45,11 @@ class FirstSteps:
         tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
         self.weights: list[Tensor] = [p for p in model.parameters() if p.requires_grad and id(p) not in tables]
         self.before = [_sample(p).clone() for p in self.weights]
+        may_move = held(model)
+        self.moving = [
+            _sample(may_move[id(p)]) if id(p) in may_move else torch.ones_like(before, dtype=torch.bool)
+            for p, before in zip(self.weights, self.before, strict=True)
+        ]
         warm_up = warm_up_steps(training.spec, training.steps)
         self.losses_until = min(training.steps, LOOKED_AT)
         self.weights_until = min(training.steps, warm_up + LOOKED_AT)
@@ -63,7 +69,7 @@ class FirstSteps:
             )
         if step == self.weights_until:
             self._tell_weights(step)
-            self.weights = self.before = []
+            self.weights = self.before = self.moving = []
 
     def _tell_entropies(self) -> None:
         for key, entropy in self.objective.entropies.items():
@@ -87,8 +93,8 @@ class FirstSteps:
         rate = self.training.spec.learning_rate
         if self.no_loss or not rate:  # told already, or asked for
             return
-        pairs = zip(self.before, self.weights, strict=True)
-        unchanged = torch.cat([before == _sample(p) for before, p in pairs]).float().mean().item()
+        triples = zip(self.before, self.weights, self.moving, strict=True)
+        unchanged = torch.cat([(before == _sample(p))[moving] for before, p, moving in triples]).float().mean().item()
         if unchanged > 0.5:
             self.tell(
                 f"{self.place}.learning_rate: {rate:g} leaves {unchanged:.0%} of the weights as they were after "

@@ -26,6 +26,18 @@ def check_peft(whose: str) -> None:
         )
 
 
+def check_no_zeros(held: bool, whose: str) -> None:
+    """Refuse low-rank training of a start whose zeros are to stay.
+
+    Raises:
+        ColbertZeroError: Names the mend.
+    """
+    if held:
+        raise ColbertZeroError(
+            f"{whose}.low_rank: its start has zeros, which merged adapters would fill; leave low_rank out"
+        )
+
+
 def add_adapters(model: Encoder, asked: LowRank, seed: int) -> None:
     """Freeze the encoder and give its linear layers adapters that begin as nothing; heads are trained as before.
 

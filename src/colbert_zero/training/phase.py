@@ -20,6 +20,7 @@ from colbert_zero.maxsim.backends import scoring_with, tell_refused
 from colbert_zero.models.checkpoints import Encoder
 from colbert_zero.models.cross_encoders import assemble_cross_encoder, pair_tokeniser
 from colbert_zero.models.encoders import assemble, save_model, tokeniser
+from colbert_zero.models.kept_zeros import cut_record, fold_zeros, hold_zeros, keeps_zeros, write_kept
 from colbert_zero.models.precision import Arithmetic, attend_fast, why
 from colbert_zero.models.scored_tokens import unknown_words
 from colbert_zero.processes import agree, average_gradients, from_main, is_main, share, sums, wait, world_size
@@ -42,7 +43,7 @@ from colbert_zero.training.first_steps import FirstSteps
 from colbert_zero.training.gradcache import Work, grad_cache
 from colbert_zero.training.heads import fit_head
 from colbert_zero.training.log import Entry, Log
-from colbert_zero.training.low_rank import add_adapters, merge_adapters
+from colbert_zero.training.low_rank import add_adapters, check_no_zeros, merge_adapters
 from colbert_zero.training.machine import agreed_precision, going_on, machine_of, tell_tf32
 from colbert_zero.training.near import check_near
 from colbert_zero.training.objectives import objective_of
@@ -116,7 +117,12 @@ def train_phase(
     resumed = _resumed_step(work, training, say)
     precision = agreed_precision(spec.precision, torch.device(get_device_name()))
     model = _assembled(training, parts, None if resumed else precision)
+    cut = cut_record(training.start)
+    held = keeps_zeros(cut) and not spec.reads_pairs
+    if held:
+        hold_zeros(model, f"phases.{training.name}")
     if spec.low_rank:
+        check_no_zeros(held, f"phases.{training.name}")
         add_adapters(model, spec.low_rank, training.seed)
     trained_parameters = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     tokenise = pair_tokeniser(model) if spec.reads_pairs else tokeniser(model)
@@ -144,6 +150,8 @@ def train_phase(
     context = autocast_of(machine["precision"], model.device)
     if spec.representation == "multi-vector" and (unknown := unknown_words(model, training.scored)):
         log.tell(f"model.skip_list: no single tokens of this tokenizer, so not skipped: {' '.join(unknown)}")
+    for lost in _not_kept(cut, held):
+        log.tell(f"phases.{training.name}: {lost}")
     if spec.reads_pairs:
         sampled = check_pairs(training, model, parts, log)
     else:
@@ -199,15 +207,19 @@ def train_phase(
             _load_best(checkpoint_path(work, best["step"]), training, trained)
         if spec.low_rank:
             merge_adapters(model)
+        if held:
+            fold_zeros(model, f"phases.{training.name}")
         layers = _measured(layers_add, model, training, log) if layers_add else None
-        written = 0
+        written, zeros = 0, None
         with atomic_folder(folder) if is_main() else nullcontext() as temporary:
             if temporary:
                 save_model(model, temporary / "model", training.alignment)
+                if held and cut:
+                    zeros = write_kept(temporary / "model", model, cut, training.name)
                 written = sum(file.stat().st_size for file in (temporary / "model").rglob("*") if file.is_file())
-            bytes_written = from_main(written)
+            bytes_written, zeros = from_main((written, zeros))
             record = phase_record(
-                training, model, batches, log, machine, trained_parameters, sampled, near, layers, bytes_written
+                training, model, batches, log, machine, trained_parameters, sampled, near, layers, bytes_written, zeros
             )
             if temporary:
                 write_json(temporary / "phase.json", record)
@@ -216,6 +228,16 @@ def train_phase(
             shutil.rmtree(work, ignore_errors=True)
         wait()
     return record
+
+
+def _not_kept(cut: dict[str, Any] | None, held: bool) -> list[str]:
+    """What a start was cut to that training does not keep, in words."""
+    lost = []
+    if cut and keeps_zeros(cut) and not held:
+        lost.append("its start has zeros, which a cross-encoder does not keep")
+    if cut and (bits := cut.get("asked", {}).get("bits")) and "trained_by" not in cut:
+        lost.append(f"its start lies on a grid of {bits} bits, which training leaves")
+    return lost
 
 
 def _assembled(training: Training, parts: Mapping[str, Part], fitted_in: Arithmetic | None) -> Any:

@@ -89,6 +89,8 @@ class PhaseRecord(_Record):
 
     schema_version: int = 1
     """Written as `schema`."""
+    kind: str = "train"
+    """Of the recipe. Older records lack it."""
     name: str
     id: str
     """Fingerprint of all that was asked for: recipe values, contents of data and base, its parent's."""
@@ -190,6 +192,9 @@ class PhaseRecord(_Record):
     trained_parameters: int | None = None
     """Of these; with `low_rank` the adapters', which are merged into the others, and the heads'. Older records lack
     it."""
+    zeros: dict[str, int] | None = None
+    """Of a start that `compress` gave zeros: how many there are after training (`zeros`), of how many numbers in the
+    layers' matrices (`zeros_of`). Null where none are kept; older records lack it."""
     losses: list[dict[str, Any]]
     """Of every step: step, loss, source, learning_rate, temperature, elapsed_seconds. Where a phase has more than
     10,000 steps, of every n-th, with the mean loss since the entry before."""
@@ -258,6 +263,7 @@ def phase_record(
     near: dict[str, dict[str, int]],
     layers: dict[str, Any] | None,
     model_bytes: int,
+    zeros: dict[str, int] | None = None,
 ) -> dict[str, Any]:
     """phase.json's content, after a training's last step."""
     spec, alignment, spent = training.spec, training.alignment, log.spent
@@ -317,6 +323,7 @@ def phase_record(
         peak_memory_bytes=_peak_memory(model.device),
         parameters=parameters,
         model_bytes=model_bytes,
+        zeros=zeros,
         trained_parameters=trained_parameters,
         low_rank=spec.low_rank.model_dump() if spec.low_rank else None,
         losses=[{key: entry.get(key) for key in _CURVE} for entry in steps],

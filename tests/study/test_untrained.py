@@ -1,0 +1,383 @@
+"""Studies whose pipelines are not of training alone: a model is cut and healed, merged, adapted."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from sentence_transformers import MultiVectorEncoder
+from transformers import AutoModel
+
+from colbert_zero.errors import ColbertZeroError
+from colbert_zero.files import read_json
+from colbert_zero.models.contents import contents_of
+from colbert_zero.models.kept_zeros import RECORD
+from colbert_zero.recipe.reading import check_recipe
+from colbert_zero.report import write_report
+from colbert_zero.report.records import Records
+from colbert_zero.study.comparison import run_study
+from colbert_zero.study.graph import graph
+from colbert_zero.study.inspection import step_rows
+from colbert_zero.study.show import Quiet
+from colbert_zero.study.steps import outline
+from colbert_zero.study.study import Study
+from colbert_zero.terminal import plan_table
+from helpers import data, environment, study, write_rows
+
+CUT, LEGAL = ("dense", "multi", "small"), ("dense", "multi", "legal")
+SOUP = ("dense", "multi", "soup")
+
+
+def recipe(folder, merge=False):
+    """A dense and a multi-vector phase; what they end with is cut and healed, adapted, and merged if asked for."""
+    made = data(folder)
+    made["model"]["architecture"]["num_hidden_layers"] = 2
+    phases = made["phases"]
+    made["sources"] |= {
+        "tickets": {"kind": "jsonl", "path": str(folder / "tickets.jsonl")},
+        "same": {"kind": "jsonl", "path": str(folder / "same.jsonl")},
+    }
+    made["teachers"] = {"uncut": {"pipeline": ["dense", "multi"]}}
+    made["sources"]["scored"]["teacher"] = "uncut"
+    made["phases"] = {
+        "dense": phases["dense"],
+        "multi": phases["unsupervised"],
+        "small": {"kind": "compress", "layers": 1, "corpus": ["pairs"], "zeros": 0.5},
+        "heal": phases["distillation"],
+        "legal": {"kind": "adapt", "sources": ["tickets"], "projection": 20},
+    }
+    made["pipelines"] = {
+        "uncut": ["dense", "multi"],
+        "healed": ["dense", "multi", "small", "heal"],
+        "adapted": list(LEGAL),
+    }
+    if merge:
+        made["phases"] |= {
+            "longer": phases["unsupervised"] | {"steps": 3},
+            "soup": {"kind": "merge", "with": ["other"]},
+        }
+        made["pipelines"] = {"other": ["dense", "multi", "longer"], "soup": list(SOUP)}
+    return made
+
+
+def write_sources(folder):
+    write_rows(folder / "pairs.jsonl")
+    rows = (folder / "pairs.jsonl").read_text().splitlines()
+    texts = [json.loads(row)["document"].replace("key", "nut").replace("code", "bolt") for row in rows[:120]]
+    tickets = [{"query": " ".join(text.split()[-4:]), "document": text} for text in texts]
+    same = [{"query": text, "document": text} for text in texts]
+    for name, pairs in {"tickets": tickets, "same": same}.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+
+
+class Told(Quiet):
+    def __init__(self):
+        self.lines = []
+
+    def say(self, text):
+        self.lines.append(text)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kinds")
+    write_sources(folder)
+    told = Told()
+    made = Study(check_recipe(recipe(folder)), folder / "out", told, folder / "cache")
+    return folder, made, run_study(made, None, "test"), told.lines
+
+
+def record_of(made, chain):
+    return read_json(made.phase_folder(chain) / "phase.json")
+
+
+def test_every_kind_of_phase_is_a_system_with_its_way_and_its_cost(finished):
+    _, made, results, _ = finished
+    systems = results["systems"]
+    ways = {name: [phase["name"] for phase in system["phases"]] for name, system in systems.items()}
+    assert ways == {
+        "bm25": [],
+        "dense": ["dense"],
+        "uncut": ["dense", "multi"],
+        "healed@small": ["dense", "multi", "small"],
+        "healed": ["dense", "multi", "small", "heal"],
+        "adapted": ["dense", "multi", "legal"],
+    }
+    assert systems["healed@small"]["representation"] == "multi-vector"
+    kinds = [phase.get("kind", "train") for phase in systems["healed"]["phases"]]
+    assert kinds == ["train", "train", "compress", "train"]
+    small, legal = record_of(made, CUT), record_of(made, LEGAL)
+    assert legal["texts"] >= 2 * 120 - 40
+    assert legal["flops"] == pytest.approx(2 * (legal["tokens"] + legal["padding_tokens"]) * _computing(made, LEGAL))
+    assert systems["adapted"]["flops"] == pytest.approx(systems["uncut"]["flops"] + legal["flops"])
+    assert small["parameters"] < small["parameters_before"]
+    assert small["model_bytes"] < small["bytes_before"]
+    assert (small["prompts"], small["query_tokens"]) == ({"query": "q: ", "document": "d: "}, 12)
+
+
+def _computing(made, chain):
+    before = MultiVectorEncoder(str(made.phase_folder(chain[:-1]) / "model"), device="cpu")
+    parameters = sum(p.numel() for p in before.parameters())
+    return parameters - before[0].model.get_input_embeddings().weight.numel()
+
+
+def test_zeros_asked_for_are_zeros_counted_also_after_the_healing(finished):
+    _, made, _, _ = finished
+    small, heal = record_of(made, CUT), record_of(made, (*CUT, "heal"))
+    assert small["zeros"]["zeros"] >= small["zeros"]["zeros_of"] // 2
+    assert heal["zeros"] == small["zeros"]
+    before, after = (
+        load_file(made.phase_folder(chain) / "model" / "model.safetensors") for chain in (CUT, (*CUT, "heal"))
+    )
+    matrices = [name for name in before if before[name].dim() == 2 and "layer." in name]
+    assert sum(int((after[name] == 0).sum()) for name in matrices) == heal["zeros"]["zeros"]
+    assert any(not torch.equal(before[name], after[name]) for name in matrices)
+    assert read_json(made.phase_folder((*CUT, "heal")) / "model" / RECORD)["trained_by"] == "heal"
+    assert not [line for line in heal["told"] if "leaves" in line]  # what is held is not what does not learn
+
+
+def test_the_model_before_a_cut_teaches_the_one_after_it(finished):
+    folder, made, results, _ = finished
+    assert made.sources["scored"].record["teacher"] == "uncut"
+    teacher = read_json(folder / "out" / "teachers.json")["uncut"]
+    assert teacher["scores"] == results["systems"]["uncut"]["scores"]
+
+
+def test_an_adapter_that_does_not_help_leaves_its_start_as_it_is_and_says_so(tmp_path):
+    write_sources(tmp_path)
+    # Without prompts a query is its document, and nothing can be gained.
+    none = {"query": "", "document": ""}
+    made = recipe(tmp_path) | {"prompts": none, "markers": none, "query_tokens": 24}
+    made["phases"]["nothing"] = {"kind": "adapt", "sources": ["same"], "projection": 20}
+    made["pipelines"] = {"before": ["multi"], "adapted": ["multi", "nothing"]}
+    told, chain = Told(), ("multi", "nothing")
+    one = Study(check_recipe(made), tmp_path / "out", told, tmp_path / "cache")
+    results = run_study(one, None, "test")
+    nothing = record_of(one, chain)
+    assert not nothing["made"]["helps"]
+    verdict = nothing["made"]["verdict"]
+    assert verdict.startswith(("would lose ", "would change nothing in "))
+    line = f"not adapted, and its model is its start's, since it {verdict}"
+    assert nothing["told"] == [f"nothing: {line}"]
+    assert f"multi → nothing: {line}" in told.lines
+    before, after = (one.phase_folder(chain) / "model" for chain in (("multi",), chain))
+    assert contents_of(before) == contents_of(after)
+    assert results["systems"]["adapted"]["scores"] == results["systems"]["before"]["scores"]
+    write_report(tmp_path / "out")
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert f"- **Not adapted.** multi → nothing: {verdict}; the model is its start's." in page
+    assert "Told in training.** nothing" not in page
+
+
+def test_plain_sentence_transformers_and_transformers_load_what_comes_of_every_kind(finished):
+    _, made, _, _ = finished
+    for chain, layers in {CUT: 1, (*CUT, "heal"): 1, LEGAL: 2}.items():
+        folder = made.phase_folder(chain) / "model"
+        assert (folder / "README.md").is_file()
+        model = MultiVectorEncoder(str(folder), device="cpu")
+        assert model.encode_query(["wing lift"])[0].shape[1] == 16
+        assert AutoModel.from_pretrained(folder).config.num_hidden_layers == layers
+
+
+def test_a_second_run_makes_nothing_anew(finished, monkeypatch):
+    folder, _, results, _ = finished
+    monkeypatch.setattr("colbert_zero.study.untrained._make", None)
+    monkeypatch.setattr("colbert_zero.study.study.train_phase", None)
+    again = run_study(study(folder, recipe(folder)), None, "test")
+    assert again["systems"] == results["systems"]
+
+
+def test_a_changed_cut_makes_anew_exactly_what_follows(tmp_path):
+    write_sources(tmp_path)
+    before = recipe(tmp_path, merge=True)
+    before["phases"]["heal"] = {**before["phases"]["heal"], "sources": ["pairs"], "objective": "contrastive"}
+    before["pipelines"] |= {
+        "healed": ["dense", "multi", "small", "heal"],
+        "mixed": ["dense", "multi", "small", "stirred"],
+    }
+    before["phases"]["stirred"] = {"kind": "merge", "with": ["healed"]}
+    after = json.loads(json.dumps(before))
+    after["phases"]["small"]["neurons"] = 0.5
+    one, other = study(tmp_path, before), study(tmp_path, after)
+    nodes = graph(one.recipe, {name: tuple(chain) for name, chain in one.recipe.pipelines.items()})
+    changed = {chain for chain in nodes if one.phase_id(chain) != other.phase_id(chain)}
+    assert changed == {CUT, (*CUT, "heal"), (*CUT, "stirred")}
+    # The others of a merge, pairs and texts are in the id as well.
+    after = json.loads(json.dumps(before))
+    after["phases"]["longer"]["steps"] = 4
+    other = study(tmp_path, after)
+    assert {chain for chain in nodes if one.phase_id(chain) != other.phase_id(chain)} == {
+        ("dense", "multi", "longer"), SOUP,
+    }  # fmt: skip
+
+
+def test_the_report_shows_what_was_cut_and_adapted(finished):
+    folder, _, _, _ = finished
+    write_report(folder / "out")
+    page = (folder / "out" / "report.md").read_text()
+    for part in (
+        "- **Smaller.** healed takes ",
+        "- **Adapted.** dense → multi → legal: gains ",
+        "### Cut, merged, adapted",
+        "| model | parameters |",
+        "numbers in layers 0",
+    ):
+        assert part in page, part
+    assert "Told in training.** legal" not in page
+    assert len(Records(folder / "out").phases) == 5
+    card = (next((folder / "out").glob("phases/heal-*/model")) / "README.md").read_text()
+    assert "dense → multi → small → heal" in card
+    assert "cut to layer" in card
+
+
+def test_what_is_to_be_done_is_shown_before_it_is(finished, tmp_path):
+    _, made, _, _ = finished
+    nodes = [("dense",), ("dense", "multi"), CUT]
+    shown = outline(made, nodes)
+    assert [(one.steps, one.done) for one in shown] == [(6, True), (6, True), (0, True)]
+    assert plan_table(shown, 200).row_count == 3
+    write_sources(tmp_path)
+    new = study(tmp_path, recipe(tmp_path))
+    new.prepare(nodes)
+    assert outline(new, [CUT])[0].done is False
+    with pytest.raises(ColbertZeroError, match=r"^--phase small: of the kind compress, which trains nothing, so"):
+        step_rows(made, "small", 1)
+
+
+def wrong(folder, changes, phases=None, **more):
+    made = recipe(folder)
+    made["phases"]["small"] = {"kind": "compress", **changes}
+    made["phases"] |= phases or {}
+    one = study(folder, made | more)
+    with pytest.raises(ColbertZeroError) as caught:
+        one.prepare(graph(one.recipe, {name: tuple(chain) for name, chain in one.recipe.pipelines.items()}))
+    assert not (folder / "out" / "phases").exists()
+    return str(caught.value)
+
+
+def test_what_cannot_be_made_is_refused_before_anything_is_trained(tmp_path):
+    write_sources(tmp_path)
+    assert wrong(tmp_path, {"layers": [0, 2]}) == (
+        "phases.small.layers: [0, 2], and there are 0 to 1; name some of these"
+    )
+    assert wrong(tmp_path, {"vocabulary": ["pairs"]}) == (
+        "phases.small.vocabulary: a tokenizer trained from scratch is byte-level BPE, and only WordPiece's is cut; "
+        "leave it out"
+    )
+    assert "phases.small.corpus" in wrong(tmp_path, {"layers": 1, "corpus": str(tmp_path / "none.jsonl")})
+    other = data(tmp_path)["model"]
+    other["architecture"] = {
+        "model_type": "roberta", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }  # fmt: skip
+    assert wrong(tmp_path, {"neurons": 0.5}, model=other) == (
+        "phases.small: the arrays of a 'roberta' are not known here; known are bert, modernbert, distilbert, electra"
+    )
+
+
+def test_pairs_whose_query_is_tested_on_are_not_fitted_to(tmp_path):
+    write_sources(tmp_path)
+    folder = tmp_path / "beir"
+    (folder / "qrels").mkdir(parents=True)
+    tickets = [json.loads(row) for row in (tmp_path / "tickets.jsonl").read_text().splitlines()]
+    same = sum(row["query"] == tickets[3]["query"] for row in tickets)
+    (folder / "corpus.jsonl").write_text(json.dumps({"_id": "d", "text": tickets[3]["document"]}) + "\n")
+    (folder / "queries.jsonl").write_text(json.dumps({"_id": "q", "text": tickets[3]["query"]}) + "\n")
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\td\t1\n")
+    collections = {"theirs": {"kind": "beir", "path": str(folder)}}
+    assert wrong(tmp_path, {"neurons": 0.5}, collections=collections) == (
+        f"phases.legal.sources: {same} pairs of 'tickets' have a query of the collection 'theirs' "
+        f"(“{tickets[3]['query']}”), so how far queries are moved would be chosen by what is tested on; "
+        "`colbert-zero leaks` writes the source without them"
+    )
+
+
+def test_too_few_pairs_are_told_with_the_phases_key(tmp_path, finished):
+    folder, _, _, _ = finished
+    made = recipe(folder)
+    rows = (folder / "tickets.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "few.jsonl").write_text("".join(rows[:20]))
+    made["sources"]["few"] = {"kind": "jsonl", "path": str(tmp_path / "few.jsonl")}
+    made["phases"]["legal"] = {"kind": "adapt", "sources": ["few"]}
+    made["pipelines"] = {"adapted": list(LEGAL)}
+    one = study(folder, made)
+    one.prepare(graph(one.recipe, {"adapted": LEGAL}))
+    with pytest.raises(ColbertZeroError, match=r"^phases.legal.sources: few has 20 different pairs; at least 100 are"):
+        one.train(LEGAL)
+    assert not one.phase_folder(LEGAL).exists()
+
+
+def test_a_merged_pipeline_is_the_mean_of_two_and_costs_what_both_do(tmp_path):
+    pytest.importorskip("mergekit")
+    write_sources(tmp_path)
+    made = study(tmp_path, recipe(tmp_path, merge=True))
+    results = run_study(made, ["soup"], "test")
+    way = [("dense",), ("dense", "multi"), ("dense", "multi", "longer"), SOUP]
+    assert [phase["id"] for phase in results["systems"]["soup"]["phases"]] == list(map(made.phase_id, way))
+    states = [load_file(made.phase_folder(chain) / "model" / "model.safetensors") for chain in way[1:]]
+    for name, values in states[2].items():
+        mean = (states[0][name].double() + states[1][name].double()) / 2
+        assert float((values.double() - mean).abs().max()) < 1e-6
+    record = record_of(made, SOUP)
+    assert record["merged"] == {"other": made.phase_id(way[2])}
+    assert record["made"]["weights"] == [0.5, 0.5]
+    assert (record["texts"], record["flops"]) == (0, 0)
+
+
+def test_prompts_that_differ_are_not_merged(tmp_path):
+    pytest.importorskip("mergekit")
+    write_sources(tmp_path)
+    made = recipe(tmp_path, merge=True)
+    made["phases"]["longer"] |= {"document_tokens": 20}
+    one = study(tmp_path, made)
+    with pytest.raises(ColbertZeroError) as caught:
+        one.prepare(graph(one.recipe, {"soup": SOUP}))
+    assert str(caught.value) == (
+        "phases.soup.with: other has document_tokens 20, and its start 24; only models that are alike in everything "
+        "but their weights are merged"
+    )
+
+
+KILLED = """
+import os, signal, sys
+from colbert_zero import cli
+from colbert_zero.study import untrained
+made = getattr(untrained, "_" + os.environ["DIES"])
+def make(*given):
+    made(*given)
+    os.kill(os.getpid(), signal.SIGKILL)
+setattr(untrained, "_" + os.environ["DIES"], make)
+sys.argv = ["colbert-zero", "run", "recipe.yaml", "--out", "out"]
+cli.main()
+"""
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_a_step_of_each_kind_leaves_nothing_half_and_goes_on(tmp_path):
+    pytest.importorskip("mergekit")
+    write_sources(tmp_path)
+    made = recipe(tmp_path, merge=True)
+    others = recipe(tmp_path)
+    made["pipelines"] |= others["pipelines"]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(made))
+    phases = tmp_path / "out" / "phases"
+    for kind, name in {"compress": "small", "merge": "soup", "adapt": "legal"}.items():
+        command = [sys.executable, "-c", KILLED]
+        died = subprocess.run(command, cwd=tmp_path, env=environment(DIES=kind), capture_output=True, text=True)
+        assert died.returncode == -signal.SIGKILL, died.stderr
+        assert not list(phases.glob(f"{name}-*"))
+    kept = {path: path.stat().st_mtime_ns for path in phases.glob("*/phase.json")}
+    assert kept
+    done = subprocess.run(
+        [sys.executable, "-m", "colbert_zero", "run", "recipe.yaml", "--out", "out"],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert not [name for name in os.listdir(phases) if name.endswith((".tmp", ".unfinished"))]
+    assert (tmp_path / "out" / "report.html").is_file()
