@@ -71,6 +71,7 @@ NAMES = {
     "8 bits": Cuts(bits=8),
     "4 bits": Cuts(bits=4),
     VOCABULARY: Cuts(),
+    f"4 layers, {VOCABULARY}": Cuts(count=4),
 }
 
 Strata = list[np.ndarray]
@@ -158,15 +159,15 @@ class Subject:
 
     def cut(self, name: str) -> Encoder:
         """It, cut."""
-        if name == VOCABULARY:  # the tokenizer is another, so it is written and read
-            with tempfile.TemporaryDirectory() as place:
-                corpus = Texts("documents", lambda: self.texts)
-                write_shrunk(Uncut(self.folder), Path(place) / "cut", Cuts(), corpus, tell=print)
-                return self._loaded(f"{place}/cut")
         cuts = NAMES[name]
         if cuts.count is not None:
             kept = kept_after(self.layers, self.left_out[: self.layers - cuts.count])
             cuts = replace(cuts, layers=kept, count=None)
+        if VOCABULARY in name:  # the tokenizer is another, so it is written and read
+            with tempfile.TemporaryDirectory() as place:
+                corpus = Texts("documents", lambda: self.texts)
+                write_shrunk(Uncut(self.folder), Path(place) / "cut", cuts, corpus, tell=print)
+                return self._loaded(f"{place}/cut")
         return cut(self.model, cuts, self.folder)
 
 
