@@ -424,7 +424,7 @@ def test_a_run_killed_at_a_step_of_each_kind_leaves_nothing_half_and_goes_on(tmp
     made = recipe(tmp_path, merge=True)
     others = recipe(tmp_path)
     made["pipelines"] |= others["pipelines"]
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(made))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(made, sort_keys=False))
     phases = tmp_path / "out" / "phases"
     for kind, name in {"merge": "soup", "compress": "small", "adapt": "legal"}.items():  # in the order of the pipelines
         command = [sys.executable, "-c", KILLED]
