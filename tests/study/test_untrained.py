@@ -312,6 +312,66 @@ def test_too_few_pairs_are_told_with_the_phases_key(tmp_path, finished):
     assert not one.phase_folder(LEGAL).exists()
 
 
+def test_a_base_is_cut_and_adapted_without_any_training(tiny_multi_vector, tmp_path):
+    write_sources(tmp_path)
+    tiny_multi_vector.save_pretrained(str(tmp_path / "base"), create_model_card=False)
+    made = recipe(tmp_path) | {"model": {"base": str(tmp_path / "base")}, "teachers": {}}
+    del made["sources"]["scored"], made["prompts"], made["phases"]["heal"]
+    corpus = str(tmp_path / "corpus.jsonl")
+    (tmp_path / "corpus.jsonl").write_text(json.dumps({"text": "wing lift drag flow body heat panel flutter"}) + "\n")
+    made["phases"]["small"] = {"kind": "compress", "layers": 1, "corpus": corpus, "vocabulary": ["pairs"], "bits": 8}
+    made["pipelines"] = {"smaller": ["small"], "adapted": ["legal"]}
+    one = study(tmp_path, made)
+    results = run_study(one, None, "test")
+    assert [phase["name"] for phase in results["systems"]["smaller"]["phases"]] == ["small"]
+    small, legal = record_of(one, ("small",)), record_of(one, ("legal",))
+    assert (small["representation"], small["parent"], small["base"]) == ("multi-vector", None, None)
+    assert small["made"]["vocabulary"] < small["made"]["vocabulary_before"]
+    assert small["sources"] == {"pairs/pairs": {"rows": 130}}
+    assert len(small["made"]["layers_kept"]) == 1
+    assert legal["prompts"] == {"query": "search_query: ", "document": "search_document: "}
+    assert write_report(tmp_path / "out").is_file()
+    # The texts are in the id, wherever they lie.
+    (tmp_path / "corpus.jsonl").rename(tmp_path / "moved.jsonl")
+    made["phases"]["small"]["corpus"] = str(tmp_path / "moved.jsonl")
+    assert study(tmp_path, made).phase_id(("small",)) == small["id"]
+    (tmp_path / "moved.jsonl").write_text(json.dumps({"text": "another"}) + "\n")
+    assert study(tmp_path, made).phase_id(("small",)) != small["id"]
+
+
+def test_a_plain_encoder_is_cut_and_then_trained_and_ranks_nothing_before(backbone, tmp_path):
+    write_sources(tmp_path)
+    made = recipe(tmp_path)
+    made["model"] = {"base": str(backbone), "dim": 16}
+    made["phases"]["small"] = {"kind": "compress", "layers": [1]}
+    made["pipelines"] = {"cut-first": ["small", "multi"]}
+    one = study(tmp_path, made)
+    assert list(run_study(one, None, "test")["systems"]) == ["bm25", "cut-first"]
+    assert record_of(one, ("small",))["representation"] is None
+    folder = one.phase_folder(("small", "multi")) / "model"
+    assert AutoModel.from_pretrained(folder).config.num_hidden_layers == 1
+    made["pipelines"] = {"a": ["small"]}
+    with pytest.raises(ColbertZeroError) as caught:
+        study(tmp_path, made).check([("small",)])
+    assert str(caught.value) == (
+        "pipelines.a: none of its phases is trained, and model.base is a plain encoder, without vectors to rank by; "
+        "add a phase that is"
+    )
+
+
+def test_a_dense_base_is_not_adapted(tiny_dense, tmp_path):
+    write_sources(tmp_path)
+    tiny_dense.save_pretrained(str(tmp_path / "base"), create_model_card=False)
+    made = recipe(tmp_path) | {"model": {"base": str(tmp_path / "base")}, "pipelines": {"a": ["legal"]}}
+    del made["prompts"]
+    with pytest.raises(ColbertZeroError) as caught:
+        study(tmp_path, made).check([("legal",)])
+    assert str(caught.value) == (
+        f"phases.legal: adapts a multi-vector model's queries, and model.base {tmp_path / 'base'} is dense; put a "
+        "multi-vector phase before it"
+    )
+
+
 def test_a_merged_pipeline_is_the_mean_of_two_and_costs_what_both_do(tmp_path):
     pytest.importorskip("mergekit")
     write_sources(tmp_path)
@@ -364,9 +424,9 @@ def test_a_run_killed_at_a_step_of_each_kind_leaves_nothing_half_and_goes_on(tmp
     made = recipe(tmp_path, merge=True)
     others = recipe(tmp_path)
     made["pipelines"] |= others["pipelines"]
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(made))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(made, sort_keys=False))
     phases = tmp_path / "out" / "phases"
-    for kind, name in {"compress": "small", "merge": "soup", "adapt": "legal"}.items():
+    for kind, name in {"merge": "soup", "compress": "small", "adapt": "legal"}.items():  # in the order of the pipelines
         command = [sys.executable, "-c", KILLED]
         died = subprocess.run(command, cwd=tmp_path, env=environment(DIES=kind), capture_output=True, text=True)
         assert died.returncode == -signal.SIGKILL, died.stderr
