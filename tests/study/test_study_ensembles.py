@@ -118,6 +118,14 @@ class Spy(dict):
         self.read.append("all")
         return super().items()
 
+    def values(self):
+        self.read.append("all")
+        return super().values()
+
+    def get(self, key, default=None):
+        self.read.append(key)
+        return super().get(key, default)
+
     def __iter__(self):
         self.read.append("all")
         return super().__iter__()
