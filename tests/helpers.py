@@ -278,7 +278,7 @@ class Hub:
         taken: Where the files of commits that are sent are kept; None: none are taken.
         created: What repositories were asked for, in the Hub's words.
         answer: A status and an error code that every request gets instead.
-        asked: Paths of all requests.
+        asked: Paths of all requests, but of the list of agents that the Hub's client asks for once a day.
     """
 
     def __init__(self):
@@ -288,6 +288,8 @@ class Hub:
 
         class Handler(BaseHTTPRequestHandler):
             def do_HEAD(self):
+                if self.path == "/api/agent-harnesses":
+                    return self.reply(404, "EntryNotFound")
                 hub.asked.append(self.path)
                 _, *words = self.path.split("?")[0].split("/")
                 api = words[:2] == ["api", "models"]
