@@ -215,7 +215,7 @@ def results_tables(results: dict[str, Any], width: int) -> list[Table]:
         del first["compute"]  # trained by a version that did not count
     if any(system["kind"] == "ensemble" for system in results["systems"].values()):
         first["model"] = lambda system: size(system["model_bytes"])
-        first["a query"] = lambda system: operations(system["query_flops"])
+        first["a query"] = lambda s: "–" if s["query_flops"] is None else operations(s["query_flops"])
     shown: list[dict[str, Column]] = [first]
     # All of them beside the mean, or none: a table of one and a table of six would be hard to read together.
     scores: dict[str, Column] = {label[name]: partial(_score_on, name) for name in collections}

@@ -150,7 +150,12 @@ def test_held_out_pairs_of_the_recipe_are_not_looked_at(command, folder):
         (("my.yaml", "--candidates", "plain,adapter"), "--candidates: 'adapter' is an adapter, whose weights come on"),
         (("my.yaml", "--candidates", "plain,pairs.jsonl"), "--candidates: 'pairs.jsonl' is a file"),
         (("my.yaml", "--candidates", "plain,dense", "--json", "pairs.jsonl/x"), "cannot be written"),
+        (("my.yaml", "--candidates", "plain,dense", "--json", "plain"), "--json plain: is a folder; name a file"),
         (("--pairs", "few.jsonl", "--candidates", "plain,dense"), "--pairs: "),
+        (
+            ("--pairs", "pairs.jsonl", "--pairs", "plain/../pairs.jsonl", "--candidates", "plain,dense"),
+            "two are called 'pairs'; name files with names of their own",
+        ),
         (("--pairs", "scored.jsonl", "--candidates", "plain,dense"), "scored has candidates with scores"),
         (
             ("my.yaml", "--candidates", "plain,dense", "--set", "document_tokens=90"),

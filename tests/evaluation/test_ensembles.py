@@ -65,8 +65,9 @@ def plain_loss(names, runs, qrels, temperature):
         for name in names:
             values = [s for _, s in runs[name].get(query, [])]
             for document, value in runs[name].get(query, []):
-                spread = max(max(values) - min(values), 1e-9)
-                score[document] += (value - min(values)) / spread / len(names) / temperature
+                alike = max(values) == min(values) > 0  # found is more than not found
+                normal = 1.0 if alike else (value - min(values)) / max(max(values) - min(values), 1e-9)
+                score[document] += normal / len(names) / temperature
         total = math.log(sum(math.exp(value) for value in score.values()))
         losses.append(sum(total - score[document] for document in relevant) / len(relevant))
     return sum(losses) / len(losses)

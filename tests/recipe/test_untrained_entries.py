@@ -134,7 +134,7 @@ WRONG = {
         {"x": {**SMALL, "vocabulary": ["pears"]}, "y": {"kind": "adapt", "sources": ["scored"]}},
         {},
         [
-            "phases.x.sources: no source 'pears', did you mean pairs?",
+            "phases.x.vocabulary: no source 'pears', did you mean pairs?",
             "phases.y.sources: 'scored' has scored candidates, for distillation, and no pairs",
         ],
     ),

@@ -17,6 +17,7 @@ from colbert_zero.errors import ColbertZeroError
 from colbert_zero.files import read_json
 from colbert_zero.models.contents import contents_of
 from colbert_zero.models.kept_zeros import RECORD
+from colbert_zero.models.kinds import kind_of
 from colbert_zero.recipe.reading import check_recipe
 from colbert_zero.report import write_report
 from colbert_zero.report.records import Records
@@ -357,6 +358,52 @@ def test_a_plain_encoder_is_cut_and_then_trained_and_ranks_nothing_before(backbo
         "pipelines.a: none of its phases is trained, and model.base is a plain encoder, without vectors to rank by; "
         "add a phase that is"
     )
+    # Nor does it teach, mine, or stand in an ensemble.
+    made["pipelines"] = {"a": ["small", "multi"]}
+    taught = made | {"teachers": {"uncut": {"pipeline": ["small"]}}}
+    together = made | {"ensembles": {"both": {"members": {"bm25": 1, "a@small": 1}}}}
+    for asked, key in ((taught, "teachers.uncut.pipeline"), (together, "ensembles.both")):
+        with pytest.raises(ColbertZeroError, match=rf"^{key}: none of its phases is trained"):
+            study(tmp_path, asked).check([("small",), ("small", "multi")])
+
+
+def test_a_base_whose_zeros_are_held_has_another_id_than_while_they_were_not(tiny_multi_vector, tmp_path, monkeypatch):
+    write_sources(tmp_path)
+    tiny_multi_vector.save_pretrained(str(tmp_path / "base"), create_model_card=False)
+    (tmp_path / "base" / RECORD).write_text(json.dumps({"kind": "compress", "asked": {"zeros": 0.5}}))
+    made = recipe(tmp_path) | {"model": {"base": str(tmp_path / "base")}, "pipelines": {"a": ["multi"]}}
+    del made["prompts"]
+    held = study(tmp_path, made).start_id()
+    monkeypatch.setattr("colbert_zero.study.study.keeps_zeros", lambda record: False)
+    assert study(tmp_path, made).start_id() != held
+
+
+@pytest.mark.parametrize("kind", ["multi-vector", "encoder"])
+def test_what_is_merged_stays_what_it_is_and_zeros_that_are_lost_are_told(tiny_multi_vector, backbone, tmp_path, kind):
+    pytest.importorskip("mergekit")
+    write_sources(tmp_path)
+    base = str(backbone)
+    if kind == "multi-vector":
+        base = str(tmp_path / "base")
+        tiny_multi_vector.save_pretrained(base, create_model_card=False)
+    made = recipe(tmp_path) | {"model": {"base": base}, "teachers": {}}
+    del made["sources"]["scored"], made["prompts"], made["phases"]["heal"]
+    made["phases"] |= {
+        "pruned": {"kind": "compress", "zeros": 0.5},
+        "coarse": {"kind": "compress", "bits": 8},
+        "soup": {"kind": "merge", "with": ["other@coarse"]},
+    }
+    made["pipelines"] = {"other": ["coarse", "multi"], "soup": ["pruned", "soup", "multi"]}
+    one = study(tmp_path, made)
+    one.show = Told()
+    one.find_base()
+    one.train(("coarse",))
+    record = one.train(("pruned", "soup"))
+    told = "the zeros of its start are not kept, since not all that is merged has been cut so"
+    assert record["told"] == [f"soup: {told}"]
+    assert f"pruned → soup: {told}" in one.show.lines
+    assert record["zeros"] is None
+    assert kind_of(str(one.phase_folder(("pruned", "soup")) / "model")) == kind
 
 
 def test_a_dense_base_is_not_adapted(tiny_dense, tmp_path):

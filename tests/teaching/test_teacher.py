@@ -81,7 +81,10 @@ def plainly_fused(runs, depth):
         sums = {}
         for weight, run in runs:
             ranked = run.get(query, [])
-            values = dict(zip([d for d, _ in ranked], scaled([s for _, s in ranked]) if ranked else [], strict=True))
+            found = [score for _, score in ranked]
+            alike = found and min(found) == max(found) > 0  # found is more than not found
+            normal = [1.0] * len(found) if alike else scaled(found) if found else []
+            values = dict(zip([d for d, _ in ranked], normal, strict=True))
             for document, value in values.items():
                 sums[document] = sums.get(document, 0.0) + weight * value
         fused[query] = sorted(sums.items(), key=lambda item: (-item[1], item[0]))[:depth]
@@ -100,6 +103,13 @@ def test_fused_runs_are_the_plain_weighted_sum_with_ties_by_id(runs, depth):
         for weight, run in runs
     ]  # fmt: skip
     assert fuse(runs, depth) == plainly_fused(runs, depth)
+
+
+def test_the_only_hit_of_a_run_counts_as_its_best():
+    found = fuse([(1.0, {"q": [("a", 3.0), ("b", 2.0), ("c", 1.0)]}), (1.0, {"q": [("c", 7.0)]})], 10)
+    assert found == {"q": [("a", 1.0), ("c", 1.0), ("b", 0.5)]}
+    # What scores 0 was not found.
+    assert fuse([(1.0, {"q": [("a", 0.0), ("b", 0.0)]})], 10) == {"q": [("a", 0.0), ("b", 0.0)]}
 
 
 def test_a_document_that_one_run_did_not_find_has_nothing_from_it():

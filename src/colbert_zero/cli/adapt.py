@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from colbert_zero.evaluation.adapting import Domain, Fitted
     from colbert_zero.models.adapting import Way
 
-PROJECTION = 2000
-
 
 def adapt(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A multi-vector checkpoint: folder or Hub id.")],
@@ -34,10 +32,12 @@ def adapt(
         ),
     ] = None,
     projection: Annotated[
-        int | None, typer.Option(min=0, help=f"Random features; 0: none, a linear map. {PROJECTION} by default.")
+        int | None,
+        typer.Option(min=0, help="Fit to pairs, with so many random features of queries; 0: none, a linear map."),
     ] = None,
     decorrelate: Annotated[
-        bool, typer.Option("--decorrelate", help="Fit to documents alone; pairs choose how far, and judge.")
+        bool,
+        typer.Option("--decorrelate", help="Fit to documents alone; pairs choose how far, and judge. The default."),
     ] = False,
     seed: Annotated[
         int | None, typer.Option(min=0, help="Of the features, and of which pairs are held out; 1 by default.")
@@ -52,8 +52,8 @@ def adapt(
     Examples:
 
       colbert-zero adapt my/model --pairs tickets.jsonl.gz --out my/model-for-tickets
-      colbert-zero adapt my/model --pairs a.jsonl --pairs b.jsonl --projection 0 --out adapted
-      colbert-zero adapt my/model --pairs few.jsonl --corpus docs.jsonl --decorrelate --out adapted
+      colbert-zero adapt my/model --pairs few.jsonl --corpus docs.jsonl --out adapted
+      colbert-zero adapt my/model --pairs a.jsonl --pairs b.jsonl --projection 2000 --out adapted
     """
     from colbert_zero.data.corpus import corpus_files
     from colbert_zero.data.given import find_source
@@ -63,7 +63,7 @@ def adapt(
     from colbert_zero.study.adapting import check_model
 
     refuse_place(out, model)
-    if decorrelate and projection:
+    if decorrelate and projection is not None:
         raise ColbertZeroError("--projection: --decorrelate has no random features; leave one out")
     start_processes()
     if world_size() > 1:
@@ -73,9 +73,9 @@ def adapt(
         find_source(word, "--pairs", lambda _: None)
     files = corpus_files(corpus or [], "--corpus")
     way: Way | None = "decorrelate" if decorrelate else None
-    if projection is not None and not decorrelate:
+    if projection is not None:
         way = "projection" if projection else "linear"
-    given = check_model(model, way, projection or None, PROJECTION, seed, show.say)
+    given = check_model(model, way, projection or None, seed, show.say)
     with tempfile.TemporaryDirectory(prefix="colbert-zero-") as folder:
         domains = _domains(pairs, files, Path(folder), show, given.said.seed)
     with show.counted("pairs encoded") as advance:

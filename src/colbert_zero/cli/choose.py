@@ -87,6 +87,9 @@ def choose_base(
     given = [find_source(word, option, say) for word in dict.fromkeys(pairs or [])]
     if checked:
         given = _of_recipe(checked, str(recipe), source)
+    names = [one.name for one in given]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ColbertZeroError(f"{option}: two are called {twice[0]!r}; name files with names of their own")
     kind = kind_measured(checked, by, say)
     found = find_candidates(_split(candidates), checked, kind, say)
     with tempfile.TemporaryDirectory(prefix="colbert-zero-") as folder:

@@ -139,6 +139,8 @@ def refuse_unwritable(path: Path | None, option: str) -> None:
     """Refuse a file in a place that cannot be written, before anything is computed for it."""
     if path is None:
         return
+    if path.is_dir():
+        raise ColbertZeroError(f"{option} {path}: is a folder; name a file")
     there = next(parent for parent in Path(os.path.abspath(path)).parents if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise ColbertZeroError(f"{option} {path}: {there} cannot be written; name another place")

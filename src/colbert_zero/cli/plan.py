@@ -91,7 +91,7 @@ def plan(
     say(f"\n{checked.name} on {machine.words}", style="bold")
     for table in (
         words.phases_table(phases, machine, console.width),
-        words.sums_table(pipelines, phases, machine.on.count, price),
+        words.sums_table(checked, pipelines, phases, machine.on.count, price),
     ):
         console.print(table)
         console.print()

@@ -66,7 +66,7 @@ def teach(
     from colbert_zero.models.precision import why
     from colbert_zero.processes import is_main, world_size
     from colbert_zero.teaching.candidates import RUNS, from_rows, from_run
-    from colbert_zero.teaching.scorers import has_half, identity_of, scorer_of
+    from colbert_zero.teaching.scorers import identity_of, scorer_of
     from colbert_zero.teaching.teach import check_out, in_words, read_record
     from colbert_zero.teaching.teach import teach as write_scores
     from colbert_zero.training.machine import agreed_precision
@@ -94,10 +94,10 @@ def teach(
             raise ColbertZeroError("--candidates: files, or sources of recipes (RECIPE:NAME), not both")
         start_processes()
         arithmetic = agreed_precision(precision, torch.device(get_device_name()))
-        half = " in bfloat16" if arithmetic == "bfloat16" or has_half() else ""
         if precision != "float32":
             say(f"--teacher: encodes in {why(arithmetic, world_size()) if precision == 'auto' else arithmetic}")
         ids = {name: identity_of(name) for name in members}  # before candidates are read
+        halves = {name: " in bfloat16" if _in_half(name, ids[name], arithmetic) else "" for name in members}
         if collection:
             loaded = load_all([collection])
             if len(loaded) > 1:
@@ -115,7 +115,7 @@ def teach(
             write_scores(
                 found,
                 members,
-                {name: f"{identity}{half}" for name, identity in ids.items()},
+                {name: f"{identity}{halves[name]}" for name, identity in ids.items()},
                 lambda name: scorer_of(
                     name,
                     found.documents,
@@ -132,6 +132,17 @@ def teach(
         say(f"Tables: {out}")
     if not report:
         leave()
+
+
+def _in_half(name: str, identity: str, arithmetic: str) -> bool:
+    """Whether a member computes in bfloat16: asked to, or a cross-encoder on a GPU that has it."""
+    from colbert_zero.files import place_of
+    from colbert_zero.models.kinds import is_cross_encoder
+    from colbert_zero.teaching.scorers import has_half
+
+    if name == "bm25" or arithmetic == "bfloat16":
+        return name != "bm25"
+    return has_half() and is_cross_encoder(place_of(name), identity if is_commit(identity) else None)
 
 
 def _of_sources(words: list[str], n_ways: int | None) -> "Candidates":

@@ -45,7 +45,8 @@ def weighted_sum(members: Iterable[tuple[float, np.ndarray]], shape: tuple[int, 
 def fuse(runs: list[tuple[float, Run]], depth: int) -> Run:
     """Rank by the weighted sum of runs' scores, each min-max normalised over what it retrieved for a query.
 
-    A document that a run did not retrieve has 0 in it. Ties go by document id.
+    A document that a run did not retrieve has 0 in it; those of a run that scores all alike, and above 0, have 1. Ties
+    go by document id.
 
     Args:
         runs: Of each member its weight and its run, best first.
@@ -67,8 +68,11 @@ def fuse(runs: list[tuple[float, Run]], depth: int) -> Run:
 
 
 def _low_and_span(ranked: list[tuple[str, float]]) -> tuple[float, float]:
-    """The lowest score of what was retrieved, best first, and what the scores span."""
-    return ranked[-1][1], max(ranked[0][1] - ranked[-1][1], _FLAT)
+    """What counts as 0 among what was retrieved, best first, and what the scores span."""
+    high, low = ranked[0][1], ranked[-1][1]
+    if high - low < _FLAT < low:  # one hit, or several alike: found is more than not found
+        return low - 1.0, 1.0
+    return low, max(high - low, _FLAT)
 
 
 # ---- Which members, how often

@@ -22,7 +22,7 @@ from colbert_zero.models.checkpoints import Encoder, load_model
 from colbert_zero.models.comparing import TEXTS
 from colbert_zero.models.contents import model_files
 from colbert_zero.models.kept_zeros import RECORD, cut_record, keeps_zeros
-from colbert_zero.models.kinds import kind_of
+from colbert_zero.models.kinds import Kind, kind_of
 from colbert_zero.models.shrinking import (
     Cuts,
     Removal,
@@ -212,7 +212,7 @@ def cut_into(
     if source.stored != torch.float32:
         own: Any = copy.deepcopy(encoder_of(model, whose))
         model = with_encoder(model, own.to(source.stored))
-    _save(model, source, folder)
+    save_as(model, source.kind, folder)
     if vocabulary is not None:
         rewrite_tokenizer(folder, vocabulary)
     if (source.place / META).is_file():  # sentence-transformers has no place for it
@@ -303,9 +303,10 @@ def _stored_as(folder: Path) -> torch.dtype:
     return max(numbers, key=lambda dtype: numbers[dtype])
 
 
-def _save(model: Encoder, source: Uncut, folder: Path) -> None:
-    if source.kind == "encoder":  # one of transformers, without what sentence-transformers puts around it
-        encoder_of(model, source.folder).save_pretrained(folder)
+def save_as(model: Encoder, kind: Kind, folder: Path) -> None:
+    """Write a model as what it was made of is: a plain encoder without what sentence-transformers puts around it."""
+    if kind == "encoder":
+        encoder_of(model, "MODEL").save_pretrained(folder)
         cast(Any, model.tokenizer).save_pretrained(folder)
     else:
         model.save_pretrained(str(folder), create_model_card=False)

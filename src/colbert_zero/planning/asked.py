@@ -122,7 +122,7 @@ class Asked:
     ) -> dict[str, tuple[float, float]]:
         """Of each pipeline and each phase, by name, where they are known; least and most."""
         count = self.machine.on.count
-        groups = {phase.chain[-1]: [phase] for phase in phases} | members_of(pipelines, phases)
+        groups = {phase.chain[-1]: [phase] for phase in phases} | members_of(self.study.recipe, pipelines, phases)
         known = {name: hours_of(members) for name, members in groups.items()}
         return {name: (count * hours[0], count * hours[1]) for name, hours in known.items() if hours}
 

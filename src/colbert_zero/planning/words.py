@@ -13,6 +13,7 @@ from colbert_zero.recipe.schema import Phase, Recipe
 from colbert_zero.report.published import published_means
 from colbert_zero.report.words import duration, operations, quantity, rounded
 from colbert_zero.study.disk import Disk
+from colbert_zero.study.graph import way_to
 
 OWN = "your own study"
 
@@ -67,7 +68,11 @@ def span(hours: tuple[float, float], times: float = 1.0) -> str:
 
 
 def sums_table(
-    pipelines: Mapping[str, tuple[str, ...]], phases: list[PlannedPhase], count: int, price: float | None
+    recipe: Recipe,
+    pipelines: Mapping[str, tuple[str, ...]],
+    phases: list[PlannedPhase],
+    count: int,
+    price: float | None,
 ) -> Table:
     """What each pipeline takes from its base, and all of them together, each shared phase once."""
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -80,7 +85,7 @@ def sums_table(
     ]
     for title in titles:
         table.add_column(title, justify="left" if title == "pipeline" else "right", overflow="fold")
-    for name, members in (members_of(pipelines, phases) | {"all, each phase once": phases}).items():
+    for name, members in (members_of(recipe, pipelines, phases) | {"all, each phase once": phases}).items():
         hours = hours_of(members)
         cells = [name, quantity(sum(phase.tokens for phase in members)), operations(sum(map(_operations, members)))]
         cells += [span(hours, count)] if hours else ["–"] if _timed(phases) else []
@@ -90,11 +95,11 @@ def sums_table(
 
 
 def members_of(
-    pipelines: Mapping[str, tuple[str, ...]], phases: Iterable[PlannedPhase]
+    recipe: Recipe, pipelines: Mapping[str, tuple[str, ...]], phases: Iterable[PlannedPhase]
 ) -> dict[str, list[PlannedPhase]]:
-    """The phases of each pipeline, from its base."""
+    """The phases of each pipeline, from its base, and of what is merged into it."""
     by_chain = {phase.chain: phase for phase in phases}
-    return {name: [by_chain[chain[: n + 1]] for n in range(len(chain))] for name, chain in pipelines.items()}
+    return {name: [by_chain[one] for one in way_to(recipe, chain)] for name, chain in pipelines.items()}
 
 
 def hours_of(phases: Iterable[PlannedPhase]) -> tuple[float, float] | None:
@@ -133,8 +138,8 @@ def notes(phases: list[PlannedPhase], machine: Machine) -> list[str]:
     )
     if any(not phase.trains and not phase.done for phase in phases):
         said.append(
-            "What is cut, merged or adapted takes seconds, or a few minutes, and is not in it; what is trained after a "
-            "cut counts as if nothing had been cut"
+            "What is cut, merged or adapted trains nothing and is not in it, nor is what is encoded for it; "
+            "what is trained after a cut counts as if nothing had been cut"
         )
     for phase in {phase.chain[-1]: phase for phase in phases if phase.memory}.values():
         memory = phase.memory
@@ -164,7 +169,7 @@ def diagnostics(recipe: Recipe, phases: Iterable[PlannedPhase]) -> list[str]:
     """
     size, said = recipe.validation, list[str]()
     texts = len(recipe.collections) * (size.documents + size.queries)
-    open_ = [phase for phase in phases if not phase.done and not phase.spec.reads_pairs]
+    open_ = [p for p in phases if not p.done and not p.spec.reads_pairs and p.spec.kind != "adapt"]
     if size.layers and open_:
         said.append(
             f"After {_phases(len(open_))} what the encoder's layers add is measured, on at most {texts:,} texts"

@@ -499,6 +499,8 @@ def _wrong_sources(recipe: "Recipe", names: dict[str, Any]) -> list[str]:
                 f"{place}.depth: {source.depth} documents hold no {source.negatives} negatives"
                 f"{f' after {source.skip} skipped' if source.skip else ''}; raise it"
             )
+        if source.kind == "mined" and source.precision != "float32" and not source.models:
+            wrong.append(f"{place}.precision: no model mines or judges, and bm25 encodes nothing; leave it out")
         if source.kind == "mined" and source.judge == RANDOM:
             wrong.append(f"{place}.judge: random scores nothing; name bm25 or a checkpoint")
         if source.kind == "mined":
@@ -548,7 +550,9 @@ def _wrong_phases(recipe: "Recipe", names: dict[str, Any]) -> list[str]:
         if not isinstance(entry, Untrained):
             continue
         for source_name in entry.sources:
-            place, source = f"phases.{name}.sources", recipe.sources.get(source_name)
+            named = [key for key in ("vocabulary", "corpus") if source_name in (getattr(entry, key, None) or ())]
+            key = named[0] if named and entry.kind == "compress" else "sources"
+            place, source = f"phases.{name}.{key}", recipe.sources.get(source_name)
             if source_name not in names["sources"]:
                 wrong.append(f"{place}: no source {source_name!r}{near(source_name, names['sources'])}")
             elif source and not _has_pairs(source, allow_mined=True):

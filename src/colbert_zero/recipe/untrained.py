@@ -6,9 +6,6 @@ from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from colbert_zero.recipe.entry import Entry, Float, Int, Seed
 
-PROJECTION = 2000
-"""Random features of an adapter, where nothing else is said."""
-
 
 def _list_form(value: Any) -> str:
     return "list" if isinstance(value, list) else "one"
@@ -47,7 +44,8 @@ class Compress(Untrained):
     neurons: Float = Field(1.0, gt=0, le=1)
     """Share of each layer's neurons that is kept."""
     zeros: Float = Field(0.0, ge=0, lt=1)
-    """Share of each matrix in layers, the smallest numbers, that becomes 0; later phases keep it 0. No fewer bytes."""
+    """Share of each matrix in layers, the smallest numbers, that becomes 0, and stays 0 while later phases train. No
+    fewer bytes."""
     bits: Literal[8, 4] | None = None
     """Puts every matrix on a grid of so many bits; a later phase leaves the grid. No fewer bytes."""
     vocabulary: TextsOf | None = None
@@ -98,10 +96,10 @@ class Adapt(Untrained):
     """`adapt`."""
     sources: list[str] = Field(min_length=1)
     """Names from `sources`: pairs, of each 100 at least; each is a domain."""
-    projection: Int = Field(PROJECTION, ge=0)
-    """Random features; 0: none, a linear map."""
+    projection: Int | None = Field(None, ge=0)
+    """Fit to pairs, with so many random features of query tokens; 0: none, a linear map."""
     decorrelate: bool = False
-    """Fit to documents alone; the pairs choose how far, and judge."""
+    """Fit to documents alone; the pairs choose how far, and judge. So it is, too, where `projection` is not given."""
     corpus: str | None = None
     """Documents of the domain, among which held-out queries are ranked and whose tokens `decorrelate` counts: a path as
     for `compress`. Unset, those of the pairs."""

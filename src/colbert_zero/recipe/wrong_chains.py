@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from colbert_zero.errors import near
-from colbert_zero.recipe.untrained import PROJECTION, Adapt, Compress, Merge, Untrained
+from colbert_zero.recipe.untrained import Adapt, Compress, Merge, Untrained
 
 if TYPE_CHECKING:
     from colbert_zero.recipe.schema import Recipe
@@ -42,7 +42,7 @@ def wrong_untrained(phase: dict[str, Any]) -> list[str]:
             twice = dict.fromkeys(str(name) for name in others if others.count(name) > 1)
             wrong += [f".with: {name!r} stands twice; give it a larger weight" for name in twice]
     if phase["kind"] == "adapt":
-        if phase.get("decorrelate") is True and _says(phase, projection=PROJECTION):
+        if phase.get("decorrelate") not in (None, False, "false", "no", "off") and phase.get("projection") is not None:
             wrong.append(".projection: `decorrelate` has no random features; leave one out")
         sources = phase.get("sources")
         if isinstance(sources, list):

@@ -178,8 +178,11 @@ def _untrained(records: Records, pipelines: list[str]) -> list[tuple[str, str]]:
             whole, tested = uncut(records, name), ""
             if whole and whole != name and whole in records.means:
                 high, low = (whole, name) if records.means[whole] >= records.means[name] else (name, whole)
-                tested = f": {sentence_about(records, high, low)[1]}"
-            found.append(("Smaller", f"{smaller(records, name)}{tested}."))
+                gap = records.means[high] - records.means[low]
+                tested = f". {high} scores {points(gap, signed=True)} points beside {low}"
+                tested += f": {sentence_about(records, high, low)[1]}"
+            is_smaller, text = smaller(records, name)
+            found.append(("Smaller" if is_smaller else "Cut", f"{text}{tested}."))
     adapted = [phase for phase in records.phases.values() if phase.get("kind") == "adapt"]
     return found + [("Adapted" if phase["made"]["helps"] else "Not adapted", f"{fitted(phase)}.") for phase in adapted]
 

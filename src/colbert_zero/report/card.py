@@ -126,9 +126,7 @@ def name_of(records: Records, system: str) -> str:
 
 def _card_of_system(study: Path, records: Records, system: str) -> str:
     recipe = read_record(study / "recipe.json", (), optional=True)
-    known = [phase["id"] for phase in records.systems[system]["phases"]]
-    phases = [records.phases[identity] for identity in known if identity in records.phases]
-    return card(name_of(records, system), phases, Scored(records, system, recipe))
+    return card(name_of(records, system), records.way(system), Scored(records, system, recipe))
 
 
 def _card_of_phase(phase: Path) -> str:

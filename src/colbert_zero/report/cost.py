@@ -62,7 +62,7 @@ def busy_share(phase: dict[str, Any]) -> float | None:
 def is_busy(phase: dict[str, Any]) -> bool:
     """Whether a phase kept its threads busy: its time is the training's, not another program's.
 
-    One that is not trained reads and writes files, by one thread, for some seconds: nothing is read off that.
+    One that is not trained mostly reads and writes files: nothing is read off that.
     """
     if "kind" in phase and phase["kind"] != "train":
         return True

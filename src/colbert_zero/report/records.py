@@ -111,14 +111,20 @@ class Records:
         """Whether the times of these systems may be compared: all their phases kept their threads busy."""
         return not any(idle_phases(self.systems[system]) for system in systems)
 
+    def way(self, system: str) -> list[Record]:
+        """The phases that a system's model went through from its base, without those of what was merged into it."""
+        phases = [self.phases[p["id"]] for p in self.systems[system]["phases"] if p["id"] in self.phases]
+        last = phases[-1]["chain"] if phases else []
+        return [phase for phase in phases if phase["chain"] == last[: len(phase["chain"])]]
+
     def pre_training(self, pipeline: str) -> int:
         """How many of a pipeline's phases are contrastive and multi-vector: the title's *pre-training*."""
-        phases = [self.phases.get(phase["id"], {}) for phase in self.systems[pipeline]["phases"]]
+        phases = self.way(pipeline)
         return sum(p.get("objective") == "contrastive" and p.get("representation") == "multi-vector" for p in phases)
 
     def checkpoints(self, pipeline: str) -> list[str]:
         """The systems a pipeline passes through, itself last: dense ones and shared ones too."""
-        phases = [phase["id"] for phase in self.systems[pipeline]["phases"]]
+        phases = [phase["id"] for phase in self.way(pipeline)]
         single = {name: system for name, system in self.systems.items() if system["kind"] != "ensemble"}
         by_id = {s["phases"][-1]["id"]: name for name, s in single.items() if s["phases"]}
         path = [by_id.get(phase) for phase in phases[:-1]]

@@ -141,7 +141,8 @@ def taken(system: Record) -> list[str]:
     """Bytes of a system's models, and operations of encoding a query of mean length; nothing of BM25."""
     if "query_flops" not in system:  # an older record
         return ["–", "–"]
-    return [size(system["model_bytes"]), operations(system["query_flops"])]
+    flops = system["query_flops"]  # null where the model was there no more
+    return [size(system["model_bytes"]), "–" if flops is None else operations(flops)]
 
 
 def comparisons_table(records: Records) -> Table:

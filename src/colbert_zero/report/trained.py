@@ -56,7 +56,10 @@ def find_model(place: str) -> Found:
 
 def _of_study(folder: Path, system: str) -> Found:
     records = Records(folder)
-    trained = [name for name, record in records.systems.items() if record["phases"]]
+    trained = [name for name, record in records.systems.items() if record["phases"] and record["kind"] != "ensemble"]
+    if system in records.systems and records.systems[system]["kind"] == "ensemble":
+        members = ", ".join(name for name in records.systems[system]["members"] if name in trained)
+        raise ColbertZeroError(f"MODEL: {folder}:{system} is an ensemble, and no one model; name a member ({members})")
     if not system:
         if not (best := records.pipelines()):
             raise ColbertZeroError(f"MODEL: {folder} has no finished pipeline; name a system, {folder}:{trained[-1]}"

@@ -1,7 +1,7 @@
 """Phases that were not trained: cut, merged, adapted; in words and as a table."""
 
 from colbert_zero.report.records import Record, Records, chain_of
-from colbert_zero.report.words import duration, listed, number, percent, points, quantity, size
+from colbert_zero.report.words import duration, listed, number, percent, quantity, size
 
 DONE = {"compress": "cut", "merge": "merged", "adapt": "adapted"}
 
@@ -52,9 +52,8 @@ COLUMNS = ["phase", "what was done", "bytes before", "after", "parameters before
 
 
 def cut_before(records: Records, pipeline: str) -> Record | None:
-    """The last record of a cut on a pipeline's way; None where nothing was cut."""
-    found = [records.phases.get(phase["id"], {}) for phase in records.systems[pipeline]["phases"]]
-    return next((phase for phase in reversed(found) if phase.get("kind") == "compress"), None)
+    """The first record of a cut on a pipeline's own way; None where nothing was cut."""
+    return next((phase for phase in records.way(pipeline) if phase.get("kind") == "compress"), None)
 
 
 def some_cut(records: Records) -> bool:
@@ -69,28 +68,24 @@ def last_phase(records: Records, system: str) -> Record:
 
 
 def uncut(records: Records, pipeline: str) -> str | None:
-    """The system that a pipeline's last cut started from, if it was scored."""
+    """The system that a pipeline's first cut started from, if it was scored."""
     cut = cut_before(records, pipeline)
     parent = cut and cut["parent"]
     return next((n for n, s in records.systems.items() if s["phases"] and s["phases"][-1]["id"] == parent), None)
 
 
-def smaller(records: Records, pipeline: str) -> str:
-    """How much smaller a pipeline's model is than before its last cut, and how it scores beside that."""
+def smaller(records: Records, pipeline: str) -> tuple[bool, str]:
+    """Whether a pipeline's model takes fewer bytes than before its first cut, and what it takes in words."""
     cut, after = cut_before(records, pipeline), last_phase(records, pipeline)
     assert cut
     before, now = cut["bytes_before"], after.get("model_bytes") or cut["model_bytes"]
-    text = (
-        f"{pipeline} takes {size(now)} of {size(before)} before it was cut, {percent(now / before)}; "
-        f"{quantity(after.get('parameters'))} parameters of {quantity(cut['parameters_before'])}"
-    )
+    text = f"{pipeline} takes {size(now)}"
+    if now < before:
+        text += f" of {size(before)} before it was cut, {percent(now / before)}"
+    text += f"; {quantity(after.get('parameters'))} parameters of {quantity(cut['parameters_before'])}"
     if zeros := after.get("zeros"):
         text += f"; {zeros['zeros']:,} of {zeros['zeros_of']:,} numbers in its layers are 0"
-    whole = uncut(records, pipeline)
-    if whole and whole in records.means and whole != pipeline:
-        gap = records.means[pipeline] - records.means[whole]
-        text += f". It scores {points(gap, signed=True)} points beside {whole}"
-    return text
+    return now < before, text
 
 
 def fitted(phase: Record) -> str:

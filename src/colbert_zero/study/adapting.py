@@ -57,7 +57,6 @@ def check_model(
     model: str,
     way: Way | None,
     features: int | None,
-    default: int,
     seed: int | None,
     tell: Any,
     revision: str | None = None,
@@ -66,9 +65,8 @@ def check_model(
 
     Args:
         model: Folder or Hub id; one that was adapted goes on from its sums.
-        way: That was asked for; None: that it was adapted in, or a projection.
+        way: That was asked for; None: that it was adapted in, or decorrelated.
         features: Of a projection, that were asked for.
-        default: Where none were.
         seed: That was asked for.
         tell: Told which commit a Hub id is at, and which domains are kept.
         revision: Of a Hub id, whose commit is known already.
@@ -90,7 +88,7 @@ def check_model(
         )
     alignment = read_alignment(place) if commit is None else None
     if before is None:
-        way, features, seed = way or "projection", features or default, 1 if seed is None else seed
+        way, features, seed = way or "decorrelate", features or 0, 1 if seed is None else seed
         said = Adaptation(way, features if way == "projection" else 0, seed, 0.0, 0.0, {},
                           [str(contents_of(place))] if commit is None else [], commit)  # fmt: skip
         form = form_of(encoder, way, features, seed)

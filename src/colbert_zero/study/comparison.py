@@ -131,8 +131,8 @@ class _Systems:
         """Evaluate an ensemble; it cost what its members' phases did, each once."""
         found = ensembles.evaluate_ensemble(self.study, name)
         chains = [chain for member in found["members"] if (chain := self.study.recipe.system_chain(member))]
-        trained = {chain[: n + 1]: None for chain in chains for n in range(len(chain))}
-        phases = [_cost(self.study.train(chain)) for chain in trained]
+        made_of = dict.fromkeys(one for chain in chains for one in way_to(self.study.recipe, chain))
+        phases = [_cost(self.study.train(chain)) for chain in made_of]
         self.records[name] = {
             "kind": "ensemble",
             "pipeline": None,

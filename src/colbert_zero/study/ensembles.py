@@ -170,10 +170,11 @@ def _score(run: Run, qrels: dict[str, dict[str, int]]) -> float:
 def takes(study: "Study", chains: Sequence[tuple[str, ...]]) -> dict[str, Any]:
     """Bytes of the models behind a system, and operations of encoding a query of mean length by each; 0 of BM25.
 
-    Of each checkpoint it is found once, and kept in footprints.json.
+    None where a scored model is there no more. Of each checkpoint they are found once, and kept in footprints.json.
     """
     parts = [_footprint(study, chain) for chain in chains]
-    return {key: sum(part[key] for part in parts) for key in ("model_bytes", "query_flops")}
+    found = {key: [part[key] for part in parts] for key in ("model_bytes", "query_flops")}
+    return {key: None if None in values else sum(values) for key, values in found.items()}
 
 
 def _footprint(study: "Study", chain: tuple[str, ...]) -> dict[str, Any]:
@@ -182,6 +183,8 @@ def _footprint(study: "Study", chain: tuple[str, ...]) -> dict[str, Any]:
 
     def find() -> dict[str, Any]:
         kept: dict[str, Any] = read_json(path) if path.is_file() else {}
+        if key not in kept and not (study.phase_folder(chain) / "model").is_dir():
+            return {"model_bytes": None, "query_flops": None}
         if key not in kept:
             queries = [text for collection in study.compared.values() for text in collection.queries.values()]
             kept[key] = footprint(study.phase_folder(chain) / "model", queries)

@@ -26,6 +26,7 @@ from colbert_zero.models.alignment import MARKERS, Alignment, Own, check_trainin
 from colbert_zero.models.bases import check_base, find_checkpoint, go_offline
 from colbert_zero.models.checkpoints import Encoder, load_model
 from colbert_zero.models.encoders import ways_to_train
+from colbert_zero.models.kept_zeros import cut_record, keeps_zeros
 from colbert_zero.models.scratch import check_architecture
 from colbert_zero.processes import agree, appears, from_main, is_main, made_by_main, share
 from colbert_zero.recipe.data import Beir, CollectionSpec, Docstrings, HeldOut, Mined, NamedCollection, Scored
@@ -328,7 +329,8 @@ class Study:
                 return fingerprint(RECORD_VERSION, asked | ({"revision": commit} if commit else {}))
             # What is in it, not where it lies: another model put in its place is another start.
             files = folder_fingerprints(folder, self.data)
-            return fingerprint(RECORD_VERSION, {k: v for k, v in asked.items() if k != "base"}, files)
+            held = {"zeros": "held"} if keeps_zeros(cut_record(folder)) else {}  # once they were not
+            return fingerprint(RECORD_VERSION, {k: v for k, v in asked.items() if k != "base"} | held, files)
         roots = sorted({root_of(self.recipe, name) for phase in self.recipe.trained.values() for name in phase.sources})
         texts = [self.source_id(name) for name in roots]
         markers = self.recipe.markers.asked() if self.recipe.markers else MARKERS

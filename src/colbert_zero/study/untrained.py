@@ -30,16 +30,18 @@ from colbert_zero.models.bases import is_hub_id
 from colbert_zero.models.checkpoints import Encoder, load_model
 from colbert_zero.models.contents import model_files
 from colbert_zero.models.kept_zeros import cut_record, keeps_zeros, write_kept
+from colbert_zero.models.kinds import kind_of
 from colbert_zero.models.merging import check_mergekit, merged
 from colbert_zero.models.shrinking import Cuts, check_cuts, parameters
-from colbert_zero.models.shrunk import SAMPLE, Texts, Uncut, folder_bytes, place_of_model, write_shrunk
+from colbert_zero.models.shrunk import SAMPLE, Texts, Uncut, folder_bytes, place_of_model, save_as, write_shrunk
 from colbert_zero.models.vocabulary import check_tokenizer
-from colbert_zero.processes import from_main, is_main, made_by_main, world_size
+from colbert_zero.processes import from_main, is_main, made_by_main, wait, world_size
+from colbert_zero.recipe.data import Mined
 from colbert_zero.recipe.schema import Phase
-from colbert_zero.recipe.untrained import PROJECTION, Adapt, AnyUntrained, Compress, Merge, Untrained
+from colbert_zero.recipe.untrained import Adapt, AnyUntrained, Compress, Merge, Untrained
 from colbert_zero.report.card import write_card
 from colbert_zero.study.adapting import adapt, check_model
-from colbert_zero.study.graph import root_of
+from colbert_zero.study.graph import chain_to, root_of
 from colbert_zero.study.record import UntrainedRecord
 from colbert_zero.training.low_rank import check_no_zeros
 from colbert_zero.training.record import LayersRecord
@@ -111,12 +113,12 @@ def check(study: "Study", chains: Iterable[Chain]) -> None:
         ColbertZeroError: An encoder that is not cut, or not so; a start that is not adapted; what is not merged; a
             pipeline that ends in a model without vectors to rank by; texts that are not there.
     """
-    pipelines = {tuple(chain): name for name, chain in study.recipe.pipelines.items()}
+    used = _used(study)
     for chain in chains:
         name, spec, recipe = chain[-1], study.recipe.phases[chain[-1]], study.recipe
-        if isinstance(spec, Untrained) and chain in pipelines and study.representation(chain) is None:
+        if isinstance(spec, Untrained) and chain in used and study.representation(chain) is None:
             raise ColbertZeroError(
-                f"pipelines.{pipelines[chain]}: none of its phases is trained, and model.base is a plain encoder, "
+                f"{used[chain]}: none of its phases is trained, and model.base is a plain encoder, "
                 "without vectors to rank by; add a phase that is"
             )
         for key in ("vocabulary", "corpus") if isinstance(spec, Untrained) else ():
@@ -137,6 +139,18 @@ def check(study: "Study", chains: Iterable[Chain]) -> None:
                     f"phases.{name}: adapts a multi-vector model's queries, and model.base {recipe.model.base} is "
                     f"{kind or 'a plain encoder'}; put a multi-vector phase before it"
                 )
+
+
+def _used(study: "Study") -> dict[Chain, str]:
+    """The chains whose last model ranks, teaches or mines, each with a key that says so."""
+    recipe = study.recipe
+    found = {tuple(teacher.pipeline): f"teachers.{name}.pipeline" for name, teacher in recipe.teachers.items()}
+    for name, source in recipe.sources.items():
+        if isinstance(source, Mined):
+            found |= {chain_to(recipe, phase): f"sources.{name}.miners" for phase in source.phases}
+    for name, ensemble in recipe.ensembles.items():
+        found |= {chain: f"ensembles.{name}" for one in ensemble.names if (chain := recipe.system_chain(one))}
+    return found | {tuple(chain): f"pipelines.{name}" for name, chain in recipe.pipelines.items()}
 
 
 def _check_cuts(study: "Study", chain: Chain, spec: Compress) -> None:
@@ -190,12 +204,20 @@ def _alignment_after(study: "Study", chain: Chain) -> Any:
 
 
 def check_pairs(study: "Study", chains: Iterable[Chain]) -> None:
-    """Refuse to fit to what is tested on: pairs whose query is one of a collection's.
+    """Refuse to fit to what is tested on: pairs whose query is one of a collection's; the main process looks.
 
     Raises:
         ColbertZeroError: Names the collection, and one of them.
     """
-    specs = {chain[-1]: spec for chain in chains if isinstance(spec := study.recipe.phases[chain[-1]], Adapt)}
+    phases = study.recipe.phases
+    specs = {chain[-1]: spec for chain in chains
+             if isinstance(spec := phases[chain[-1]], Adapt) and not study.is_done(chain)}  # fmt: skip
+    if specs and is_main():
+        _check_pairs(study, specs)
+    wait()
+
+
+def _check_pairs(study: "Study", specs: Mapping[str, Adapt]) -> None:
     asked = {text.strip(): name for name, one in study.collections.items() for text in one.queries.values()}
     for name, spec in specs.items():
         for source in spec.sources:
@@ -233,6 +255,7 @@ class _Work:
     sources: dict[str, dict[str, int]] = field(default_factory=dict)
     before: int = 0
     computing: int = 0
+    device: str = "cpu"
 
 
 def _make(study: "Study", chain: Chain, spec: AnyUntrained, start: Start) -> Path:
@@ -244,7 +267,7 @@ def _make(study: "Study", chain: Chain, spec: AnyUntrained, start: Start) -> Pat
             case Compress():
                 made = _compress(study, chain, spec, start, place, work)
             case Merge():
-                made = _merge(study, spec, start, place, work, name)
+                made = _merge(study, chain, spec, start, place, work)
             case Adapt():
                 made = _adapt(study, chain, spec, start, place, work)
         spent = time.monotonic() - clocks[0], time.process_time() - clocks[1]
@@ -295,6 +318,7 @@ def _counted(model: Encoder, work: _Work) -> Iterator[None]:
 
 def _size(model: Encoder, work: _Work) -> None:
     encoder: Any = model[0].get_submodule("model")
+    work.device = str(model.device)
     work.before = parameters(model)
     work.computing = work.before - encoder.get_input_embeddings().weight.numel()
 
@@ -340,18 +364,23 @@ def _label(texts: str | Sequence[str]) -> str:
     return Path(texts).name if isinstance(texts, str) else ", ".join(texts)
 
 
-def _merge(study: "Study", spec: Merge, start: Start, out: Path, work: _Work, name: str) -> dict[str, Any]:
+def _merge(study: "Study", chain: Chain, spec: Merge, start: Start, out: Path, work: _Work) -> dict[str, Any]:
     others = {other: study.phase_folder(chain) / "model" for other, chain in _others(study, spec).items()}
     models = {"its start": load_model(start.place, device="cpu", **_revision(start))}
     models |= {other: load_model(place, device="cpu") for other, place in others.items()}
     _size(models["its start"], work)
-    model = merged(models, spec.weights, spec.method, f"phases.{name}.with")
-    model.save_pretrained(str(out), create_model_card=False)
-    if (meta := Path(start.place) / META).is_file():
+    model = merged(models, spec.weights, spec.method, f"phases.{chain[-1]}.with")
+    save_as(model, kind_of(start.place, start.revision), out)
+    if (meta := place_of_model(start.place, start.revision) / META).is_file():
         shutil.copyfile(meta, out / META)
-    cuts = [cut_record(start.place), *(cut_record(place) for place in others.values())]
-    if all(map(keeps_zeros, cuts)):
-        write_kept(out, model, cuts[0] or {}, name)
+    places: dict[str, str | Path] = {"its start": start.place, **others}
+    cuts = {name: cut_record(place) for name, place in places.items()}
+    keeping = [name for name, cut in cuts.items() if keeps_zeros(cut)]
+    if len(keeping) == len(cuts):
+        write_kept(out, model, cuts["its start"] or {}, chain[-1])
+    elif keeping:
+        whose = " and ".join(keeping)
+        _tell(study, chain, work, f"the zeros of {whose} are not kept, since not all that is merged has been cut so")
     total = sum(spec.weights or [1.0] * len(models))
     weights = [weight / total for weight in spec.weights or [1.0] * len(models)]
     return {"models": [start.parent, *(study.phase_id(c) for c in _others(study, spec).values())], "weights": weights}
@@ -362,9 +391,9 @@ def _revision(start: Start) -> dict[str, str]:
 
 
 def _adapt(study: "Study", chain: Chain, spec: Adapt, start: Start, out: Path, work: _Work) -> dict[str, Any]:
-    way: Way = "decorrelate" if spec.decorrelate else "projection" if spec.projection else "linear"
+    way: Way = "decorrelate" if spec.projection is None else "projection" if spec.projection else "linear"
     seed, features = study.recipe.seed_of(spec), spec.projection if way == "projection" else None
-    given = check_model(start.place, way, features, PROJECTION, seed, study.say_once, start.revision)
+    given = check_model(start.place, way, features, seed, study.say_once, start.revision)
     _size(given.model, work)
     corpus: list[str] = []
     if spec.corpus is not None:
@@ -431,7 +460,8 @@ def _record(
             layers = study.layers_add(chain, model)
         except Exception as error:  # as in a training: of an evaluation, which ends nothing
             _tell(study, chain, work, f"what its encoder's layers add cannot be measured ({reason(error)})")
-    cut, threads = cut_record(place), torch.get_num_threads()
+    cut = cut_record(place) or (cut_record(start.place) if isinstance(spec, Adapt) else None)
+    threads = torch.get_num_threads()
     wall, cpu = (round(seconds, 3) for seconds in spent)
     record = UntrainedRecord(
         kind=spec.kind,
@@ -448,7 +478,7 @@ def _record(
         seed=study.recipe.seed_of(spec) if isinstance(spec, Adapt) else None,
         sources=work.sources,
         machine={
-            "device": str(model.device),
+            "device": work.device,
             "host": socket.gethostname(),
             "torch": torch.__version__,
             "threads": threads,

@@ -465,10 +465,9 @@ class Index:
         with_bm25: float | None = None,
     ) -> list[Ranking]:
         if with_bm25:
-            deep = max(k, FUSION_DEPTH)
             chosen = self._chosen(where)
-            by_model = self._best(texts, queries, deep, where, stage)
-            by_bm25 = [bm25_ranking(self.segments, text, deep, chosen) for text in texts]
+            by_model = self._best(texts, queries, FUSION_DEPTH, where, stage)
+            by_bm25 = [bm25_ranking(self.segments, text, FUSION_DEPTH, chosen) for text in texts]
             return [_fused(*rankings, with_bm25, k) for rankings in zip(by_model, by_bm25, strict=True)]
         segments = self.segments
         release = sum(segment.vectors.nbytes for segment in segments) > self._memory_bytes
