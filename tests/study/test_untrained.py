@@ -21,6 +21,7 @@ from colbert_zero.models.kinds import kind_of
 from colbert_zero.recipe.reading import check_recipe
 from colbert_zero.report import write_report
 from colbert_zero.report.records import Records
+from colbert_zero.report.untrained import uncut
 from colbert_zero.study.comparison import run_study
 from colbert_zero.study.graph import graph
 from colbert_zero.study.inspection import step_rows
@@ -296,6 +297,15 @@ def test_pairs_whose_query_is_tested_on_are_not_fitted_to(tmp_path):
         f"(“{tickets[3]['query']}”), so how far queries are moved would be chosen by what is tested on; "
         "`colbert-zero leaks` writes the source without them"
     )
+
+
+def test_a_cut_is_compared_with_the_uncut_by_the_name_that_is_tested(finished):
+    records = Records(finished[1].folder)
+    # A checkpoint on the way to one pipeline may be another's end, and the last of an ensemble's phases.
+    systems = records.systems
+    both = systems["uncut"] | {"kind": "ensemble"}
+    records.systems = {"adapted@multi": systems["uncut"], **systems, "both": both}
+    assert uncut(records, "healed") == "uncut"
 
 
 def test_too_few_pairs_are_told_with_the_phases_key(tmp_path, finished):

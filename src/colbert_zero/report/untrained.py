@@ -68,10 +68,10 @@ def last_phase(records: Records, system: str) -> Record:
 
 
 def uncut(records: Records, pipeline: str) -> str | None:
-    """The system that a pipeline's first cut started from, if it was scored."""
+    """The system that a pipeline's first cut started from, if it was scored; of several names a pipeline's own."""
     cut = cut_before(records, pipeline)
-    parent = cut and cut["parent"]
-    return next((n for n, s in records.systems.items() if s["phases"] and s["phases"][-1]["id"] == parent), None)
+    named = {s["phases"][-1]["id"]: n for n, s in records.systems.items() if s["phases"] and s["kind"] != "ensemble"}
+    return named.get(cut["parent"]) if cut else None
 
 
 def smaller(records: Records, pipeline: str) -> tuple[bool, str]:
