@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -454,6 +454,8 @@ def test_a_query_without_a_preference_counts_in_the_mean_and_leaves_the_others_a
 def test_distillation_is_the_plain_formula_also_with_ties(rows, seed, temperature, scaling):
     ways = min(len(row) for row in rows)
     student = torch.tensor([row[:ways] for row in rows])
+    # A span of 1e-6 itself is one of scores that are alike in double precision, and not in single.
+    assume(not torch.isclose(student.amax(1) - student.amin(1), torch.tensor(1e-6), rtol=0.01, atol=0).any())
     teacher = torch.rand(student.shape, generator=torch.Generator().manual_seed(seed)).round(decimals=1)
     found, plain = student.clone().requires_grad_(), student.double().requires_grad_()
     loss = distillation_loss(found, teacher, temperature, scaling=scaling)
