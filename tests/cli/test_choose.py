@@ -43,13 +43,6 @@ def made(backbone, tiny_multi_vector, tiny_dense, tiny_cross_encoder, tmp_path_f
     return folder
 
 
-@pytest.fixture
-def folder(made, monkeypatch):
-    monkeypatch.chdir(made)
-    monkeypatch.setenv("COLUMNS", "200")
-    return made
-
-
 def test_every_kind_of_candidate_is_measured_as_a_multi_vector_phase_would_start_from_it(command, folder):
     words = (
         "choose-base",
@@ -154,7 +147,7 @@ def test_held_out_pairs_of_the_recipe_are_not_looked_at(command, folder):
         (("--pairs", "few.jsonl", "--candidates", "plain,dense"), "--pairs: "),
         (
             ("--pairs", "pairs.jsonl", "--pairs", "plain/../pairs.jsonl", "--candidates", "plain,dense"),
-            "two are called 'pairs'; name files with names of their own",
+            "pairs.jsonl is called pairs too; rename a file",
         ),
         (("--pairs", "scored.jsonl", "--candidates", "plain,dense"), "scored has candidates with scores"),
         (

@@ -161,6 +161,11 @@ WRONG = {
         {},
         ["phases.x.projection: `decorrelate` has no random features; leave one out"],
     ),
+    "one checkpoint by two names": (
+        {"x": {"kind": "merge", "with": ["full", "full@distillation"]}},
+        {"a": ["unsupervised", "x"]},
+        ["phases.x.with: full and full@distillation are one checkpoint; name one of them"],
+    ),
     "no such merge": (
         {"x": {"kind": "merge", "with": ["ful", "full@distil"]}},
         {"a": ["unsupervised", "x"]},

@@ -39,13 +39,6 @@ def made(tiny_multi_vector, tiny_dense, collection, tmp_path_factory):
 
 
 @pytest.fixture
-def folder(made, monkeypatch):
-    monkeypatch.chdir(made)
-    monkeypatch.setenv("COLUMNS", "200")
-    return made
-
-
-@pytest.fixture
 def adapted(command, folder):
     """Adapted to the first domain, once."""
     if not (folder / "adapted").exists():

@@ -14,7 +14,7 @@ from colbert_zero.models.shrunk import folder_bytes
 from colbert_zero.recipe.reading import check_recipe
 from colbert_zero.report import write_report
 from colbert_zero.study.comparison import run_study
-from colbert_zero.study.ensembles import choose
+from colbert_zero.study.ensembles import choose_members
 from colbert_zero.terminal import results_tables
 from helpers import data, study, write_rows
 
@@ -140,7 +140,7 @@ def test_a_greedy_choice_reads_no_judgement_of_what_is_compared(finished):
         made.collections[name] = replace(collection, qrels=Spy(collection.qrels, read[name]))
     for reads in read.values():
         reads.clear()
-    found = choose(made, "best", made.recipe.ensembles["best"])
+    found = choose_members(made, "best", made.recipe.ensembles["best"])
     assert found == results["systems"]["best"]["choice"]
     assert read["dev"]
     assert not read["test"] + read["other"]
@@ -223,12 +223,12 @@ def test_queries_that_are_compared_on_too_are_not_chosen_by(finished):
     dev, test = made.collections["dev"], made.collections["test"]
     shared = {f"x{query}": dev.queries[query] for query in list(dev.queries)[:3]}
     made.collections["test"] = replace(test, queries=test.queries | shared)
-    found = choose(made, "best", ensemble)
+    found = choose_members(made, "best", ensemble)
     assert found["shared"] == 3
     assert found["queries"] + found["unanswered"] == 12
     made.collections["test"] = dev
     with pytest.raises(ColbertZeroError, match=r"^ensembles\.best\.on: dev has no query that is not compared on too"):
-        choose(made, "best", ensemble)
+        choose_members(made, "best", ensemble)
 
 
 def test_ensembles_change_no_phases_id(finished):

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -348,6 +350,26 @@ def test_a_base_is_cut_and_adapted_without_any_training(tiny_multi_vector, tmp_p
     assert study(tmp_path, made).phase_id(("small",)) == small["id"]
     (tmp_path / "moved.jsonl").write_text(json.dumps({"text": "another"}) + "\n")
     assert study(tmp_path, made).phase_id(("small",)) != small["id"]
+
+
+def test_of_a_streamed_source_the_first_rows_are_read_which_is_told(tiny_multi_vector, tmp_path, monkeypatch):
+    monkeypatch.setattr("colbert_zero.study.untrained.MOST_ROWS", 50)
+    write_sources(tmp_path)
+    tiny_multi_vector.save_pretrained(str(tmp_path / "base"), create_model_card=False)
+    made = recipe(tmp_path) | {"model": {"base": str(tmp_path / "base")}, "pipelines": {"a": ["small"]}}
+    del made["prompts"]
+    rows = [json.loads(line) for line in (tmp_path / "tickets.jsonl").read_text().splitlines()]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "tickets.parquet")
+    made["sources"]["tickets"] = {"kind": "parquet", "path": str(tmp_path / "tickets.parquet"), "streaming": True}
+    made["phases"]["small"] = {"kind": "compress", "layers": 1, "corpus": ["tickets", "pairs"]}
+    one = study(tmp_path, made)
+    one.show = Told()
+    one.prepare([("small",)])
+    record = one.train(("small",))
+    said = "tickets/tickets is streamed: the first 50 of 120 rows are read"
+    assert said in record["told"]
+    assert one.show.lines.count(said) == 1
+    assert record["sources"] == {"tickets/tickets": {"rows": 50}, "pairs/pairs": {"rows": 130}}
 
 
 def test_a_plain_encoder_is_cut_and_then_trained_and_ranks_nothing_before(backbone, tmp_path):

@@ -61,7 +61,7 @@ def choose_base(
       colbert-zero choose-base --pairs tickets.jsonl.gz --candidates my/model --candidates my/smaller --pairs-of 1000
       colbert-zero choose-base my.yaml --source tickets --by dense --candidates a,b,c --json chosen.json
     """
-    from colbert_zero.data.given import find_source
+    from colbert_zero.data.given import find_sources
     from colbert_zero.files import write_json
     from colbert_zero.processes import world_size
     from colbert_zero.study.choosing import (
@@ -84,12 +84,7 @@ def choose_base(
         raise ColbertZeroError("choose-base: takes one process; start it without torchrun")
     show, option = RichShow(), "--pairs" if pairs else "--source"
     checked = load_recipe(recipe, overrides or []) if recipe else None
-    given = [find_source(word, option, say) for word in dict.fromkeys(pairs or [])]
-    if checked:
-        given = _of_recipe(checked, str(recipe), source)
-    names = [one.name for one in given]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ColbertZeroError(f"{option}: two are called {twice[0]!r}; name files with names of their own")
+    given = _of_recipe(checked, str(recipe), source) if checked else find_sources(pairs or [], option, say)
     kind = kind_measured(checked, by, say)
     found = find_candidates(_split(candidates), checked, kind, say)
     with tempfile.TemporaryDirectory(prefix="colbert-zero-") as folder:

@@ -237,11 +237,11 @@ class _Shown:
         return {"collection": collection.name, "measure": MEASURE, "scored": found}
 
     def _sensitivity(self, texts: list[str]) -> Mapping[str, Any]:
-        from colbert_zero.models.sensitivity import TEXTS, sensitivity
+        from colbert_zero.models.sensitivity import FEW_TEXTS, sensitivity
         from colbert_zero.models.shrunk import sample_of
 
         with RichShow().counted("heads and layers left out") as done:
-            return sensitivity(self.source.model, sample_of(texts, TEXTS), f"MODEL: {self.source.folder}", done)
+            return sensitivity(self.source.model, sample_of(texts, FEW_TEXTS), f"MODEL: {self.source.folder}", done)
 
     def tell(self, out: Path, record: "Record") -> None:
         """What was written, what it lost, and the pictures."""

@@ -135,7 +135,16 @@ def load_sources(
         derived: As for `find_source`.
 
     Raises:
-        ColbertZeroError: There is no such file or source, two have one name, or a row cannot be used.
+        ColbertZeroError: Also as `find_sources`: a row cannot be used.
+    """
+    return [given.load(folder, shown) for given in find_sources(words, option, tell, derived)]
+
+
+def find_sources(words: list[str], option: str, tell: Callable[[str], None], derived: bool = True) -> list[Given]:
+    """Several, each once: arguments as of `load_sources`.
+
+    Raises:
+        ColbertZeroError: There is no such file or source, or two have one name.
     """
     found: dict[str, Given] = {}
     for word in dict.fromkeys(words):
@@ -146,7 +155,7 @@ def load_sources(
                 "files as one glob"
             )
         found[given.name] = given
-    return [given.load(folder, shown) for given in found.values()]
+    return list(found.values())
 
 
 def _kind(word: str) -> str | None:

@@ -113,7 +113,7 @@ def hits_in(scores: np.ndarray, own: np.ndarray) -> np.ndarray:
     return hits
 
 
-class Embedded(NamedTuple):
+class EmbeddedSample(NamedTuple):
     """A model's embeddings of a sample, and the seconds that its documents took."""
 
     queries: Packed
@@ -121,7 +121,7 @@ class Embedded(NamedTuple):
     seconds: float
 
 
-def embed_sample(model: Encoder, sample: Sample, progress: Progress | None = None) -> Embedded:
+def embed_sample(model: Encoder, sample: Sample, progress: Progress | None = None) -> EmbeddedSample:
     """Embeddings of a sample's texts, on the model's device.
 
     Args:
@@ -144,10 +144,10 @@ def embed_sample(model: Encoder, sample: Sample, progress: Progress | None = Non
             if progress:
                 progress(done, total)
         sides.append(concatenate(blocks))
-    return Embedded(sides[0], sides[1], time.perf_counter() - started)
+    return EmbeddedSample(sides[0], sides[1], time.perf_counter() - started)
 
 
-def hits_of(embedded: Embedded, whose: str) -> np.ndarray:
+def hits_of(embedded: EmbeddedSample, whose: str) -> np.ndarray:
     """The hit of each query, (queries,), by MaxSim, which of one vector a text is their product.
 
     Args:

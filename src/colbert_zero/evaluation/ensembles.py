@@ -21,6 +21,9 @@ from colbert_zero.maxsim.scores import min_max
 FUSION_DEPTH = 1000
 """Documents per query of each member that an ensemble's ranking is made from, a teacher's too."""
 
+FUSED = "one hit counts"
+"""Part of what a fused ranking is known by: rankings of before one hit counted are made anew."""
+
 _FLAT = 1e-9
 """Scores of a query that span less are all the same."""
 
@@ -79,7 +82,7 @@ def _low_and_span(ranked: list[tuple[str, float]]) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class Choice:
+class GreedyChoice:
     """What a greedy choice came to.
 
     Attributes:
@@ -99,7 +102,7 @@ class Choice:
 
 def choose_greedily(
     runs: Mapping[str, Run], qrels: Mapping[str, Mapping[str, int]], temperature: float, rounds: int
-) -> Choice:
+) -> GreedyChoice:
     """Choose members one by one, each as often as it helps, so that their mean scores tell relevant documents best.
 
     Each round takes the member whose addition lowers the loss most; one that is taken twice has weight 2. It ends
@@ -152,7 +155,7 @@ def choose_greedily(
         path.append((names[best], losses[best]))
     chosen = dict.fromkeys(name for name, _ in path)
     weights = {name: int(counts[names.index(name)]) for name in chosen}
-    return Choice(weights, path, dict(zip(names, single, strict=True)), len(tables), len(qrels) - len(tables))
+    return GreedyChoice(weights, path, dict(zip(names, single, strict=True)), len(tables), len(qrels) - len(tables))
 
 
 def _candidates(rankings: Sequence[list[tuple[str, float]]]) -> tuple[list[str], np.ndarray]:

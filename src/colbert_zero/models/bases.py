@@ -125,6 +125,17 @@ def check_base(
         raise _not_to_be_had(base, whose, _silence(error)) from None
 
 
+def told_commit(model: str, whose: str, tell: Callable[[str], None]) -> str | None:
+    """The commit that a Hub id has today, which is told; None of a folder. Arguments as of `find_checkpoint`."""
+    if not is_hub_id(model):
+        return None
+    commit, silent = find_commit(model, None, whose)
+    tell(f"{whose}: {model} at {commit}{f', from the cache: {silent}' if silent else ''}")
+    if silent:
+        go_offline()
+    return commit
+
+
 def find_checkpoint(model: str, whose: str, tell: Callable[[str], None], cross_encoder: bool = False) -> str | None:
     """The commit of a Hub id, None of a folder; what has no embeddings to score is refused.
 
@@ -137,12 +148,7 @@ def find_checkpoint(model: str, whose: str, tell: Callable[[str], None], cross_e
     Raises:
         ColbertZeroError: It is not there, or no text encoder.
     """
-    commit = None
-    if is_hub_id(model):
-        commit, silent = find_commit(model, None, whose)
-        tell(f"{whose}: {model} at {commit}{f', from the cache: {silent}' if silent else ''}")
-        if silent:
-            go_offline()
+    commit = told_commit(model, whose, tell)
     place = os.path.expanduser(model)
     if cross_encoder and (commit or os.path.isdir(place)) and is_cross_encoder(place, commit):
         return commit

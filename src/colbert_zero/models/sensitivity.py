@@ -27,7 +27,7 @@ from colbert_zero.models.shrinking import (
 )
 from colbert_zero.watch import stop_if_asked
 
-TEXTS = 8
+FEW_TEXTS = 8
 """That token vectors are compared of, where there are more."""
 
 

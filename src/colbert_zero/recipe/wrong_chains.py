@@ -100,8 +100,11 @@ def wrong_merges(recipe: "Recipe") -> list[str]:
         for number, name in enumerate(chain):
             phase = recipe.phases.get(name)
             if isinstance(phase, Merge):
-                start = tuple(chain[:number])
+                start, known = tuple(chain[:number]), dict[Any, str]()
                 for other in phase.others:
+                    same = known.setdefault(recipe.chain_named(other) or other, other)
+                    if same != other:
+                        wrong[f"phases.{name}.with: {same} and {other} are one checkpoint; name one of them"] = None
                     if said := _wrong_merge(recipe, owner, (*start, name), other):
                         wrong[f"phases.{name}.with: {said}"] = None
     return list(wrong)

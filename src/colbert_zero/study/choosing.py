@@ -28,7 +28,7 @@ from colbert_zero.evaluation.choosing import (
 from colbert_zero.evaluation.significance import wilson_interval
 from colbert_zero.files import Tell, place_of
 from colbert_zero.models.alignment import TASKS, Own
-from colbert_zero.models.bases import check_base, find_commit, go_offline, is_hub_id
+from colbert_zero.models.bases import check_base, told_commit
 from colbert_zero.models.checkpoints import Encoder
 from colbert_zero.models.encoders import assemble, read_own
 from colbert_zero.models.heads import Head
@@ -45,7 +45,7 @@ Pair = tuple[str, str]
 
 OPTION = "--candidates"
 
-FEWEST = 50
+FEWEST_PAIRS = 50
 """Pairs of a sample."""
 
 MOST_ROWS = 200_000
@@ -168,12 +168,7 @@ def _first(recipe: Recipe) -> tuple[str, Phase]:
 
 def _commit(place: str, tell: Tell) -> str | None:
     """The commit of a Hub id; what is not there, or cannot be trained, is refused."""
-    commit = None
-    if is_hub_id(place):
-        commit, silent = find_commit(place, None, OPTION)
-        tell(f"{OPTION}: {place} at {commit}{f', from the cache: {silent}' if silent else ''}")
-        if silent:
-            go_offline()
+    commit = told_commit(place, OPTION, tell)
     check_base(place, commit, whose=OPTION)
     return commit
 
@@ -299,12 +294,14 @@ def checked_sample(pairs: Iterable[tuple[str, Pair]], count: int, seed: int, opt
         option: That named them, for errors.
 
     Raises:
-        ColbertZeroError: There are fewer than `FEWEST`.
+        ColbertZeroError: There are fewer than `FEWEST_PAIRS`.
     """
     sample = sample_pairs(((name, *pair) for name, pair in pairs), count, seed)
-    if len(sample.queries) < FEWEST:
+    if len(sample.queries) < FEWEST_PAIRS:
         shared = f" ({sample.left_out:,} more share their query or document with these)" if sample.left_out else ""
-        raise ColbertZeroError(f"{option}: {len(sample.queries)} different pairs{shared}; at least {FEWEST} are needed")
+        raise ColbertZeroError(
+            f"{option}: {len(sample.queries)} different pairs{shared}; at least {FEWEST_PAIRS} are needed"
+        )
     return sample
 
 

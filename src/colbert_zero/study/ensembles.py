@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from colbert_zero.data.collection import Collection
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.evaluation.ensembles import FUSION_DEPTH, choose_greedily, fuse
+from colbert_zero.evaluation.ensembles import FUSED, FUSION_DEPTH, choose_greedily, fuse
 from colbert_zero.evaluation.footprint import footprint
 from colbert_zero.evaluation.runs import Run, measure
 from colbert_zero.files import fingerprint, read_json, write_json
@@ -82,7 +82,7 @@ def _identity(members: Sequence[Weighted]) -> str:
     """What a ranking of several members together is known by; of one its own, whose order it has."""
     if len(members) == 1:
         return members[0].identity
-    return fingerprint("ensemble", [[member.weight, member.identity] for member in members])
+    return fingerprint("ensemble", FUSED, [[member.weight, member.identity] for member in members])
 
 
 def evaluate_ensemble(study: "Study", name: str) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def evaluate_ensemble(study: "Study", name: str) -> dict[str, Any]:
     ensemble, choice = study.recipe.ensembles[name], None
     weights: dict[str, float] = dict(ensemble.members)
     if ensemble.of:
-        choice = choose(study, name, ensemble)
+        choice = choose_members(study, name, ensemble)
         weights = choice["weights"]
         told = " + ".join(f"{weight} × {member}" for member, weight in weights.items())
         study.show.say(f"{name}: greedy on {ensemble.on} chose {told}")
@@ -107,7 +107,7 @@ def evaluate_ensemble(study: "Study", name: str) -> dict[str, Any]:
     return {"members": weights, "choice": choice, "scores": scores}
 
 
-def choose(study: "Study", name: str, ensemble: Ensemble) -> dict[str, Any]:
+def choose_members(study: "Study", name: str, ensemble: Ensemble) -> dict[str, Any]:
     """Choose an ensemble's members on its collection, whose queries no system is compared on.
 
     Queries that a compared collection has too, word by word, are left out.

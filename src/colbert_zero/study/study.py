@@ -43,6 +43,7 @@ from colbert_zero.study.resolved import Resolved, asked
 from colbert_zero.study.show import Quiet, Show
 from colbert_zero.study.start import write_start
 from colbert_zero.study.teachers import Ready, mark_of, members_of, ready_of, scorers, unmade
+from colbert_zero.study.untrained_checks import check_untested, check_untrained
 from colbert_zero.teaching.mined import made_of, mine_source
 from colbert_zero.teaching.mining import told_of
 from colbert_zero.teaching.teacher import score
@@ -133,7 +134,7 @@ class Study:
         self.prepare_sources(names)
         self.check_data(chains)
         self._load_collections(held_out=True)
-        untrained.check_pairs(self, chains)
+        check_untested(self, chains)
         self._check_miners(used)
         for teacher, model in unmade(self.recipe, sorted(used), self.is_made):
             self.ready(teacher, model)
@@ -178,7 +179,7 @@ class Study:
                 check_peft(f"phases.{name}")
             if model.architecture:
                 check_training(encoder, phase.gradient_checkpointing, phase.targets, name)
-        untrained.check(self, chains)
+        check_untrained(self, chains)
 
     def check_data(self, chains: list[tuple[str, ...]]) -> None:
         """Refuse phases that their sources cannot serve, as far as these are prepared."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from colbert_zero.data.collection import Collection
 from colbert_zero.data.sources import folder_fingerprints
+from colbert_zero.evaluation.ensembles import FUSED
 from colbert_zero.evaluation.ranking import rank
 from colbert_zero.evaluation.runs import Run
 from colbert_zero.files import fingerprint, place_of
@@ -142,7 +143,7 @@ def _fused_identity(study: "Study", name: str) -> str:
     teacher = study.recipe.teachers[name]
     phases = study.phase_id(tuple(teacher.pipeline)) if teacher.pipeline else None
     model = [mark_of(teacher.model, study.data)] if teacher.model else []
-    return fingerprint(teacher.asked({"model"}), phases, *model)
+    return fingerprint(FUSED, teacher.asked({"model"}), phases, *model)
 
 
 def _members(study: "Study", name: str) -> list[Member]:

@@ -1,4 +1,4 @@
-"""Phases that are not trained: what their ids hold, what is refused before anything is made, and their making.
+"""Phases that are not trained: what their ids hold, and their making.
 
 Each has its model and its phase.json in one folder, which appears whole, like a training's; the main process makes it.
 """
@@ -7,7 +7,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,34 +16,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from colbert_zero.data.corpus import corpus_files, corpus_texts
+from colbert_zero.data.prepared import ArrowPart
 from colbert_zero.data.sources import file_fingerprints
-from colbert_zero.errors import ColbertZeroError, reason, short
+from colbert_zero.errors import ColbertZeroError, reason
 from colbert_zero.evaluation.adapting import MOST_SUMMED, Domain, sampled, verdict
 from colbert_zero.files import atomic_folder, read_json, write_json
 from colbert_zero.models.adapting import FOLDER, Way
 from colbert_zero.models.alignment import META, TASKS
-from colbert_zero.models.axes import table_of
 from colbert_zero.models.bases import is_hub_id
 from colbert_zero.models.checkpoints import Encoder, load_model
 from colbert_zero.models.contents import model_files
 from colbert_zero.models.kept_zeros import cut_record, keeps_zeros, write_kept
 from colbert_zero.models.kinds import kind_of
-from colbert_zero.models.merging import check_mergekit, merged
-from colbert_zero.models.shrinking import Cuts, check_cuts, parameters
+from colbert_zero.models.merging import merged
+from colbert_zero.models.shrinking import Cuts, parameters
 from colbert_zero.models.shrunk import SAMPLE, Texts, Uncut, folder_bytes, place_of_model, save_as, write_shrunk
-from colbert_zero.models.vocabulary import check_tokenizer
-from colbert_zero.processes import from_main, is_main, made_by_main, wait, world_size
-from colbert_zero.recipe.data import Mined
-from colbert_zero.recipe.schema import Phase
-from colbert_zero.recipe.untrained import Adapt, AnyUntrained, Compress, Merge, Untrained
+from colbert_zero.processes import from_main, is_main, made_by_main, world_size
+from colbert_zero.recipe.untrained import Adapt, AnyUntrained, Compress, Merge
 from colbert_zero.report.card import write_card
 from colbert_zero.study.adapting import adapt, check_model
-from colbert_zero.study.graph import chain_to, root_of
 from colbert_zero.study.record import UntrainedRecord
-from colbert_zero.training.low_rank import check_no_zeros
 from colbert_zero.training.record import LayersRecord
 
 if TYPE_CHECKING:
@@ -53,7 +47,7 @@ Chain = tuple[str, ...]
 
 _KEYS = ("layers", "neurons", "zeros", "bits", "vocabulary", "corpus")
 
-_STREAMED_ROWS = 100_000
+MOST_ROWS = 100_000
 """Of a streamed part, that are read: its first ones."""
 
 
@@ -87,14 +81,15 @@ def asked_of(study: "Study", name: str, spec: AnyUntrained) -> list[Any]:
             texts = {key: _mark(study, name, key, getattr(spec, key)) for key in ("vocabulary", "corpus")}
             return [spec.asked({"vocabulary", "corpus"}), texts, study.recipe.seed]
         case Merge():
-            return [spec.asked({"others"}), [study.phase_id(chain) for chain in _others(study, spec).values()]]
+            return [spec.asked({"others"}), [study.phase_id(chain) for chain in others_of(study, spec).values()]]
         case Adapt():
             sources = [[source, study.source_id(source)] for source in spec.sources]
             made_of = [study.recipe.seed_of(spec), sources, _mark(study, name, "corpus", spec.corpus)]
             return [spec.asked({"sources", "corpus", "seed"}), *made_of]
 
 
-def _others(study: "Study", spec: Merge) -> dict[str, Chain]:
+def others_of(study: "Study", spec: Merge) -> dict[str, Chain]:
+    """What a start is merged with: chains by their names there."""
     return {other: chain for other in spec.others if (chain := study.recipe.chain_named(other))}
 
 
@@ -106,130 +101,10 @@ def _mark(study: "Study", name: str, key: str, texts: str | list[str] | None) ->
     return [mark for _, mark in file_fingerprints(files, files[0].parent, study.data)]
 
 
-def check(study: "Study", chains: Iterable[Chain]) -> None:
-    """Refuse what cannot be made, as far as that is known without data and before anything is trained.
-
-    Raises:
-        ColbertZeroError: An encoder that is not cut, or not so; a start that is not adapted; what is not merged; a
-            pipeline that ends in a model without vectors to rank by; texts that are not there.
-    """
-    used = _used(study)
-    for chain in chains:
-        name, spec, recipe = chain[-1], study.recipe.phases[chain[-1]], study.recipe
-        if isinstance(spec, Untrained) and chain in used and study.representation(chain) is None:
-            raise ColbertZeroError(
-                f"{used[chain]}: none of its phases is trained, and model.base is a plain encoder, "
-                "without vectors to rank by; add a phase that is"
-            )
-        for key in ("vocabulary", "corpus") if isinstance(spec, Untrained) else ():
-            if isinstance(texts := getattr(spec, key, None), str):
-                corpus_files([texts], f"phases.{name}.{key}")
-        match spec:
-            case Compress():
-                with _named(name):
-                    _check_cuts(study, chain, spec)
-            case Phase() if spec.low_rank:
-                cuts = [phase for before in chain[:-1] if isinstance(phase := recipe.phases[before], Compress)]
-                check_no_zeros(any(cut.zeros for cut in cuts), f"phases.{name}")
-            case Merge():
-                check_mergekit(f"phases.{name}")
-                _check_merge(study, chain, spec)
-            case Adapt() if (kind := study.representation(chain)) != "multi-vector":
-                raise ColbertZeroError(
-                    f"phases.{name}: adapts a multi-vector model's queries, and model.base {recipe.model.base} is "
-                    f"{kind or 'a plain encoder'}; put a multi-vector phase before it"
-                )
-
-
-def _used(study: "Study") -> dict[Chain, str]:
-    """The chains whose last model ranks, teaches or mines, each with a key that says so."""
-    recipe = study.recipe
-    found = {tuple(teacher.pipeline): f"teachers.{name}.pipeline" for name, teacher in recipe.teachers.items()}
-    for name, source in recipe.sources.items():
-        if isinstance(source, Mined):
-            found |= {chain_to(recipe, phase): f"sources.{name}.miners" for phase in source.phases}
-    for name, ensemble in recipe.ensembles.items():
-        found |= {chain: f"ensembles.{name}" for one in ensemble.names if (chain := recipe.system_chain(one))}
-    return found | {tuple(chain): f"pipelines.{name}" for name, chain in recipe.pipelines.items()}
-
-
-def _check_cuts(study: "Study", chain: Chain, spec: Compress) -> None:
-    before = [study.recipe.phases[name] for name in chain[:-1]]
-    model = study.recipe.model
-    if spec.vocabulary is not None and model.architecture:
-        raise ColbertZeroError(
-            "vocabulary: a tokenizer trained from scratch is byte-level BPE, and only WordPiece's is cut; leave it out"
-        )
-    try:
-        if model.architecture is not None:
-            config = AutoConfig.for_model(**{"vocab_size": model.vocabulary, **model.architecture})
-        else:
-            start, options = study.start()
-            hub = {"revision": options.get("revision"), "trust_remote_code": False}
-            config = AutoConfig.from_pretrained(start, **hub)
-            tokenizer = AutoTokenizer.from_pretrained(start, **hub) if spec.vocabulary is not None else None
-        with torch.device("meta"):
-            encoder = AutoModel.from_config(config)
-    except Exception:  # each architecture fails in its own way; it is told when the checkpoint is cut
-        return
-    table_of(encoder, "MODEL")
-    if not any(isinstance(phase, Compress) and phase.reshapes for phase in before):
-        check_cuts(encoder, _cuts(spec), "MODEL")
-    if spec.vocabulary is not None:
-        check_tokenizer(tokenizer)
-
-
-def _cuts(spec: Compress) -> Cuts:
+def cuts_of(spec: Compress) -> Cuts:
+    """The entry as `compress` takes it."""
     layers, count = (tuple(spec.layers), None) if isinstance(spec.layers, list) else (None, spec.layers)
     return Cuts(layers, spec.neurons, spec.zeros, spec.bits, count)
-
-
-def _check_merge(study: "Study", chain: Chain, spec: Merge) -> None:
-    """Refuse prompts, markers and lengths that differ between what is merged."""
-    own = _alignment_after(study, chain[:-1])
-    for other, found in _others(study, spec).items():
-        theirs = _alignment_after(study, found)
-        for key in vars(own) if own and theirs else ():
-            had, has = getattr(own, key), getattr(theirs, key)
-            if had != has:
-                raise ColbertZeroError(
-                    f"phases.{chain[-1]}.with: {other} has {key} {has!r}, and its start {had!r}; only models that are "
-                    "alike in everything but their weights are merged"
-                )
-
-
-def _alignment_after(study: "Study", chain: Chain) -> Any:
-    trained = [name for name in chain if name in study.recipe.trained]
-    return study.alignment(study.recipe.trained[trained[-1]]) if trained else None
-
-
-def check_pairs(study: "Study", chains: Iterable[Chain]) -> None:
-    """Refuse to fit to what is tested on: pairs whose query is one of a collection's; the main process looks.
-
-    Raises:
-        ColbertZeroError: Names the collection, and one of them.
-    """
-    phases = study.recipe.phases
-    specs = {chain[-1]: spec for chain in chains
-             if isinstance(spec := phases[chain[-1]], Adapt) and not study.is_done(chain)}  # fmt: skip
-    if specs and is_main():
-        _check_pairs(study, specs)
-    wait()
-
-
-def _check_pairs(study: "Study", specs: Mapping[str, Adapt]) -> None:
-    asked = {text.strip(): name for name, one in study.collections.items() for text in one.queries.values()}
-    for name, spec in specs.items():
-        for source in spec.sources:
-            root = root_of(study.recipe, source)
-            parts = study.sources[root].parts.values()
-            queries = (query.strip() for part in parts for c in part.sample(_STREAMED_ROWS) for query in c["query"])
-            if seen := [query for query in queries if query in asked]:
-                raise ColbertZeroError(
-                    f"phases.{name}.sources: {len(seen):,} pairs of {source!r} have a query of the collection "
-                    f"{asked[seen[0]]!r} (“{short(seen[0])}”), so how far queries are moved would be chosen by what is "
-                    "tested on; `colbert-zero leaks` writes the source without them"
-                )
 
 
 # ---- Making it
@@ -261,7 +136,7 @@ class _Work:
 def _make(study: "Study", chain: Chain, spec: AnyUntrained, start: Start) -> Path:
     out, name, work = study.phase_folder(chain), chain[-1], _Work()
     clocks = time.monotonic(), time.process_time()
-    with _named(name), atomic_folder(out) as folder:
+    with named(name), atomic_folder(out) as folder:
         place = folder / "model"
         match spec:
             case Compress():
@@ -284,7 +159,7 @@ def _tell(study: "Study", chain: Chain, work: _Work, text: str) -> None:
 
 
 @contextmanager
-def _named(name: str) -> Iterator[None]:
+def named(name: str) -> Iterator[None]:
     """Errors of what the commands call, with the phase's key in place of the option."""
     try:
         yield
@@ -329,11 +204,21 @@ def _texts(study: "Study", texts: str | Sequence[str], work: _Work) -> Iterator[
         yield from (text for text in corpus_texts(corpus_files([texts], "corpus")) if text)
         return
     for source in texts:
-        for name, part in study.source(source).parts.items():
-            work.sources[name] = {"rows": len(part)}
-            for columns in part.sample(_STREAMED_ROWS):
-                yield from columns["query"]
-                yield from columns["document"]
+        for columns in _columns(study, source, work):
+            yield from columns["query"]
+            yield from columns["document"]
+
+
+def _columns(study: "Study", source: str, work: _Work) -> Iterator[dict[str, list[str]]]:
+    """Rows of a source, in blocks; of a streamed part of more than `MOST_ROWS` its first ones, which is told."""
+    for name, part in study.source(source).parts.items():
+        read = len(part) if isinstance(part, ArrowPart) else min(len(part), MOST_ROWS)
+        if read < len(part) and name not in work.sources:
+            said = f"{name} is streamed: the first {read:,} of {len(part):,} rows are read"
+            work.told.append(said)
+            study.show.say(said)
+        work.sources[name] = {"rows": read}
+        yield from part.sample(read)
 
 
 def _compress(study: "Study", chain: Chain, spec: Compress, start: Start, out: Path, work: _Work) -> dict[str, Any]:
@@ -352,7 +237,7 @@ def _compress(study: "Study", chain: Chain, spec: Compress, start: Start, out: P
         def tried(done: int, total: int) -> None:
             advance(done, {"total": total})
 
-        record = write_shrunk(source, out, _cuts(spec), vocabulary, sample, lambda _: None, tried)
+        record = write_shrunk(source, out, cuts_of(spec), vocabulary, sample, lambda _: None, tried)
     lost = record["deviation"]
     sizes = f"{record['bytes_before']:,} bytes cut to {record['bytes']:,}"
     numbers = f"{record['parameters_before']:,} parameters to {record['parameters']:,}"
@@ -365,7 +250,7 @@ def _label(texts: str | Sequence[str]) -> str:
 
 
 def _merge(study: "Study", chain: Chain, spec: Merge, start: Start, out: Path, work: _Work) -> dict[str, Any]:
-    others = {other: study.phase_folder(chain) / "model" for other, chain in _others(study, spec).items()}
+    others = {other: study.phase_folder(chain) / "model" for other, chain in others_of(study, spec).items()}
     models = {"its start": load_model(start.place, device="cpu", **_revision(start))}
     models |= {other: load_model(place, device="cpu") for other, place in others.items()}
     _size(models["its start"], work)
@@ -383,7 +268,7 @@ def _merge(study: "Study", chain: Chain, spec: Merge, start: Start, out: Path, w
         _tell(study, chain, work, f"the zeros of {whose} are not kept, since not all that is merged has been cut so")
     total = sum(spec.weights or [1.0] * len(models))
     weights = [weight / total for weight in spec.weights or [1.0] * len(models)]
-    return {"models": [start.parent, *(study.phase_id(c) for c in _others(study, spec).values())], "weights": weights}
+    return {"models": [start.parent, *(study.phase_id(c) for c in others_of(study, spec).values())], "weights": weights}
 
 
 def _revision(start: Start) -> dict[str, str]:
@@ -421,12 +306,8 @@ def _adapt(study: "Study", chain: Chain, spec: Adapt, start: Start, out: Path, w
 
 
 def _pairs(study: "Study", source: str, work: _Work) -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
-    for name, part in study.source(source).parts.items():
-        work.sources[name] = {"rows": len(part)}
-        for columns in part.sample(_STREAMED_ROWS):
-            rows += zip(columns["query"], columns["document"], strict=True)
-    return rows
+    blocks = _columns(study, source, work)
+    return [pair for columns in blocks for pair in zip(columns["query"], columns["document"], strict=True)]
 
 
 def _copy(start: Start, out: Path) -> None:
@@ -468,7 +349,7 @@ def _record(
         name=chain[-1],
         id=study.phase_id(chain),
         parent=start.parent,
-        merged={o: study.phase_id(c) for o, c in _others(study, spec).items()} if isinstance(spec, Merge) else {},
+        merged={o: study.phase_id(c) for o, c in others_of(study, spec).items()} if isinstance(spec, Merge) else {},
         chain=list(chain),
         base=start.place if start.parent is None and is_hub_id(start.place) else None,
         base_commit=start.revision,
