@@ -169,6 +169,12 @@ def write_recipe(folder, **phase):
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
 
 
+def processor_with(monkeypatch, *, bfloat16=False, amx=False):
+    """A processor that multiplies bfloat16 itself, by AVX-512 alone or in matrix units; or neither."""
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: bfloat16)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: amx)
+
+
 def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -10,21 +10,21 @@ from colbert_zero.models.precision import decided, encoding_in, why
 from colbert_zero.serving.index.building import Settings, add, build
 from colbert_zero.serving.index.manifest import PYTORCH, PYTORCH_HALF, read_manifest
 from colbert_zero.serving.index.opened import Index
-from helpers import DOCUMENTS
+from helpers import DOCUMENTS, processor_with
 
 
 def quiet(_):
     pass
 
 
-@pytest.mark.parametrize("units", [True, False])
-def test_auto_is_bfloat16_where_the_processor_has_matrix_units_for_it(monkeypatch, units):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: units)
+@pytest.mark.parametrize("units", [{"bfloat16": True}, {"amx": True}, {"bfloat16": True, "amx": True}, {}])
+def test_auto_is_bfloat16_where_the_processor_has_units_for_it(monkeypatch, units):
+    processor_with(monkeypatch, **units)
     cpu = torch.device("cpu")
     assert decided("auto", cpu) == ("bfloat16" if units else "float32")
     assert (decided("bfloat16", cpu), decided("float32", cpu)) == ("bfloat16", "float32")
-    assert ("no matrix units" in why(decided("auto", cpu))) is not units
-    assert why("float32", 2) == "float32 here: not every process's device has matrix units for bfloat16"
+    assert ("no units" in why(decided("auto", cpu))) is not bool(units)
+    assert why("float32", 2) == "float32 here: not every process's device has units for bfloat16"
 
 
 @pytest.mark.parametrize("kind", ["tiny_multi_vector", "tiny_dense"])
@@ -80,7 +80,7 @@ def test_evaluate_tells_its_arithmetic(tiny_multi_vector, command, collection, t
 
     tiny_multi_vector.save_pretrained(str(tmp_path / "model"), create_model_card=False)
     write_beir(collection, tmp_path / "c")
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    processor_with(monkeypatch, bfloat16=False)
     told, words = {}, ("evaluate", tmp_path / "model", "--collection", tmp_path / "c", "--precision")
     for precision in ("bfloat16", "auto"):
         code, out, err = command(*words, precision)
@@ -89,4 +89,4 @@ def test_evaluate_tells_its_arithmetic(tiny_multi_vector, command, collection, t
     assert "encoded in bfloat16" in told["bfloat16"]
     code, _, err = command("evaluate", "bm25", "--collection", tmp_path / "c", "--precision", "auto")
     assert (code, "--precision: bm25 encodes nothing" in " ".join(err.split())) == (2, True), err
-    assert "encoded in float32 here: the device has no matrix units for bfloat16" in told["auto"]
+    assert "encoded in float32 here: the device has no units for bfloat16" in told["auto"]

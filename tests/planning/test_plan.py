@@ -28,7 +28,7 @@ from colbert_zero.report import write_report
 from colbert_zero.report.card import is_card
 from colbert_zero.study.comparison import run_study
 from colbert_zero.study.graph import chains_of, graph
-from helpers import data, study, with_cross_encoder, write_rows
+from helpers import data, processor_with, study, with_cross_encoder, write_rows
 
 CPU = Machine(Devices(1, "cpu"))
 
@@ -273,7 +273,7 @@ def test_hours_are_operations_by_shares_of_the_peak():
 @pytest.mark.parametrize("units", [True, False])
 def test_auto_is_planned_as_what_it_will_come_to(tmp_path, monkeypatch, units):
     """On GPUs bfloat16, whatever this machine is; on this machine what its processor is faster in."""
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: units)
+    processor_with(monkeypatch, bfloat16=units)
     counts = Counts(texts=6, tokens=300, padding=0, repeated=300, squares=0, products=0, best=0)
 
     def planned(precision, kind):

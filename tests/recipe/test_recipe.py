@@ -449,6 +449,7 @@ def test_a_cross_encoders_objective_is_no_encoders(representation: str, objectiv
         ("teachers.blend.rerank", 0, "teachers.blend.rerank: should be at least 1, found 0"),
         ("teachers.blend.rerank", 2000, "teachers.blend.rerank: should be at most 1000, found 2000"),
         ("teachers.other", {"bm25_weight": 1, "rerank": 20}, "teachers.other.rerank: only of a cross-encoder"),
+        ("teachers.other", {"bm25_weight": 1, "precision": "auto"}, "teachers.other.precision: only of a model, and"),
         (
             "teachers.other",
             {"pipeline": ["contrastive"], "rerank": 20},

@@ -12,6 +12,7 @@ import torch
 from colbert_zero import files
 from colbert_zero.maxsim import backends, cpu
 from colbert_zero.study import host
+from helpers import processor_with
 
 USABLE_CORES = host._usable_cores
 
@@ -241,9 +242,17 @@ def test_mixed_precision_of_a_launcher_is_no_problem_since_nothing_reads_it(monk
     assert (finding.found, finding.problem) == ("bf16, not read: the recipe's `precision` decides", "")
 
 
-@pytest.mark.parametrize(("flags", "told"), [("avx2 avx512f amx_bf16", "in hardware"), ("avx2", "not in hardware")])
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ("avx2 avx512f amx_bf16", "in hardware"),
+        ("avx2 avx512f avx512_bf16", "in hardware"),
+        ("avx2", "not in hardware"),
+    ],
+)
 def test_what_the_processor_can_is_told(flags, told, monkeypatch, tmp_path):
     monkeypatch.setattr(host, "_cpu_flags", lambda: set(flags.split()))
+    processor_with(monkeypatch, bfloat16="avx512_bf16" in flags, amx="amx" in flags)
     seen = {finding.name: finding.found for _, finding in found(tmp_path)}
     assert seen["features"] == ", ".join(flags.split())
     assert seen["bfloat16"].startswith(told)

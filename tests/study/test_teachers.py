@@ -14,7 +14,7 @@ from colbert_zero.files import read_json
 from colbert_zero.study.comparison import run_study
 from colbert_zero.study.teachers import members_of, ranker_of
 from colbert_zero.teaching.scorers import ByEncoder
-from helpers import data, study, write_rows
+from helpers import data, processor_with, study, write_rows
 
 
 def _with_ready_teacher(folder, **asked):
@@ -42,6 +42,31 @@ def test_a_model_that_is_there_teaches_and_is_measured_like_one_that_is_trained(
     run = rank(tiny_multi_vector, made.collections["held-out"])
     assert teacher["scores"]["held-out"] == pytest.approx(measure(run, made.collections["held-out"].qrels)[0], abs=1e-6)
     assert run_study(study(tmp_path, recipe), None, "test") == results
+
+
+@pytest.mark.parametrize("units", [True, False])
+def test_a_teacher_scores_in_what_auto_comes_to_which_is_told_and_recorded(
+    tmp_path, tiny_multi_vector, monkeypatch, units
+):
+    processor_with(monkeypatch, bfloat16=units)
+    tiny_multi_vector.save_pretrained(str(tmp_path / "model"), create_model_card=False)
+    write_rows(tmp_path / "pairs.jsonl")
+    arithmetic = "bfloat16" if units else "float32"
+    scores, ids = {}, set()
+    for asked in ("auto", "float32", "bfloat16"):
+        recipe = _with_ready_teacher(tmp_path, precision=asked, bm25_weight=0)
+        made, said = study(tmp_path, recipe), []
+        monkeypatch.setattr(made.show, "say", said.append)
+        made.prepare([("unsupervised", "supervised", "distillation")])
+        source = made.source("scored")
+        assert source.record["precision"] == (arithmetic if asked == "auto" else asked)
+        told = [text for text in said if "teachers.blend.precision: auto" in text]
+        assert [f"which is {arithmetic} here" in text for text in told] == [True] * (asked == "auto")
+        scores[asked] = [row for part in source.tables.values() for row in part.read(range(len(part)))["scores"]]
+        ids.add(made.source_id("scored"))
+    assert scores["auto"] == scores[arithmetic]
+    assert scores["float32"] != scores["bfloat16"]
+    assert len(ids) == 3
 
 
 def test_a_ready_teacher_that_is_not_there_is_told_before_anything_is_trained(tmp_path):

@@ -52,7 +52,7 @@ def test_teacher_scores_are_the_weighted_sum_of_parts_scaled_over_each_querys_ca
     spec = Scored(kind="scored", of="hard", teacher="t")
     scorers = {ByEncoder(tiny_multi_vector): model_weight, ByBm25(DOCUMENTS.values()): bm25_weight}
     members = [(weight, scorer) for scorer, weight in scorers.items() if weight]
-    made = open_source("s", score("s", spec, lambda _: members, hard, "id", tmp_path / "scored", None))
+    made = open_source("s", score("s", spec, lambda _: members, "float32", hard, "id", tmp_path / "scored", None))
     rows = made.parts["s/only"].read(range(20))
     pairs = hard.parts["hard/only"].read(range(20))
     assert rows["query"] == pairs["query"]

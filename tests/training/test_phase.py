@@ -20,7 +20,7 @@ from colbert_zero.training.batches import Batches
 from colbert_zero.training.machine import going_on, machine_of, tell_tf32
 from colbert_zero.training.objectives import Contrastive, objective_of
 from colbert_zero.training.record import PhaseRecord
-from helpers import TOPICS, data, rows, study, with_cross_encoder, write_rows
+from helpers import TOPICS, data, processor_with, rows, study, with_cross_encoder, write_rows
 from oracles import train
 
 SMALL = {"mini_batch_tokens": 150}
@@ -286,7 +286,7 @@ def test_a_backend_that_is_none_is_refused_before_anything_is_read(tmp_path, mon
 def test_auto_is_decided_by_the_device_and_trains_as_if_that_had_been_asked_for(
     tmp_path, monkeypatch, units, arithmetic, attention
 ):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: units)
+    processor_with(monkeypatch, bfloat16=units)
     write_rows(tmp_path / "pairs.jsonl")
     records, weights, ids = {}, {}, {}
     for asked in ("auto", arithmetic):
@@ -306,7 +306,7 @@ def test_auto_is_decided_by_the_device_and_trains_as_if_that_had_been_asked_for(
 
 
 def test_a_resumed_training_keeps_the_arithmetic_that_auto_came_to(tiny_multi_vector, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    processor_with(monkeypatch, bfloat16=False)
     own, said = machine_of(tiny_multi_vector, "float32"), []
     assert going_on(tiny_multi_vector, own | {"precision": "bfloat16"}, own, said.append)["precision"] == "bfloat16"
     assert said == ["goes on in bfloat16, as it began, though this host is faster in float32"]

@@ -13,15 +13,15 @@ Arithmetic = Literal["float32", "bfloat16"]
 
 
 def faster(device: torch.device) -> Arithmetic:
-    """What a device multiplies faster: bfloat16 where it has matrix units for that, float32 else.
+    """What a device multiplies faster: bfloat16 where it has units for that, float32 else.
 
-    They are CUDA's from compute capability 8.0, and AMX of a CPU. AVX-512's bfloat16 alone gains too little over its
-    float32 to pay for the casts.
+    They are CUDA's from compute capability 8.0, and of a CPU AMX, or AVX-512's products of bfloat16 alone, by which a
+    training step takes two thirds of the time: docs/performance.md, "Arithmetic".
     """
     if device.type == "cuda":
         half = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        half = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+        half = device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
     return "bfloat16" if half else "float32"
 
 
@@ -39,7 +39,7 @@ def why(arithmetic: Arithmetic, processes: int = 1) -> str:
     """
     units = "the device has" if processes == 1 else "every process's device has"
     other = "the device has no" if processes == 1 else "not every process's device has"
-    return f"{arithmetic} here: {units if arithmetic == 'bfloat16' else other} matrix units for bfloat16"
+    return f"{arithmetic} here: {units if arithmetic == 'bfloat16' else other} units for bfloat16"
 
 
 def attend_fast(model: Trainable, arithmetic: Arithmetic) -> None:

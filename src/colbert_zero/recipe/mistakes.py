@@ -346,6 +346,9 @@ def wrong_references(recipe: "Recipe", data: dict[str, Any]) -> list[str]:
         last = recipe.phases.get(teacher.pipeline[-1]) if teacher.pipeline and teacher.pipeline_weight else None
         if teacher.asked().get("rerank") and not teacher.model and not (last and last.reads_pairs):
             wrong.append(f"teachers.{name}.rerank: only of a cross-encoder, which this is not; leave it out")
+        encodes = (teacher.model and teacher.model_weight) or (teacher.pipeline and teacher.pipeline_weight)
+        if teacher.precision != "float32" and not encodes:
+            wrong.append(f"teachers.{name}.precision: only of a model, and bm25 encodes nothing; leave it out")
     taken = {"bm25": "the lexical baseline"} | {f"teacher-{name}": "a teacher" for name in names["teachers"]}
     firsts = {chain[0]: recipe.trained.get(chain[0]) for chain in chains.values() if chain}
     dense = {name for name, first in firsts.items() if first and first.representation == "dense"}

@@ -126,6 +126,9 @@ class Teacher(Entry):
     rerank: Annotated[Int, Field(ge=1, le=1000), Neutral(RERANKED)] = RERANKED
     """Of a cross-encoder: how many of BM25's best it ranks anew when it is measured on the
     collections. Its scores for students do not depend on it."""
+    precision: Annotated[Literal["float32", "bfloat16", "auto"], Neutral("float32")] = "float32"
+    """In what its models have their encoder's weights when they score for students; on collections they are measured in
+    float32. `auto` is bfloat16 where the device multiplies it faster: decided when scoring begins, told, recorded."""
 
 
 CHOICE_ROUNDS, CHOICE_TEMPERATURE = 20, 0.05
@@ -296,10 +299,10 @@ class Phase(Entry):
     """Start from a checkpoint trained with other prompts; it hurts, and is for the ablation that shows so."""
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
     """Arithmetic of the encoder in both of its passes, and on CUDA of the products in scores; weights, sums of products
-    and losses are float32. `auto` is bfloat16 where the device multiplies it faster (CUDA, a CPU's AMX), float32 else:
-    decided when the phase starts, told, and kept by who goes on with it. The phase's id holds what is asked here, its
-    record what came of it. In bfloat16 a processor attends in plain products, unless `model.attention` says otherwise:
-    the gradient of fused attention is slow there."""
+    and losses are float32. `auto` is bfloat16 where the device multiplies it faster (CUDA, a CPU's AMX or AVX-512
+    BF16), float32 else: decided when the phase starts, told, and kept by who goes on with it. The phase's id holds what
+    is asked here, its record what came of it. In bfloat16 a processor attends in plain products, unless
+    `model.attention` says otherwise: the gradient of fused attention is slow there."""
     gradient_checkpointing: Annotated[bool, Neutral(False)] = False
     """Keep of each layer of the encoder what comes in alone, and compute the rest again for the gradient (arXiv
     1604.06174): the same gradients, a third more computing, a fraction of the memory for a chunk of

@@ -25,6 +25,7 @@ from colbert_zero import launcher
 from colbert_zero.errors import ColbertZeroError, reason
 from colbert_zero.files import user_cache, writing
 from colbert_zero.maxsim.backends import fault, wanted
+from colbert_zero.models.precision import faster
 from colbert_zero.training.machine import tf32
 
 _HUB_SECONDS = 5
@@ -126,7 +127,7 @@ def _devices() -> Iterator[Finding]:
             "which the driver (nvidia-smi) is new enough"
         )
     device = get_device_name()
-    half = torch.cuda.is_bf16_supported(including_emulation=False) if gpus else _cpu_has_bf16()
+    half = faster(torch.device(device)) == "bfloat16"
     yield Finding("a run uses", device, problem)
     told = "in hardware" if half else "not in hardware, so `precision: float32`, the default, is the faster one"
     yield Finding("bfloat16", told)
@@ -176,10 +177,6 @@ def _cpu_flags() -> set[str]:
         return set()
     flags = (line.partition(":")[2] for line in text.splitlines() if line.startswith(("flags", "Features")))
     return set(next(flags, "").split())
-
-
-def _cpu_has_bf16() -> bool:
-    return bool({"avx512_bf16", "amx_bf16", "bf16"} & _cpu_flags())
 
 
 def _usable_cores() -> float:

@@ -42,7 +42,7 @@ from colbert_zero.study.rankings import Ranker, Rankings
 from colbert_zero.study.resolved import Resolved, asked
 from colbert_zero.study.show import Quiet, Show
 from colbert_zero.study.start import write_start
-from colbert_zero.study.teachers import Ready, mark_of, members_of, ready_of, scorers, unmade
+from colbert_zero.study.teachers import Ready, arithmetic_of, mark_of, members_of, ready_of, scorers, unmade
 from colbert_zero.study.untrained_checks import check_untested, check_untrained
 from colbert_zero.teaching.mined import made_of, mine_source
 from colbert_zero.teaching.mining import told_of
@@ -402,7 +402,9 @@ class Study:
             for member in members_of(self.recipe.teachers[spec.teacher]):
                 if member.chain:
                     self.train(member.chain)
-            make = partial(score, name, spec, partial(scorers, self, spec.teacher), of, identity, self.data)
+            arithmetic = arithmetic_of(self, spec.teacher)
+            members = partial(scorers, self, spec.teacher, arithmetic)
+            make = partial(score, name, spec, members, arithmetic, of, identity, self.data)
             self.sources[name] = self._make(f"teacher scores: {name}", name, make)
         return self.sources[name]
 

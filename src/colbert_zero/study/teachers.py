@@ -7,6 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
+from sentence_transformers.util import get_device_name
+
 from colbert_zero.data.collection import Collection
 from colbert_zero.data.sources import folder_fingerprints
 from colbert_zero.evaluation.ensembles import FUSED
@@ -16,6 +19,7 @@ from colbert_zero.files import fingerprint, place_of
 from colbert_zero.models.bases import find_checkpoint
 from colbert_zero.models.checkpoints import load_model
 from colbert_zero.models.kinds import is_cross_encoder
+from colbert_zero.models.precision import Arithmetic, decided, why
 from colbert_zero.processes import from_main
 from colbert_zero.recipe.data import Mined, Scored
 from colbert_zero.recipe.miners import BM25
@@ -96,20 +100,30 @@ def mark_of(model: str, data: Path) -> str:
     return fingerprint(folder_fingerprints(Path(place), data)) if os.path.isdir(place) else model
 
 
-def scorers(study: "Study", name: str, documents: Sequence[str]) -> list[tuple[float, Scorer]]:
+def scorers(study: "Study", name: str, arithmetic: Arithmetic, documents: Sequence[str]) -> list[tuple[float, Scorer]]:
     """What scores pairs for a teacher, with its weight; its phases are trained."""
-    return [
-        (member.weight, _scorer(study, name, member, documents)) for member in members_of(study.recipe.teachers[name])
-    ]
+    members = members_of(study.recipe.teachers[name])
+    return [(member.weight, _scorer(study, name, member, documents, arithmetic)) for member in members]
 
 
-def _scorer(study: "Study", name: str, member: Member, documents: Sequence[str] = ()) -> Scorer:
+def arithmetic_of(study: "Study", name: str) -> Arithmetic:
+    """What a teacher's models score in: as asked for, or what `auto` comes to here, which is told."""
+    asked = study.recipe.teachers[name].precision
+    found = decided(asked, torch.device(get_device_name()))
+    if asked == "auto":
+        study.show.say(f"teachers.{name}.precision: auto, which is {why(found)}")
+    return found
+
+
+def _scorer(
+    study: "Study", name: str, member: Member, documents: Sequence[str] = (), arithmetic: Arithmetic = "float32"
+) -> Scorer:
     if member.chain:  # what it cuts was told when it was trained
-        folder = str(study.phase_folder(member.chain) / "model")
-        return scorer_of(folder, documents, None, lambda _: None, f"teachers.{name}.pipeline:")
+        folder, whose = str(study.phase_folder(member.chain) / "model"), f"teachers.{name}.pipeline:"
+        return scorer_of(folder, documents, None, lambda _: None, whose, arithmetic)
     if member.model:
-        commit = study.ready(name, member.model).commit
-        return scorer_of(member.model, documents, commit, study.say_once, f"teachers.{name}.model:")
+        commit, whose = study.ready(name, member.model).commit, f"teachers.{name}.model:"
+        return scorer_of(member.model, documents, commit, study.say_once, whose, arithmetic)
     return ByBm25(documents)
 
 

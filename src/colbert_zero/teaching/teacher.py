@@ -11,6 +11,7 @@ from colbert_zero.data.prepared import ArrowPart, Source, source_folder
 from colbert_zero.data.rows import CANDIDATES
 from colbert_zero.evaluation.ensembles import weighted_sum
 from colbert_zero.files import Progress
+from colbert_zero.models.precision import Arithmetic
 from colbert_zero.recipe.data import Scored
 from colbert_zero.teaching.derived import RowsOf, derive
 from colbert_zero.teaching.scorers import Scorer
@@ -25,6 +26,7 @@ def score(
     name: str,
     spec: Scored,
     members: Members,
+    arithmetic: Arithmetic,
     source: Source,
     identity: str,
     data: Path,
@@ -39,6 +41,7 @@ def score(
         name: The source's.
         spec: Its entry.
         members: Called if there is something to do.
+        arithmetic: What they encode in, for the record.
         source: What is scored.
         identity: Its id.
         data: The study's prepared sources.
@@ -47,7 +50,8 @@ def score(
 
     def make() -> tuple[Iterable[str], RowsOf, dict[str, Any]]:
         assert source.documents is not None
-        texts, more = source.documents["text"], {"kind": "scored", "teacher": spec.teacher, "n_ways": 0}
+        texts = source.documents["text"]
+        more: dict[str, Any] = {"kind": "scored", "teacher": spec.teacher, "precision": arithmetic, "n_ways": 0}
         weighted = members(texts)
 
         def rows_of(part: ArrowPart, numbers: np.ndarray) -> Iterator[dict[str, Any]]:
