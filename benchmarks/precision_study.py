@@ -1,0 +1,85 @@
+"""Does bfloat16 cost score? A recipe trained in float32 and in bfloat16, several seeds, compared query by query.
+
+    python benchmarks/precision_study.py RECIPE OUT [--seeds 1 2 3] [--set KEY=VALUE …] [--only PIPELINES]
+
+Every phase of the recipe has that precision, and nothing else differs; a seed is one of the order of the data, of
+random weights and of held-out pairs. Prints for every system its mean nDCG@10 in both, the differences of the seeds,
+the interval of their mean (95 %, queries bootstrapped within seeds), and the smallest margin within which two one-sided
+tests at .05 show both to be equal; and seconds of training. The same command goes on where it was stopped, and prints
+what is there. `evaluate` and the report rank in float32 either way.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from colbert_zero.evaluation.significance import bootstrap_means, equal_within, percentile_interval
+from colbert_zero.recipe.reading import load_recipe
+
+ARITHMETICS = ("float32", "bfloat16")
+MEASURE = "nDCG@10"
+
+
+def scores_of(study: Path) -> dict[str, dict[str, float]]:
+    """{system.collection: {query: score}} of a study that is done."""
+    read = {path.name.removesuffix(".json"): json.loads(path.read_text()) for path in study.glob("per_query/*.json")}
+    models = {name: rows for name, rows in read.items() if not name.startswith("bm25.")}
+    return {name: {query: row[MEASURE] for query, row in rows.items()} for name, rows in models.items()}
+
+
+def seconds_of(study: Path) -> float:
+    """What its phases trained for, each once."""
+    records = [json.loads(path.read_text()) for path in study.glob("phases/*/phase.json")]
+    return sum(record["wall_seconds"] for record in records)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as in `colbert-zero run`")
+    parser.add_argument("--only", metavar="PIPELINES", help="as in `colbert-zero run`")
+    asked = parser.parse_args()
+    studies = {}
+    for seed in asked.seeds:
+        for arithmetic in ARITHMETICS:
+            changes = [*asked.set, "validation.layers=false", f"seed={seed}"]
+            changes += [f"phases.{name}.precision={arithmetic}" for name in load_recipe(asked.recipe, asked.set).phases]
+            out = studies[seed, arithmetic] = asked.out / f"{arithmetic}-{seed}"
+            options = [option for change in changes for option in ("--set", change)]
+            options += ["--only", asked.only] if asked.only else []
+            run = [sys.executable, "-m", "colbert_zero", "run", asked.recipe, "--out", str(out), *options]
+            if subprocess.run(run, stdout=sys.stderr).returncode:
+                sys.exit(f"{arithmetic}, seed {seed}: the run failed")
+    scores = {key: scores_of(study) for key, study in studies.items()}
+    print("| system | float32 | bfloat16 | points, each seed | their mean | equal within |\n|---|---|---|---|---|---|")
+    for system in scores[asked.seeds[0], "float32"]:
+        means, strata = {}, []
+        for arithmetic in ARITHMETICS:
+            means[arithmetic] = np.mean([np.mean(list(scores[s, arithmetic][system].values())) for s in asked.seeds])
+        for seed in asked.seeds:
+            own, half = (scores[seed, arithmetic][system] for arithmetic in ARITHMETICS)
+            strata.append(100 * np.array([half[query] - own[query] for query in own]))
+        drawn = bootstrap_means(strata).mean(axis=0)
+        low, high = percentile_interval(drawn)
+        each = ", ".join(f"{stratum.mean():+.2f}" for stratum in strata)
+        mean = statistics.mean(float(stratum.mean()) for stratum in strata)
+        shown = [f"{means[arithmetic]:.4f}" for arithmetic in ARITHMETICS]
+        print(
+            "|",
+            " | ".join([system, *shown, each, f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]", f"{equal_within(drawn):.2f}"]),
+            "|",
+        )
+    for arithmetic in ARITHMETICS:
+        each = ", ".join(f"{seconds_of(studies[seed, arithmetic]):.0f} s" for seed in asked.seeds)
+        print(f"training in {arithmetic}: {each}")
+
+
+if __name__ == "__main__":
+    main()
