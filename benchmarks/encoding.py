@@ -5,7 +5,8 @@ training_step.py with random weights, or of --model; the same texts for all. In 
 to warm up; medians of the rounds, and of the ratios within a round. Beside it the least cosine of a token's vector with
 PyTorch's; what int8 costs in nDCG@10 `colbert-zero export --to onnx --int8` finds on a collection. Needs the extra cpu.
 
-On a processor with AMX there are also PyTorch and OpenVINO in bfloat16.
+On a processor with units for bfloat16 (AMX, or AVX-512's) there are also PyTorch, by a copy of the weights, and
+OpenVINO in bfloat16.
 """
 
 import statistics
@@ -20,7 +21,7 @@ from colbert_zero.models.checkpoints import Encoder, load_model
 from colbert_zero.models.encoding import encode
 from colbert_zero.models.graphs import MODEL, Graph, check_runtime, computed_by
 from colbert_zero.models.onnx import INT8, check_installed, export_onnx
-from colbert_zero.models.precision import faster
+from colbert_zero.models.precision import encoding_in, faster
 from evaluation import texts
 from harness import parser_of, report
 from training_step import model_of, write_encoder
@@ -30,11 +31,6 @@ def seconds(step: Callable[..., object], *given: object) -> float:
     start = time.perf_counter()
     step(*given)
     return time.perf_counter() - start
-
-
-def in_autocast(model: Encoder, rows: list[str], task: str) -> torch.Tensor:
-    with torch.autocast("cpu", torch.bfloat16):
-        return encode(model, rows, task).values
 
 
 def main() -> None:
@@ -55,19 +51,18 @@ def main() -> None:
         out = Path(folder) / "onnx"
         out.mkdir()
         export_onnx(model, out, int8=True)
-        contenders: dict[str, tuple[Encoder, bool]] = {"PyTorch": (model, False)}
+        contenders: dict[str, Encoder] = {"PyTorch": model}
         if faster(torch.device("cpu")) == "bfloat16":
-            contenders["PyTorch, autocast to bfloat16"] = model, True
-            contenders["OpenVINO, bfloat16"] = computed_by(model, Graph(out / MODEL, "openvino-bfloat16")), False
+            contenders["PyTorch, bfloat16"] = encoding_in(model, "bfloat16")
+            contenders["OpenVINO, bfloat16"] = computed_by(model, Graph(out / MODEL, "openvino-bfloat16"))
         for name, file, runtime in (
             ("ONNX Runtime", MODEL, "onnxruntime"), ("ONNX Runtime, int8", INT8, "onnxruntime"),
             ("OpenVINO", MODEL, "openvino"), ("OpenVINO, int8", INT8, "openvino"),
         ):  # fmt: skip
-            contenders[name] = computed_by(model, Graph(out / file, runtime)), False
+            contenders[name] = computed_by(model, Graph(out / file, runtime))
 
         def encoded(name: str, rows: list[str], task: str) -> torch.Tensor:
-            own, half = contenders[name]
-            return in_autocast(own, rows, task) if half else encode(own, rows, task).values
+            return encode(contenders[name], rows, task).values
 
         wanted = encoded("PyTorch", documents, "document")
         nearest = {name: (encoded(name, documents, "document") * wanted).sum(1).min().item() for name in contenders}

@@ -19,10 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from colbert_zero.evaluation.significance import bootstrap_means, equal_within, percentile_interval
+from colbert_zero.models.precision import ARITHMETICS
 from colbert_zero.recipe.reading import load_recipe
-
-ARITHMETICS = ("float32", "bfloat16")
-MEASURE = "nDCG@10"
+from colbert_zero.report.records import MEASURE
 
 
 def scores_of(study: Path) -> dict[str, dict[str, float]]:

@@ -3,8 +3,8 @@
 Without names all that need no data of yours. Minutes are those of two cores of an AMD EPYC without AVX-512, peers
 installed; another machine takes others. Leave the machine alone meanwhile. A peer that is missing is told and left out;
 `encoding` wants the extra cpu, `compiled_maxsim` g++ and AVX2, `gpu` a GPU; each ends with a message without.
-`supervision`, `index_quality`, `qdrant_engine`, `serve`, `shrinking`, `adapting` and `choosing` want data or a model:
-see their first lines.
+`supervision`, `precision_study`, `precision_rankings`, `index_quality`, `qdrant_engine`, `serve`, `shrinking`,
+`adapting` and `choosing` want data or a model: see their first lines.
 """
 
 import argparse
@@ -19,6 +19,7 @@ MINUTES = {  # whole, quick
     "distillation": (3, 2),
     "evaluation": (9, 2),
     "encoding": (3, 1),
+    "arithmetic": (15, 4),
     "index": (6, 1),
     "indexing": (18, 1),
     "training_step": (60, 6),

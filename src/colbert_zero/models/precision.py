@@ -10,6 +10,7 @@ import torch
 from colbert_zero.models.checkpoints import Encoder, Trainable
 
 Arithmetic = Literal["float32", "bfloat16"]
+ARITHMETICS: tuple[Arithmetic, Arithmetic] = ("float32", "bfloat16")
 
 
 def faster(device: torch.device) -> Arithmetic:
