@@ -203,6 +203,35 @@ WRONG = {
             "phases.x.with: d is adapted, with modules for queries alone; merge what it was made of, and adapt that",
         ],
     ),
+    "merged with what is cut otherwise": (
+        {
+            "x": {"kind": "merge", "with": ["b", "c"]},
+            "small": SMALL,
+            "smaller": {**SMALL, "neurons": 0.25},
+            "twin": SMALL,
+        },
+        {
+            "a": ["unsupervised", "supervised", "small", "x"],
+            "b": ["unsupervised", "smaller"],
+            "c": ["unsupervised", "twin"],
+        },
+        [
+            "phases.x.with: b is cut by 'smaller', and its start by 'small', otherwise; merge what is cut alike",
+        ],
+    ),
+    "adapted twice": (
+        {
+            "legal": {"kind": "adapt", "sources": ["pairs"]},
+            "linear": {"kind": "adapt", "sources": ["pairs"], "projection": 0},
+            "again": {"kind": "adapt", "sources": ["pairs"]},
+        },
+        {"a": ["unsupervised", "legal", "linear"], "b": ["unsupervised", "legal", "again"]},
+        [
+            "pipelines.a: 'legal' (decorrelate, 0 features, seed 1) and 'linear' (linear, 0 features, seed 1) adapt "
+            "otherwise, and sums of two kinds cannot be added; give both the same",
+            "pipelines.b: 'again' adapts to 'pairs', and so did 'legal'; leave one out",
+        ],
+    ),
     "after an adapter": (
         {"legal": {"kind": "adapt", "sources": ["pairs"]}, "small": SMALL},
         {"a": ["unsupervised", "legal", "small"], "b": ["unsupervised", "legal", "supervised"]},

@@ -269,6 +269,10 @@ def test_what_cannot_be_made_is_refused_before_anything_is_trained(tmp_path):
     assert wrong(tmp_path, {"layers": [0, 2]}) == (
         "phases.small.layers: [0, 2], and there are 0 to 1; name some of these"
     )
+    twice = {"pipelines": {"full": ["multi", "first", "small"]}}
+    assert wrong(tmp_path, {"layers": [1]}, {"first": {"kind": "compress", "layers": [1]}}, **twice) == (
+        "phases.small.layers: [1], and there are 0 to 0; name some of these"
+    )
     assert wrong(tmp_path, {"vocabulary": ["pairs"]}) == (
         "phases.small.vocabulary: a tokenizer trained from scratch is byte-level BPE, and only WordPiece's is cut; "
         "leave it out"

@@ -106,5 +106,10 @@ class Adapt(Untrained):
     seed: Seed | None = None
     """Overrides the recipe's: of the features, and of which pairs are held out."""
 
+    @property
+    def way(self) -> Literal["projection", "linear", "decorrelate"]:
+        """How queries are moved."""
+        return "decorrelate" if self.projection is None else "projection" if self.projection else "linear"
+
 
 AnyUntrained = Compress | Merge | Adapt

@@ -76,12 +76,25 @@ def wrong_chain(recipe: "Recipe", place: str, chain: Sequence[str]) -> list[str]
                 f"{place}: {name!r} adapts a multi-vector model's queries, and its start is dense; put a multi-vector "
                 "phase before it"
             )
+        elif isinstance(phase, Adapt) and adapted:
+            wrong += _wrong_second(recipe, place, adapted, name)
         adapted = name if isinstance(phase, Adapt) else ""
     untrained = [isinstance(recipe.phases.get(name), Untrained) for name in chain]
     model = getattr(recipe, "model", None)  # a recipe with mistakes may have none
     if untrained and all(untrained) and model and model.architecture:
         wrong.append(f"{place}: none of its phases is trained, and random weights rank nothing; add one that is")
     return wrong
+
+
+def _wrong_second(recipe: "Recipe", place: str, first: str, second: str) -> list[str]:
+    """What cannot be added to the sums of an `adapt` right before it."""
+    specs = [spec for name in (first, second) if isinstance(spec := recipe.phases[name], Adapt)]
+    one, other = (f"({spec.way}, {spec.projection or 0} features, seed {recipe.seed_of(spec)})" for spec in specs)
+    if one != other:
+        told = f"{first!r} {one} and {second!r} {other} adapt otherwise"
+        return [f"{place}: {told}, and sums of two kinds cannot be added; give both the same"]
+    twice = [source for source in specs[1].sources if source in specs[0].sources]
+    return [f"{place}: {second!r} adapts to {source!r}, and so did {first!r}; leave one out" for source in twice]
 
 
 def merged_into(recipe: "Recipe", chain: Sequence[str]) -> Iterator[tuple[str, ...]]:
@@ -126,18 +139,25 @@ def _wrong_merge(recipe: "Recipe", owner: str, chain: tuple[str, ...], other: st
     kinds = [recipe.representation_after(one) for one in (found, start)]
     if None not in kinds and kinds[0] != kinds[1]:
         return f"{other} is {kinds[0]}, and its start in {owner!r} is {kinds[1]}; merge what is alike"
-    cuts = [_cut_by(recipe, one) for one in (found, start)]
-    if bool(cuts[0]) != bool(cuts[1]):
-        small, large = (other, "its start") if cuts[0] else ("its start", other)
-        by = cuts[0] or cuts[1]
-        return f"{small} is cut by {by!r}, and {large} is not; merge what has the same shapes, or merge before cutting"
+    cuts = [_cuts_in(recipe, one) for one in (found, start)]
+    names = [" and ".join(map(repr, one)) for one in cuts]
+    if bool(names[0]) != bool(names[1]):
+        small, large = (other, "its start") if names[0] else ("its start", other)
+        by = names[0] or names[1]
+        return f"{small} is cut by {by}, and {large} is not; merge what has the same shapes, or merge before cutting"
+    if [*cuts[0].values()] != [*cuts[1].values()]:
+        return f"{other} is cut by {names[0]}, and its start by {names[1]}, otherwise; merge what is cut alike"
     return ""
 
 
-def _cut_by(recipe: "Recipe", chain: Sequence[str]) -> str:
-    """The first phase of a chain that changes shapes."""
-    phases = {name: recipe.phases.get(name) for name in chain}
-    return next((name for name, phase in phases.items() if isinstance(phase, Compress) and phase.reshapes), "")
+def _cuts_in(recipe: "Recipe", chain: Sequence[str]) -> dict[str, tuple[Any, ...]]:
+    """The phases of a chain that change shapes, with how they do."""
+    phases = ((name, recipe.phases.get(name)) for name in chain)
+    return {
+        name: (phase.layers, phase.neurons, phase.vocabulary)
+        for name, phase in phases
+        if isinstance(phase, Compress) and phase.reshapes
+    }
 
 
 def _leads_to(recipe: "Recipe", chain: tuple[str, ...], merge: tuple[str, ...]) -> bool:

@@ -23,7 +23,7 @@ from colbert_zero.data.sources import file_fingerprints
 from colbert_zero.errors import ColbertZeroError, reason
 from colbert_zero.evaluation.adapting import MOST_SUMMED, Domain, sampled, verdict
 from colbert_zero.files import atomic_folder, read_json, write_json
-from colbert_zero.models.adapting import FOLDER, Way
+from colbert_zero.models.adapting import FOLDER
 from colbert_zero.models.alignment import META, TASKS
 from colbert_zero.models.bases import is_hub_id
 from colbert_zero.models.checkpoints import Encoder, load_model
@@ -276,9 +276,8 @@ def _revision(start: Start) -> dict[str, str]:
 
 
 def _adapt(study: "Study", chain: Chain, spec: Adapt, start: Start, out: Path, work: _Work) -> dict[str, Any]:
-    way: Way = "decorrelate" if spec.projection is None else "projection" if spec.projection else "linear"
-    seed, features = study.recipe.seed_of(spec), spec.projection if way == "projection" else None
-    given = check_model(start.place, way, features, seed, study.say_once, start.revision)
+    seed, features = study.recipe.seed_of(spec), spec.projection if spec.way == "projection" else None
+    given = check_model(start.place, spec.way, features, seed, study.say_once, start.revision)
     _size(given.model, work)
     corpus: list[str] = []
     if spec.corpus is not None:

@@ -13,7 +13,7 @@ from colbert_zero.data.corpus import corpus_files
 from colbert_zero.errors import ColbertZeroError, short
 from colbert_zero.models.axes import table_of
 from colbert_zero.models.merging import check_mergekit
-from colbert_zero.models.shrinking import check_cuts
+from colbert_zero.models.shrinking import check_cuts, keep_layers
 from colbert_zero.models.vocabulary import check_tokenizer
 from colbert_zero.processes import is_main, wait
 from colbert_zero.recipe.data import Mined
@@ -91,11 +91,14 @@ def _check_cuts(study: "Study", chain: Chain, spec: Compress) -> None:
             tokenizer = AutoTokenizer.from_pretrained(start, **hub) if spec.vocabulary is not None else None
         with torch.device("meta"):
             encoder = AutoModel.from_config(config)
+            for phase in before:
+                if isinstance(phase, Compress) and phase.layers is not None:
+                    kept = phase.layers if isinstance(phase.layers, list) else range(phase.layers)
+                    encoder = keep_layers(encoder, kept, "MODEL")
     except Exception:  # each architecture fails in its own way; it is told when the checkpoint is cut
         return
     table_of(encoder, "MODEL")
-    if not any(isinstance(phase, Compress) and phase.reshapes for phase in before):
-        check_cuts(encoder, cuts_of(spec), "MODEL")
+    check_cuts(encoder, cuts_of(spec), "MODEL")
     if spec.vocabulary is not None:
         check_tokenizer(tokenizer)
 
