@@ -321,6 +321,22 @@ def test_a_mistake_is_told_before_anything_is_read(options, told, tmp_path, monk
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("asked", "taken"), [("sdpa", 0), (None, 1)])
+def test_steps_are_measured_with_the_attention_that_is_asked_for(asked, taken, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "pairs.jsonl")
+    recipe, faster = data(tmp_path), []
+    recipe["phases"]["unsupervised"]["precision"] = "bfloat16"
+    recipe["pipelines"] = {"full": ["unsupervised"]}
+    if asked:
+        recipe["model"]["attention"] = asked
+    (tmp_path / "my.yaml").write_text(json.dumps(recipe))
+    monkeypatch.setattr("colbert_zero.planning.calibration.attend_fast", lambda _, found: faster.append(found))
+    done = CliRunner().invoke(app, ["plan", "my.yaml", "--calibrate", "--seconds", "1"])
+    assert done.exit_code == 0, done.output
+    assert faster == ["bfloat16"] * taken
+
+
 def test_a_plan_is_printed_and_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_rows(tmp_path / "pairs.jsonl")

@@ -109,7 +109,8 @@ class _Trial:
         self.encoder = as_trained(self.model, spec)
         self.optimiser, _ = optimiser_of(self.trained, spec, steps.steps)
         arithmetic = decided(spec.precision, self.model.device)
-        attend_fast(self.model, arithmetic)
+        if planned.attention is None:
+            attend_fast(self.model, arithmetic)
         self.context = autocast_of(arithmetic, self.model.device)
         self.maxsim = machine_of(self.model)["maxsim"]
         drawn = {name: batches for name, batches in steps.order.drawn(steps.steps).items() if batches}

@@ -56,12 +56,14 @@ class PlannedModel:
         tokenise: Of its texts; None where it is not at hand.
         alignment: Its longest texts.
         assemble: Puts it together; None where it is not at hand.
+        attention: That was asked for; None: what is fastest.
     """
 
     size: Size
     tokenise: Tokenise | None
     alignment: Alignment
     assemble: Callable[[], Trainable] | None = None
+    attention: str | None = None
 
 
 ModelOf = Callable[[str], PlannedModel]
@@ -89,7 +91,7 @@ def models_at_hand(study: Study) -> ModelOf:
         model = plain()
         moving = sum(weight.numel() for weight in make().parameters() if weight.requires_grad) if low_rank else None
         tokenise = pair_tokeniser(model) if representation == "cross-encoder" else tokeniser(model)
-        return PlannedModel(_size(model, moving), tokenise, alignment, make)
+        return PlannedModel(_size(model, moving), tokenise, alignment, make, study.recipe.model.attention)
 
     def of_phase(name: str) -> PlannedModel:
         spec = study.recipe.trained[name]
