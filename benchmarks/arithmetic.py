@@ -62,7 +62,7 @@ def main() -> None:
     parser = parser_of(__doc__, "batches of 64, one round")
     parser.add_argument("--rounds", type=int, default=3)
     asked = parse(parser, child)
-    rounds, batch = (1, 64) if asked.quick else (asked.rounds, 512)
+    rounds, batch = (1, 64) if asked.quick else (asked.rounds, 128)
     print(f"`precision: auto` is {faster(torch.device('cpu'))} on this processor")
     rows, records = [], []
     with tempfile.TemporaryDirectory() as folder:
