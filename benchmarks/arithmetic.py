@@ -1,10 +1,10 @@
 """A training step and encoding in float32 and in bfloat16, on this machine: python benchmarks/arithmetic.py [--quick]
 
-What `precision: auto` decides on: contrastive steps of the program's own (GradCache, AdamW) in the
-chunks it takes by default, at temperature 1, on the pairs of training_step.py, and encoding those pairs' documents.
-Encoders with random weights: the quickstart's, and the two of training_step.py. In bfloat16 a step is under autocast;
-on a processor it attends in plain products, beside it with fused attention, as float32 does. Encoding in bfloat16 is by
-a copy of the weights. In turn, each in a process of its own; `× time` is against float32 in the same round.
+What `precision: auto` decides on: contrastive steps of the program's own, in the chunks it takes by default, at
+temperature 1, on the pairs of training_step.py, and encoding those pairs' documents. Encoders with random weights: the
+quickstart's, and the two of training_step.py. In bfloat16 a step is under autocast; on a processor it attends in plain
+products, beside it with fused attention, as float32 does. Encoding in bfloat16 is by a copy of the weights. In turn,
+each in a process of its own; `× time` is against float32 in the same round.
 """
 
 import tempfile

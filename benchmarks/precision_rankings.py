@@ -20,11 +20,13 @@ from colbert_zero.evaluation.ranking import rank
 from colbert_zero.evaluation.runs import Run, measure
 from colbert_zero.evaluation.significance import bootstrap_means, equal_within, percentile_interval
 from colbert_zero.models.checkpoints import Encoder, load_model
+from colbert_zero.models.encoding import encode
 from colbert_zero.models.precision import ARITHMETICS, encoding_in
 from colbert_zero.report.records import MEASURE
 
 
 def ranked(model: Encoder, collection: Collection) -> tuple[Run, float]:
+    encode(model, list(collection.queries.values())[:32], "query")  # to warm up
     started = time.perf_counter()
     return rank(model, collection, 10), time.perf_counter() - started
 
@@ -50,7 +52,13 @@ def main() -> None:
             shared = np.mean([len({*a} & {*b}) / max(1, len(a)) for a, b in firsts])
             same = np.mean([a == b for a, b in firsts])
             means = f"{before[MEASURE]:.4f}, {after[MEASURE]:.4f}"
-            row = [f"{Path(name).parent.name}, {place.name}", means, f"{shared:.1%}", f"{same:.1%}"]
+            path = Path(name).resolve()
+            row = [
+                f"{path.parent.name if path.name == 'model' else path.name}, {place.name}",
+                means,
+                f"{shared:.1%}",
+                f"{same:.1%}",
+            ]
             print("|", " | ".join([*row, f"{seconds / fewer:.2f}"]), "|", flush=True)
     drawn = bootstrap_means(strata).mean(axis=0)
     low, high = percentile_interval(drawn)

@@ -2,7 +2,7 @@
 
     python benchmarks/precision_study.py RECIPE OUT [--seeds 1 2 3] [--set KEY=VALUE …] [--only PIPELINES]
 
-Every phase of the recipe has that precision, and nothing else differs; a seed is one of the order of the data, of
+Every phase that is trained has that precision, and nothing else differs; a seed is one of the order of the data, of
 random weights and of held-out pairs. Prints for every system its mean nDCG@10 in both, the differences of the seeds,
 the interval of their mean (95 %, queries bootstrapped within seeds), and the smallest margin within which two one-sided
 tests at .05 show both to be equal; and seconds of training. The same command goes on where it was stopped, and prints
@@ -49,7 +49,9 @@ def main() -> None:
     for seed in asked.seeds:
         for arithmetic in ARITHMETICS:
             changes = [*asked.set, "validation.layers=false", f"seed={seed}"]
-            changes += [f"phases.{name}.precision={arithmetic}" for name in load_recipe(asked.recipe, asked.set).phases]
+            changes += [
+                f"phases.{name}.precision={arithmetic}" for name in load_recipe(asked.recipe, asked.set).trained
+            ]
             out = studies[seed, arithmetic] = asked.out / f"{arithmetic}-{seed}"
             options = [option for change in changes for option in ("--set", change)]
             options += ["--only", asked.only] if asked.only else []

@@ -1,7 +1,7 @@
 """Run benchmarks one after the other, and say first how long they take: python benchmarks/run.py [NAME …] [--quick]
 
-Without names all that need no data of yours. Minutes are those of two cores of an AMD EPYC without AVX-512, peers
-installed; another machine takes others. Leave the machine alone meanwhile. A peer that is missing is told and left out;
+Without names all that need no data of yours. Minutes are those of two cores of an AMD EPYC, peers installed; another
+machine takes others. Leave the machine alone meanwhile. A peer that is missing is told and left out;
 `encoding` wants the extra cpu, `compiled_maxsim` g++ and AVX2, `gpu` a GPU; each ends with a message without.
 `supervision`, `precision_study`, `precision_rankings`, `index_quality`, `qdrant_engine`, `serve`, `shrinking`,
 `adapting` and `choosing` want data or a model: see their first lines.

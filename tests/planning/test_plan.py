@@ -337,6 +337,19 @@ def test_steps_are_measured_with_the_attention_that_is_asked_for(asked, taken, t
     assert faster == ["bfloat16"] * taken
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="where it may be had")
+def test_attention_that_cannot_be_had_here_is_not_measured_as_another(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "pairs.jsonl")
+    recipe = data(tmp_path)
+    recipe["model"]["attention"] = "flash_attention_2"
+    (tmp_path / "my.yaml").write_text(json.dumps(recipe))
+    assert CliRunner().invoke(app, ["plan", "my.yaml", "--devices", "2xA100"]).exit_code == 0
+    done = CliRunner().invoke(app, ["plan", "my.yaml", "--calibrate", "--seconds", "1"])
+    assert "FlashAttention2 has been toggled on, but it cannot be used" in str(done.exception)
+    assert isinstance(done.exception, ColbertZeroError)
+
+
 def test_a_plan_is_printed_and_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_rows(tmp_path / "pairs.jsonl")

@@ -205,8 +205,10 @@ WRONG = {
     ),
     "merged with what is cut otherwise": (
         {
-            "x": {"kind": "merge", "with": ["b", "c"]},
+            "x": {"kind": "merge", "with": ["b", "c", "d"]},
             "small": SMALL,
+            "part": {**SMALL, "neurons": 0.8},
+            "rest": {**SMALL, "neurons": 0.625},
             "smaller": {**SMALL, "neurons": 0.25},
             "twin": SMALL,
         },
@@ -214,9 +216,11 @@ WRONG = {
             "a": ["unsupervised", "supervised", "small", "x"],
             "b": ["unsupervised", "smaller"],
             "c": ["unsupervised", "twin"],
+            "d": ["unsupervised", "part", "rest"],
         },
         [
-            "phases.x.with: b is cut by 'smaller', and its start by 'small', otherwise; merge what is cut alike",
+            "phases.x.with: b is cut by 'smaller', and its start in another way, by 'small'; merge what has the same "
+            "shapes",
         ],
     ),
     "adapted twice": (
@@ -224,12 +228,19 @@ WRONG = {
             "legal": {"kind": "adapt", "sources": ["pairs"]},
             "linear": {"kind": "adapt", "sources": ["pairs"], "projection": 0},
             "again": {"kind": "adapt", "sources": ["pairs"]},
+            "other": {"kind": "adapt", "sources": ["hard"]},
+            "third": {"kind": "adapt", "sources": ["pairs"]},
         },
-        {"a": ["unsupervised", "legal", "linear"], "b": ["unsupervised", "legal", "again"]},
+        {
+            "a": ["unsupervised", "legal", "linear"],
+            "b": ["unsupervised", "legal", "again"],
+            "c": ["unsupervised", "legal", "other", "third"],
+        },
         [
             "pipelines.a: 'legal' (decorrelate, 0 features, seed 1) and 'linear' (linear, 0 features, seed 1) adapt "
             "otherwise, and sums of two kinds cannot be added; give both the same",
             "pipelines.b: 'again' adapts to 'pairs', and so did 'legal'; leave one out",
+            "pipelines.c: 'third' adapts to 'pairs', and so did 'legal'; leave one out",
         ],
     ),
     "after an adapter": (

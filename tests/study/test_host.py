@@ -245,9 +245,9 @@ def test_mixed_precision_of_a_launcher_is_no_problem_since_nothing_reads_it(monk
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        ("avx2 avx512f amx_bf16", "in hardware"),
-        ("avx2 avx512f avx512_bf16", "in hardware"),
-        ("avx2", "not in hardware"),
+        ("avx2 avx512f amx_bf16", "bfloat16, in hardware"),
+        ("avx2 avx512f avx512_bf16", "bfloat16, in hardware"),
+        ("avx2", "float32, the faster one here"),
     ],
 )
 def test_what_the_processor_can_is_told(flags, told, monkeypatch, tmp_path):
@@ -255,7 +255,7 @@ def test_what_the_processor_can_is_told(flags, told, monkeypatch, tmp_path):
     processor_with(monkeypatch, bfloat16="avx512_bf16" in flags, amx="amx" in flags)
     seen = {finding.name: finding.found for _, finding in found(tmp_path)}
     assert seen["features"] == ", ".join(flags.split())
-    assert seen["bfloat16"].startswith(told)
+    assert seen["precision: auto"] == told
 
 
 @pytest.mark.parametrize("width", [80, 40, 20])

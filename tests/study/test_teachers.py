@@ -12,7 +12,7 @@ from colbert_zero.evaluation.ranking import rank
 from colbert_zero.evaluation.runs import measure
 from colbert_zero.files import read_json
 from colbert_zero.study.comparison import run_study
-from colbert_zero.study.teachers import members_of, ranker_of
+from colbert_zero.study.teachers import fusions, members_of, ranker_of
 from colbert_zero.teaching.scorers import ByEncoder
 from helpers import data, processor_with, study, write_rows
 
@@ -67,6 +67,17 @@ def test_a_teacher_scores_in_what_auto_comes_to_which_is_told_and_recorded(
     assert scores["auto"] == scores[arithmetic]
     assert scores["float32"] != scores["bfloat16"]
     assert len(ids) == 3
+
+
+def test_a_teachers_precision_is_in_the_id_of_what_it_scores_and_not_of_its_rankings(tmp_path, tiny_multi_vector):
+    tiny_multi_vector.save_pretrained(str(tmp_path / "model"), create_model_card=False)
+    write_rows(tmp_path / "pairs.jsonl")
+    chains = [("unsupervised", "supervised", "distillation")]
+    recipes = (_with_ready_teacher(tmp_path, bm25_weight=1, precision=asked) for asked in ("float32", "bfloat16"))
+    own, half = (study(tmp_path, recipe) for recipe in recipes)
+    assert len(fusions(own, chains)) == 1
+    assert fusions(own, chains) == fusions(half, chains)
+    assert own.source_id("scored") != half.source_id("scored")
 
 
 def test_a_ready_teacher_that_is_not_there_is_told_before_anything_is_trained(tmp_path):

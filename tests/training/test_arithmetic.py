@@ -42,6 +42,9 @@ KINDS = {
 }
 """As oneDNN names them, by which PyTorch multiplies, and whether this processor has them."""
 
+SHOWN = {"AVX512_CORE_BF16": "avx512_core_bf16", "AVX512_CORE_AMX": "amx"}
+"""What stands in oneDNN's account of a product in bfloat16 by units for it."""
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
@@ -57,9 +60,14 @@ def test_a_step_in_bfloat16_has_nearly_float32s_loss_and_gradient_in_one_chunk_a
         [sys.executable, "-c", SCRIPT, str(tmp_path / "model"), json.dumps(texts)],
         capture_output=True,
         text=True,
-        env=environment(ONEDNN_MAX_CPU_ISA=kind, **({"ATEN_CPU_CAPABILITY": "avx2"} if kind == "AVX2" else {})),
+        env=environment(
+            ONEDNN_VERBOSE=1, ONEDNN_MAX_CPU_ISA=kind, **({"ATEN_CPU_CAPABILITY": "avx2"} if kind == "AVX2" else {})
+        ),
     )
     assert done.returncode == 0, done.stderr
+    products = {line.split(",")[6] for line in done.stdout.splitlines() if ",exec,cpu,matmul," in line}
+    for one, mark in SHOWN.items():
+        assert any(mark in product for product in products) == (one == kind), products
     for gradient, loss in json.loads(done.stdout.splitlines()[-1]).values():
         assert 0 < gradient < 0.05
         assert loss < 0.01

@@ -17,7 +17,7 @@ def faster(device: torch.device) -> Arithmetic:
     """What a device multiplies faster: bfloat16 where it has units for that, float32 else.
 
     They are CUDA's from compute capability 8.0, and of a CPU AMX, or AVX-512's products of bfloat16 alone, by which a
-    training step takes two thirds of the time: docs/performance.md, "Arithmetic".
+    training step takes 0.57 to 0.78 of the time: docs/performance.md, "Arithmetic".
     """
     if device.type == "cuda":
         half = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -46,8 +46,8 @@ def why(arithmetic: Arithmetic, processes: int = 1) -> str:
 def attend_fast(model: Trainable, arithmetic: Arithmetic) -> None:
     """Let a model attend in plain products where it is trained in bfloat16 on a CPU.
 
-    There the backward of PyTorch's fused attention is 3.5 times slower in bfloat16 than in float32, and eats all that
-    the other products gain.
+    There the backward of PyTorch's fused attention is slower in bfloat16 than in float32, and eats much of what the
+    other products gain: docs/performance.md, "Arithmetic". Plain products take more memory.
     """
     if arithmetic == "bfloat16" and model.device.type == "cpu":
         with suppress(ValueError):  # an architecture without it, which keeps its own

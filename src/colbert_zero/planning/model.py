@@ -76,22 +76,27 @@ def models_at_hand(study: Study) -> ModelOf:
 
     @cache
     def of(alignment: Alignment, representation: Representation, head: Head, low_rank: str | None) -> PlannedModel:
-        def plain() -> Any:
+        def make(**attention: str) -> Any:
+            with_, dim, seed = options | attention, study.resolved.dim, study.recipe.seed
             if representation == "cross-encoder":
-                return assemble_cross_encoder(start, alignment, study.recipe.seed, "plan", **options)
-            dim, scored, seed = study.resolved.dim, study.resolved.scored, study.recipe.seed
-            return assemble(start, representation, alignment, dim, seed, "plan", True, head, None, scored, **options)
+                return assemble_cross_encoder(start, alignment, seed, "plan", **with_)
+            scored = study.resolved.scored
+            return assemble(start, representation, alignment, dim, seed, "plan", True, head, None, scored, **with_)
 
-        def make() -> Any:
-            model = plain()
+        def adapted(**attention: str) -> Any:
+            model = make(**attention)
             if low_rank:
                 add_adapters(model, LowRank.model_validate_json(low_rank), study.recipe.seed)
             return model
 
-        model = plain()
-        moving = sum(weight.numel() for weight in make().parameters() if weight.requires_grad) if low_rank else None
+        def as_asked() -> Any:
+            asked = study.recipe.model.attention
+            return adapted(**({"attn_implementation": asked} if asked else {}))
+
+        model = make()
+        moving = sum(weight.numel() for weight in adapted().parameters() if weight.requires_grad) if low_rank else None
         tokenise = pair_tokeniser(model) if representation == "cross-encoder" else tokeniser(model)
-        return PlannedModel(_size(model, moving), tokenise, alignment, make, study.recipe.model.attention)
+        return PlannedModel(_size(model, moving), tokenise, alignment, as_asked, study.recipe.model.attention)
 
     def of_phase(name: str) -> PlannedModel:
         spec = study.recipe.trained[name]

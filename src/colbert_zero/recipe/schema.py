@@ -127,8 +127,9 @@ class Teacher(Entry):
     """Of a cross-encoder: how many of BM25's best it ranks anew when it is measured on the
     collections. Its scores for students do not depend on it."""
     precision: Annotated[Literal["float32", "bfloat16", "auto"], Neutral("float32")] = "float32"
-    """In what its models have their encoder's weights when they score for students; on collections they are measured in
-    float32. `auto` is bfloat16 where the device multiplies it faster: decided when scoring begins, told, recorded."""
+    """In what its models have their encoder's weights when they score for students, not when they are measured on
+    collections; a cross-encoder scores in bfloat16 anyway on a GPU that has it. `auto` is bfloat16 where the device
+    multiplies it faster: decided when scoring begins, told, recorded."""
 
 
 CHOICE_ROUNDS, CHOICE_TEMPERATURE = 20, 0.05

@@ -1,6 +1,6 @@
 """What is wrong with phases that are not trained: what they are asked for, what they follow, what is merged."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from colbert_zero.errors import near
@@ -58,7 +58,7 @@ def _says(phase: dict[str, Any], **unset: Any) -> bool:
 
 def wrong_chain(recipe: "Recipe", place: str, chain: Sequence[str]) -> list[str]:
     """Phases that cannot follow those before them."""
-    wrong, adapted = [], ""
+    wrong, adapted, domains = [], "", dict[str, str]()
     for number, name in enumerate(chain):
         phase, before = recipe.phases.get(name), chain[:number]
         if phase is None:
@@ -77,8 +77,9 @@ def wrong_chain(recipe: "Recipe", place: str, chain: Sequence[str]) -> list[str]
                 "phase before it"
             )
         elif isinstance(phase, Adapt) and adapted:
-            wrong += _wrong_second(recipe, place, adapted, name)
+            wrong += _wrong_second(recipe, place, adapted, name, domains)
         adapted = name if isinstance(phase, Adapt) else ""
+        domains = dict.fromkeys(phase.sources, name) | domains if isinstance(phase, Adapt) else {}
     untrained = [isinstance(recipe.phases.get(name), Untrained) for name in chain]
     model = getattr(recipe, "model", None)  # a recipe with mistakes may have none
     if untrained and all(untrained) and model and model.architecture:
@@ -86,15 +87,17 @@ def wrong_chain(recipe: "Recipe", place: str, chain: Sequence[str]) -> list[str]
     return wrong
 
 
-def _wrong_second(recipe: "Recipe", place: str, first: str, second: str) -> list[str]:
-    """What cannot be added to the sums of an `adapt` right before it."""
+def _wrong_second(recipe: "Recipe", place: str, first: str, second: str, domains: dict[str, str]) -> list[str]:
+    """What cannot be added to the sums of the `adapt` right before it, and of those before that."""
     specs = [spec for name in (first, second) if isinstance(spec := recipe.phases[name], Adapt)]
     one, other = (f"({spec.way}, {spec.projection or 0} features, seed {recipe.seed_of(spec)})" for spec in specs)
     if one != other:
         told = f"{first!r} {one} and {second!r} {other} adapt otherwise"
         return [f"{place}: {told}, and sums of two kinds cannot be added; give both the same"]
-    twice = [source for source in specs[1].sources if source in specs[0].sources]
-    return [f"{place}: {second!r} adapts to {source!r}, and so did {first!r}; leave one out" for source in twice]
+    twice = [source for source in specs[1].sources if source in domains]
+    return [
+        f"{place}: {second!r} adapts to {source!r}, and so did {domains[source]!r}; leave one out" for source in twice
+    ]
 
 
 def merged_into(recipe: "Recipe", chain: Sequence[str]) -> Iterator[tuple[str, ...]]:
@@ -145,19 +148,27 @@ def _wrong_merge(recipe: "Recipe", owner: str, chain: tuple[str, ...], other: st
         small, large = (other, "its start") if names[0] else ("its start", other)
         by = names[0] or names[1]
         return f"{small} is cut by {by}, and {large} is not; merge what has the same shapes, or merge before cutting"
-    if [*cuts[0].values()] != [*cuts[1].values()]:
-        return f"{other} is cut by {names[0]}, and its start by {names[1]}, otherwise; merge what is cut alike"
+    if _shape(cuts[0].values()) != _shape(cuts[1].values()):
+        return (
+            f"{other} is cut by {names[0]}, and its start in another way, by {names[1]}; merge what has the same shapes"
+        )
     return ""
 
 
-def _cuts_in(recipe: "Recipe", chain: Sequence[str]) -> dict[str, tuple[Any, ...]]:
-    """The phases of a chain that change shapes, with how they do."""
+def _cuts_in(recipe: "Recipe", chain: Sequence[str]) -> dict[str, Compress]:
+    """The phases of a chain that change shapes."""
     phases = ((name, recipe.phases.get(name)) for name in chain)
-    return {
-        name: (phase.layers, phase.neurons, phase.vocabulary)
-        for name, phase in phases
-        if isinstance(phase, Compress) and phase.reshapes
-    }
+    return {name: phase for name, phase in phases if isinstance(phase, Compress) and phase.reshapes}
+
+
+def _shape(cuts: Iterable[Compress]) -> tuple[int | None, float, bool]:
+    """What these cuts together leave, as far as a recipe shows: layers, the share of neurons, a cut vocabulary."""
+    layers, neurons, vocabulary = None, 1.0, False
+    for cut in cuts:
+        if cut.layers is not None:
+            layers = cut.layers if isinstance(cut.layers, int) else len(cut.layers)
+        neurons, vocabulary = round(neurons * cut.neurons, 9), vocabulary or cut.vocabulary is not None
+    return layers, neurons, vocabulary
 
 
 def _leads_to(recipe: "Recipe", chain: tuple[str, ...], merge: tuple[str, ...]) -> bool:

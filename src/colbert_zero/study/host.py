@@ -127,10 +127,9 @@ def _devices() -> Iterator[Finding]:
             "which the driver (nvidia-smi) is new enough"
         )
     device = get_device_name()
-    half = faster(torch.device(device)) == "bfloat16"
     yield Finding("a run uses", device, problem)
-    told = "in hardware" if half else "not in hardware, so `precision: float32`, the default, is the faster one"
-    yield Finding("bfloat16", told)
+    found = faster(torch.device(device))
+    yield Finding("precision: auto", f"{found}, {'in hardware' if found == 'bfloat16' else 'the faster one here'}")
     if value := os.environ.get("ACCELERATE_MIXED_PRECISION"):
         yield Finding("ACCELERATE_MIXED_PRECISION", f"{value}, not read: the recipe's `precision` decides")
     for name, value in tf32().items():

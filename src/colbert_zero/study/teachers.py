@@ -157,7 +157,7 @@ def _fused_identity(study: "Study", name: str) -> str:
     teacher = study.recipe.teachers[name]
     phases = study.phase_id(tuple(teacher.pipeline)) if teacher.pipeline else None
     model = [mark_of(teacher.model, study.data)] if teacher.model else []
-    return fingerprint(FUSED, teacher.asked({"model"}), phases, *model)
+    return fingerprint(FUSED, teacher.asked({"model", "precision"}), phases, *model)
 
 
 def _members(study: "Study", name: str) -> list[Member]:
