@@ -1,0 +1,136 @@
+"""What a short distillation heals of a cut, and what the mean of several trainings is worth, on real data.
+
+    python benchmarks/healing.py DATA MODEL OUT [--no-training]
+
+From MODEL (a folder of a BERT with a WordPiece tokenizer) three multi-vector trainings of 12 steps, seeds 1 to 3; of
+each a cut of two layers of six, a quarter of the neurons and the vocabulary that the pairs do not use; healed by 40
+steps of distillation from itself as it was. Beside them the three's mean (`kind: merge`) and their scores together.
+Scores of a query are means over the seeds; differences are tested over queries and corrected after Holm. DATA has
+`pairs/*.jsonl.gz` and `collections/*`; the held-out pairs are of the trained sources, the collections of none. The same
+command goes on where it was stopped; `--no-training` prints the table of what is there. An hour on one core.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from colbert_zero.evaluation.significance import (
+    bootstrap_means,
+    equal_within,
+    holm,
+    percentile_interval,
+    stratified_randomisation,
+)
+from colbert_zero.report.records import MEASURE
+
+PAIRS = ("tldr", "openstax", "mdn_archived", "medquad", "cpp_docs")
+COLLECTIONS = ("held-out", "cranfield", "med")
+SEEDS = (1, 2, 3)
+SYSTEMS = {
+    "uncut": [f"uncut-{seed}" for seed in SEEDS],
+    "cut": [f"smaller-{seed}@small" for seed in SEEDS],
+    "cut and healed": [f"smaller-{seed}" for seed in SEEDS],
+    "merged": ["merged"],
+    "together": ["together"],
+    "bm25": ["bm25"],
+}
+QUESTIONS = (
+    ("cut", "uncut"),
+    ("cut and healed", "cut"),
+    ("cut and healed", "uncut"),
+    ("merged", "uncut"),
+    ("together", "uncut"),
+    ("merged", "together"),
+    ("cut and healed", "bm25"),
+)
+
+
+def recipe_of(data: Path, model: str) -> dict[str, Any]:
+    """The study."""
+    sources: dict[str, Any] = {
+        "pairs": {"kind": "jsonl", "path": [str(data / "pairs" / f"{name}.jsonl.gz") for name in PAIRS]},
+        "hard": {"kind": "mined", "of": "pairs", "negatives": 3, "skip": 10, "depth": 60, "queries": 1000},
+    }
+    phases: dict[str, Any] = {
+        "small": {"kind": "compress", "layers": [0, 2, 3, 5], "neurons": 0.75, "vocabulary": ["pairs"]},
+        "merged": {"kind": "merge", "with": ["uncut-2", "uncut-3"]},
+    }
+    pipelines = {"merged": ["unsupervised-1", "merged"]}
+    collections: dict[str, Any] = {"held-out": {"kind": "held-out", "source": "pairs", "documents": 1000}}
+    for name in COLLECTIONS[1:]:
+        collections[name] = {"kind": "beir", "path": str(data / "collections" / name)}
+    for seed in SEEDS:
+        multi = {"representation": "multi-vector", "learning_rate": 5e-5, "seed": seed}
+        phases[f"unsupervised-{seed}"] = multi | {
+            "objective": "contrastive", "sources": ["pairs"], "global_batch_size": 64, "temperature": 0.3, "steps": 12
+        }  # fmt: skip
+        phases[f"heal-{seed}"] = multi | {
+            "objective": "distillation", "sources": [f"scored-{seed}"], "global_batch_size": 16, "temperature": 0.5,
+            "steps": 40,
+        }  # fmt: skip
+        sources[f"scored-{seed}"] = {"kind": "scored", "of": "hard", "teacher": f"uncut-{seed}", "queries": 640}
+        pipelines[f"uncut-{seed}"] = [f"unsupervised-{seed}"]
+        pipelines[f"smaller-{seed}"] = [f"unsupervised-{seed}", "small", f"heal-{seed}"]
+    return {
+        "name": "healing",
+        "seed": 1,
+        "model": {"base": model, "dim": 384, "start": "orthogonal"},
+        "markers": {"query": "", "document": ""},
+        "query_tokens": 32,
+        "document_tokens": 128,
+        "sources": sources,
+        "teachers": {f"uncut-{seed}": {"pipeline": [f"unsupervised-{seed}"]} for seed in SEEDS},
+        "phases": phases,
+        "pipelines": pipelines,
+        "collections": collections,
+        "ensembles": {"together": {"members": {f"uncut-{seed}": 1 for seed in SEEDS}}},
+        "validation": {"layers": False},
+    }
+
+
+def scores_of(out: Path, systems: list[str]) -> list[np.ndarray]:
+    """Of each collection its queries' scores in points, the mean over these systems, (queries,)."""
+    found = []
+    for collection in COLLECTIONS:
+        read = [json.loads((out / "per_query" / f"{system}.{collection}.json").read_text()) for system in systems]
+        found.append(100 * np.mean([[row[MEASURE] for row in rows.values()] for rows in read], axis=0))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("model")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--no-training", action="store_true")
+    asked = parser.parse_args()
+    asked.out.mkdir(parents=True, exist_ok=True)
+    if not asked.no_training:
+        recipe = asked.out / "healing.yaml"
+        recipe.write_text(yaml.safe_dump(recipe_of(asked.data.resolve(), asked.model), sort_keys=False))
+        run = [sys.executable, "-m", "colbert_zero", "run", str(recipe), "--out", str(asked.out / "study")]
+        if subprocess.run(run).returncode:
+            sys.exit("the run failed")
+    scores = {name: scores_of(asked.out / "study", systems) for name, systems in SYSTEMS.items()}
+    print(f"| | {' | '.join(COLLECTIONS)} | mean |\n|{'---|' * (len(COLLECTIONS) + 2)}")
+    for name, strata in scores.items():
+        means = [stratum.mean() for stratum in strata]
+        print("|", " | ".join([name, *(f"{mean:.1f}" for mean in [*means, np.mean(means)])]), "|")
+    asked_of = {(a, b): [x - y for x, y in zip(scores[a], scores[b], strict=True)] for a, b in QUESTIONS}
+    adjusted = holm([stratified_randomisation(strata) for strata in asked_of.values()])
+    print("\n| | points in the mean of collections | p (Holm) | equal within |\n|---|---|---|---|")
+    for ((a, b), strata), p in zip(asked_of.items(), adjusted, strict=True):
+        drawn = bootstrap_means(strata).mean(axis=0)
+        low, high = percentile_interval(drawn)
+        mean = np.mean([stratum.mean() for stratum in strata])
+        print(f"| {a} − {b} | {mean:+.2f} [{low:+.2f}, {high:+.2f}] | {p:.3f} | {equal_within(drawn):.2f} |")
+
+
+if __name__ == "__main__":
+    main()
