@@ -1,10 +1,10 @@
-"""What a short distillation heals of a cut, and what the mean of several trainings is worth, on real data.
+"""What a short distillation heals of a cut, and what three trainings are worth together, on real data.
 
     python benchmarks/healing.py DATA MODEL OUT [--no-training]
 
 From MODEL (a folder of a BERT with a WordPiece tokenizer) three multi-vector trainings of 12 steps, seeds 1 to 3; of
 each a cut of two layers of six, a quarter of the neurons and the vocabulary that the pairs do not use; healed by 40
-steps of distillation from itself as it was. Beside them the three's mean (`kind: merge`) and their scores together.
+steps of distillation from itself as it was. Beside them the three's scores together.
 Scores of a query are means over the seeds; differences are tested over queries and corrected after Holm. DATA has
 `pairs/*.jsonl.gz` and `collections/*`; the held-out pairs are of the trained sources, the collections of none. The same
 command goes on where it was stopped; `--no-training` prints the table of what is there. An hour on one core.
@@ -36,7 +36,6 @@ SYSTEMS = {
     "uncut": [f"uncut-{seed}" for seed in SEEDS],
     "cut": [f"smaller-{seed}@small" for seed in SEEDS],
     "cut and healed": [f"smaller-{seed}" for seed in SEEDS],
-    "merged": ["merged"],
     "together": ["together"],
     "bm25": ["bm25"],
 }
@@ -44,9 +43,7 @@ QUESTIONS = (
     ("cut", "uncut"),
     ("cut and healed", "cut"),
     ("cut and healed", "uncut"),
-    ("merged", "uncut"),
     ("together", "uncut"),
-    ("merged", "together"),
     ("cut and healed", "bm25"),
 )
 
@@ -59,9 +56,8 @@ def recipe_of(data: Path, model: str) -> dict[str, Any]:
     }
     phases: dict[str, Any] = {
         "small": {"kind": "compress", "layers": [0, 2, 3, 5], "neurons": 0.75, "vocabulary": ["pairs"]},
-        "merged": {"kind": "merge", "with": ["uncut-2", "uncut-3"]},
     }
-    pipelines = {"merged": ["unsupervised-1", "merged"]}
+    pipelines = dict[str, list[str]]()
     collections: dict[str, Any] = {"held-out": {"kind": "held-out", "source": "pairs", "documents": 1000}}
     for name in COLLECTIONS[1:]:
         collections[name] = {"kind": "beir", "path": str(data / "collections" / name)}

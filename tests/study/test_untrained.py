@@ -486,6 +486,30 @@ def test_prompts_that_differ_are_not_merged(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("start", "seeds", "refused"), [("orthogonal", (7, 8), True), ("orthogonal", (7, 7), False), ("pca", (7, 7), True)]
+)
+def test_projections_that_began_otherwise_are_not_merged(tmp_path, start, seeds, refused):
+    write_sources(tmp_path)
+    made = recipe(tmp_path, merge=True)
+    made["model"]["start"] = start
+    made["phases"]["multi"] |= {"seed": seeds[0]}
+    made["phases"]["longer"] |= {"seed": seeds[1]}
+    made["pipelines"]["other"] = ["dense", "longer"]
+    one = study(tmp_path, made)
+    if not refused:
+        one.prepare(graph(one.recipe, {"soup": SOUP}))
+        return
+    with pytest.raises(ColbertZeroError) as caught:
+        one.prepare(graph(one.recipe, {"soup": SOUP}))
+    assert str(caught.value) == (
+        f"phases.soup.with: other has a projection that 'longer' began (seed {seeds[1]}), and its start one that "
+        f"'multi' began (seed {seeds[0]}): the mean of two that began otherwise is neither; let both pipelines begin "
+        "with one phase, or give these one seed and no `start: pca`"
+    )
+    assert not (tmp_path / "out" / "phases").exists()
+
+
 KILLED = """
 import os, signal, sys
 from colbert_zero import cli

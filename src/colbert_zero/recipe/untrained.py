@@ -66,7 +66,10 @@ class Compress(Untrained):
 
 
 class Merge(Untrained):
-    """One model of several with the same architecture, tokenizer, prompts, markers and lengths, number by number."""
+    """One model of several that are alike in architecture, tokenizer, prompts, markers and lengths, number by number.
+
+    Projections that began with other random weights are refused: their mean is neither.
+    """
 
     model_config = ConfigDict(serialize_by_alias=True)
 

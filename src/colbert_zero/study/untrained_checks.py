@@ -104,8 +104,8 @@ def _check_cuts(study: "Study", chain: Chain, spec: Compress) -> None:
 
 
 def _check_merge(study: "Study", chain: Chain, spec: Merge) -> None:
-    """Refuse prompts, markers and lengths that differ between what is merged."""
-    own = _alignment_after(study, chain[:-1])
+    """Refuse prompts, markers and lengths that differ between what is merged, and projections that began otherwise."""
+    own, drawn = _alignment_after(study, chain[:-1]), _projection_of(study, chain[:-1])
     for other, found in others_of(study, spec).items():
         theirs = _alignment_after(study, found)
         for key in vars(own) if own and theirs else ():
@@ -115,6 +115,30 @@ def _check_merge(study: "Study", chain: Chain, spec: Merge) -> None:
                     f"phases.{chain[-1]}.with: {other} has {key} {has!r}, and its start {had!r}; only models that are "
                     "alike in everything but their weights are merged"
                 )
+        if (his := _projection_of(study, found)) and drawn and not _one_projection(study, drawn, his):
+            raise ColbertZeroError(
+                f"phases.{chain[-1]}.with: {other} has a projection that {his[0][-1]!r} began (seed {his[1]}), and its "
+                f"start one that {drawn[0][-1]!r} began (seed {drawn[1]}): the mean of two that began otherwise is "
+                "neither; let both pipelines begin with one phase, or give these one seed and no `start: pca`"
+            )
+
+
+def _projection_of(study: "Study", chain: Chain) -> tuple[Chain, int] | None:
+    """The phases up to the one that began a chain's projection, and its seed; None where it is the base's own."""
+    found, first = None, True
+    for number, name in enumerate(chain, 1):
+        spec = study.recipe.trained.get(name)
+        if spec and spec.representation == "multi-vector":
+            had = study.representation(chain[: number - 1]) == "multi-vector"
+            if not had or study.resolved.head(spec, first).new:
+                found = chain[:number], study.recipe.seed_of(spec)
+        first = first and spec is None
+    return found
+
+
+def _one_projection(study: "Study", one: tuple[Chain, int], other: tuple[Chain, int]) -> bool:
+    """Whether two projections began with the same weights."""
+    return one[0] == other[0] or (one[1] == other[1] and study.recipe.model.start != "pca")
 
 
 def _alignment_after(study: "Study", chain: Chain) -> Any:
