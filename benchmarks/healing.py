@@ -20,14 +20,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from colbert_zero.evaluation.significance import (
-    bootstrap_means,
-    equal_within,
-    holm,
-    percentile_interval,
-    stratified_randomisation,
-)
+from colbert_zero.evaluation.significance import compare
 from colbert_zero.report.records import MEASURE
+from precision_study import in_points
 
 PAIRS = ("tldr", "openstax", "mdn_archived", "medquad", "cpp_docs")
 COLLECTIONS = ("held-out", "cranfield", "med")
@@ -90,13 +85,10 @@ def recipe_of(data: Path, model: str) -> dict[str, Any]:
     }
 
 
-def scores_of(out: Path, systems: list[str]) -> list[np.ndarray]:
-    """Of each collection its queries' scores in points, the mean over these systems, (queries,)."""
-    found = []
-    for collection in COLLECTIONS:
-        read = [json.loads((out / "per_query" / f"{system}.{collection}.json").read_text()) for system in systems]
-        found.append(100 * np.mean([[row[MEASURE] for row in rows.values()] for rows in read], axis=0))
-    return found
+def scores_of(out: Path, collection: str, systems: list[str]) -> dict[str, dict[str, float]]:
+    """The scores of a collection's queries, each the mean over these systems."""
+    read = [json.loads((out / "per_query" / f"{system}.{collection}.json").read_text()) for system in systems]
+    return {query: {MEASURE: float(np.mean([rows[query][MEASURE] for rows in read]))} for query in read[0]}
 
 
 def main() -> None:
@@ -113,19 +105,18 @@ def main() -> None:
         run = [sys.executable, "-m", "colbert_zero", "run", str(recipe), "--out", str(asked.out / "study")]
         if subprocess.run(run).returncode:
             sys.exit("the run failed")
-    scores = {name: scores_of(asked.out / "study", systems) for name, systems in SYSTEMS.items()}
+    scores = {
+        collection: {name: scores_of(asked.out / "study", collection, of) for name, of in SYSTEMS.items()}
+        for collection in COLLECTIONS
+    }
     print(f"| | {' | '.join(COLLECTIONS)} | mean |\n|{'---|' * (len(COLLECTIONS) + 2)}")
-    for name, strata in scores.items():
-        means = [stratum.mean() for stratum in strata]
+    for name in SYSTEMS:
+        means = [100 * np.mean([row[MEASURE] for row in scores[one][name].values()]) for one in COLLECTIONS]
         print("|", " | ".join([name, *(f"{mean:.1f}" for mean in [*means, np.mean(means)])]), "|")
-    asked_of = {(a, b): [x - y for x, y in zip(scores[a], scores[b], strict=True)] for a, b in QUESTIONS}
-    adjusted = holm([stratified_randomisation(strata) for strata in asked_of.values()])
     print("\n| | points in the mean of collections | p (Holm) | equal within |\n|---|---|---|---|")
-    for ((a, b), strata), p in zip(asked_of.items(), adjusted, strict=True):
-        drawn = bootstrap_means(strata).mean(axis=0)
-        low, high = percentile_interval(drawn)
-        mean = np.mean([stratum.mean() for stratum in strata])
-        print(f"| {a} − {b} | {mean:+.2f} [{low:+.2f}, {high:+.2f}] | {p:.3f} | {equal_within(drawn):.2f} |")
+    for row in compare(scores, QUESTIONS, MEASURE)[: len(QUESTIONS)]:
+        p, margin = row["p_value_holm"], 100 * row["equal_within"]
+        print(f"| {row['a']} − {row['b']} | {in_points(row)} | {p:.3f} | {margin:.2f} |")
 
 
 if __name__ == "__main__":

@@ -18,11 +18,12 @@ from colbert_zero.data.collection import Collection
 from colbert_zero.data.layouts import load_beir
 from colbert_zero.evaluation.ranking import rank
 from colbert_zero.evaluation.runs import Run, measure
-from colbert_zero.evaluation.significance import bootstrap_means, equal_within, percentile_interval
+from colbert_zero.evaluation.significance import compare
 from colbert_zero.models.checkpoints import Encoder, load_model
 from colbert_zero.models.encoding import encode
 from colbert_zero.models.precision import ARITHMETICS, encoding_in
 from colbert_zero.report.records import MEASURE
+from precision_study import in_points
 
 
 def ranked(model: Encoder, collection: Collection) -> tuple[Run, float]:
@@ -36,7 +37,7 @@ def main() -> None:
     parser.add_argument("models", nargs="+", metavar="MODEL")
     parser.add_argument("--collections", nargs="+", required=True, type=Path)
     asked = parser.parse_args()
-    strata = []
+    scores = {}
     print("| model, collection | nDCG@10 float32, bfloat16 | of the first ten | same order | float32 takes × |")
     print("|---|---|---|---|---|")
     for name in asked.models:
@@ -45,25 +46,18 @@ def main() -> None:
         for place in asked.collections:
             collection = load_beir(place)
             (own, seconds), (half, fewer) = (ranked(way, collection) for way in ways)
-            scores = [measure(run, collection.qrels, [MEASURE]) for run in (own, half)]
-            (before, one), (after, other) = scores
-            strata.append(100 * np.array([other[query][MEASURE] - one[query][MEASURE] for query in one]))
+            path = Path(name).resolve()
+            case = f"{path.parent.name if path.name == 'model' else path.name}, {place.name}"
+            (before, one), (after, other) = (measure(run, collection.qrels, [MEASURE]) for run in (own, half))
+            scores[case] = {"float32": one, "bfloat16": other}
             firsts = [([i for i, _ in own[query]], [i for i, _ in half[query]]) for query in own]
             shared = np.mean([len({*a} & {*b}) / max(1, len(a)) for a, b in firsts])
             same = np.mean([a == b for a, b in firsts])
             means = f"{before[MEASURE]:.4f}, {after[MEASURE]:.4f}"
-            path = Path(name).resolve()
-            row = [
-                f"{path.parent.name if path.name == 'model' else path.name}, {place.name}",
-                means,
-                f"{shared:.1%}",
-                f"{same:.1%}",
-            ]
+            row = [case, means, f"{shared:.1%}", f"{same:.1%}"]
             print("|", " | ".join([*row, f"{seconds / fewer:.2f}"]), "|", flush=True)
-    drawn = bootstrap_means(strata).mean(axis=0)
-    low, high = percentile_interval(drawn)
-    mean = np.mean([stratum.mean() for stratum in strata])
-    print(f"points in the mean: {mean:+.3f} [{low:+.3f}, {high:+.3f}], equal within {equal_within(drawn):.3f}")
+    mean = compare(scores, [("bfloat16", "float32")], MEASURE)[0]
+    print(f"points in the mean: {in_points(mean)}, equal within {100 * mean['equal_within']:.2f}")
 
 
 if __name__ == "__main__":

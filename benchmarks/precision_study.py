@@ -11,24 +11,29 @@ what is there. `evaluate` and the report rank in float32 either way.
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from colbert_zero.evaluation.significance import bootstrap_means, equal_within, percentile_interval
+from colbert_zero.evaluation.significance import compare
 from colbert_zero.models.precision import ARITHMETICS
 from colbert_zero.recipe.reading import load_recipe
 from colbert_zero.report.records import MEASURE
 
 
-def scores_of(study: Path) -> dict[str, dict[str, float]]:
-    """{system.collection: {query: score}} of a study that is done."""
+def scores_of(study: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """{system.collection: {query: {measure: score}}} of a study that is done."""
     read = {path.name.removesuffix(".json"): json.loads(path.read_text()) for path in study.glob("per_query/*.json")}
-    models = {name: rows for name, rows in read.items() if not name.startswith("bm25.")}
-    return {name: {query: row[MEASURE] for query, row in rows.items()} for name, rows in models.items()}
+    return {name: rows for name, rows in read.items() if not name.startswith("bm25.")}
+
+
+def in_points(row: dict[str, Any]) -> str:
+    """A difference that `compare` tested, with its interval."""
+    low, high = (100 * bound for bound in row["interval"])
+    return f"{100 * row['difference']:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def seconds_of(study: Path) -> float:
@@ -61,22 +66,14 @@ def main() -> None:
     scores = {key: scores_of(study) for key, study in studies.items()}
     print("| system | float32 | bfloat16 | points, each seed | their mean | equal within |\n|---|---|---|---|---|---|")
     for system in scores[asked.seeds[0], "float32"]:
-        means, strata = {}, []
-        for arithmetic in ARITHMETICS:
-            means[arithmetic] = np.mean([np.mean(list(scores[s, arithmetic][system].values())) for s in asked.seeds])
-        for seed in asked.seeds:
-            own, half = (scores[seed, arithmetic][system] for arithmetic in ARITHMETICS)
-            strata.append(100 * np.array([half[query] - own[query] for query in own]))
-        drawn = bootstrap_means(strata).mean(axis=0)
-        low, high = percentile_interval(drawn)
-        each = ", ".join(f"{stratum.mean():+.2f}" for stratum in strata)
-        mean = statistics.mean(float(stratum.mean()) for stratum in strata)
-        shown = [f"{means[arithmetic]:.4f}" for arithmetic in ARITHMETICS]
-        print(
-            "|",
-            " | ".join([system, *shown, each, f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]", f"{equal_within(drawn):.2f}"]),
-            "|",
-        )
+        of = {f"seed {s}": {way: scores[s, way][system] for way in ARITHMETICS} for s in asked.seeds}
+        means = [
+            f"{np.mean([np.mean([row[MEASURE] for row in ways[way].values()]) for ways in of.values()]):.4f}"
+            for way in ARITHMETICS
+        ]
+        mean, *seeds = compare(of, [("bfloat16", "float32")], MEASURE)
+        each = ", ".join(f"{100 * row['difference']:+.2f}" for row in seeds)
+        print("|", " | ".join([system, *means, each, in_points(mean), f"{100 * mean['equal_within']:.2f}"]), "|")
     for arithmetic in ARITHMETICS:
         each = ", ".join(f"{seconds_of(studies[seed, arithmetic]):.0f} s" for seed in asked.seeds)
         print(f"training in {arithmetic}: {each}")

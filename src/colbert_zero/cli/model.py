@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import typer
 
-from colbert_zero.cli.options import Precision, PrecisionOption, refuse_unwritable, start_processes
+from colbert_zero.cli.options import PrecisionOption, refuse_unwritable, start_processes
 from colbert_zero.errors import ColbertZeroError
+from colbert_zero.recipe.entry import Precision
 from colbert_zero.recipe.schema import RERANKED
 from colbert_zero.terminal import RichShow, console, evaluation_table, published_lines, say
 

@@ -5,12 +5,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from colbert_zero.errors import ColbertZeroError, short
 from colbert_zero.launcher import check_launched, launched_rank
+from colbert_zero.recipe.entry import Precision
 from colbert_zero.recipe.schema import Recipe
 from colbert_zero.terminal import RichShow, console, say
 
@@ -30,7 +31,6 @@ RefreshOption = Annotated[
     ),
 ]
 
-Precision = Literal["float32", "bfloat16", "auto"]
 PrecisionOption = Annotated[
     Precision,
     typer.Option(

@@ -10,7 +10,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from colbert_zero.recipe.entry import Entry, Float, Int, Neutral
+from colbert_zero.recipe.entry import Entry, Float, Int, Neutral, Precision
 from colbert_zero.recipe.miners import BM25, RANDOM, is_phase, judge_of, shares_of
 from colbert_zero.recipe.named import GROUPS, MTEB, Named, meant, members
 
@@ -222,7 +222,7 @@ class Mined(Entry):
     judge: Annotated[str | None, Neutral(None)] = None
     """What scores candidates and positives, `bm25`, a checkpoint or a phase with an @; by default the first model of
     `miners`, else BM25."""
-    precision: Annotated[Literal["float32", "bfloat16", "auto"], Neutral("float32")] = "float32"
+    precision: Annotated[Precision, Neutral("float32")] = "float32"
     """In what models that mine or judge have their encoder's weights. `auto` is bfloat16 where the device multiplies it
     faster: decided when mining begins, told, and kept by who goes on with it."""
 

@@ -1,7 +1,7 @@
 """What every entry of a recipe is made of: keys that are known, numbers that are numbers, what counts in an id."""
 
 from collections.abc import Set
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -57,6 +57,10 @@ Int = Annotated[int, BeforeValidator(_no_switch)]
 
 
 Float = Annotated[float, BeforeValidator(_no_switch)]
+
+
+Precision = Literal["float32", "bfloat16", "auto"]
+"""What an encoder is asked to compute in; `auto` is what the device is faster in."""
 
 
 Seed = Annotated[Int, Field(ge=0, lt=2**32)]

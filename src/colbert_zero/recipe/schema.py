@@ -12,7 +12,7 @@ from pydantic import (
 )
 
 from colbert_zero.recipe.data import CollectionSpec, NamedCollection, SourceSpec, written_out
-from colbert_zero.recipe.entry import Entry, Float, Int, Name, Neutral, Seed
+from colbert_zero.recipe.entry import Entry, Float, Int, Name, Neutral, Precision, Seed
 from colbert_zero.recipe.named import GROUPS
 from colbert_zero.recipe.untrained import Adapt, Compress, Merge
 
@@ -126,7 +126,7 @@ class Teacher(Entry):
     rerank: Annotated[Int, Field(ge=1, le=1000), Neutral(RERANKED)] = RERANKED
     """Of a cross-encoder: how many of BM25's best it ranks anew when it is measured on the
     collections. Its scores for students do not depend on it."""
-    precision: Annotated[Literal["float32", "bfloat16", "auto"], Neutral("float32")] = "float32"
+    precision: Annotated[Precision, Neutral("float32")] = "float32"
     """In what its models have their encoder's weights when they score for students, not when they are measured on
     collections; a cross-encoder scores in bfloat16 anyway on a GPU that has it. `auto` is bfloat16 where the device
     multiplies it faster: decided when scoring begins, told, recorded."""
@@ -298,7 +298,7 @@ class Phase(Entry):
     """Overrides the recipe's for this phase."""
     allow_prompt_mismatch: bool = False
     """Start from a checkpoint trained with other prompts; it hurts, and is for the ablation that shows so."""
-    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    precision: Precision = "float32"
     """Arithmetic of the encoder in both of its passes, and on CUDA of the products in scores; weights, sums of products
     and losses are float32. `auto` is bfloat16 where the device multiplies it faster (CUDA, a CPU's AMX or AVX-512
     BF16), float32 else: decided when the phase starts, told, and kept by who goes on with it. The phase's id holds what

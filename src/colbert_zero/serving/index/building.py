@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from dataclasses import replace as with_values
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from colbert_zero.models.graphs import Graph, computed_by
 from colbert_zero.models.pooling import pooling_of, with_pooling
 from colbert_zero.models.precision import decided, encoding_in
 from colbert_zero.processes import appears, from_main, is_main, process_rank, wait, world_size
+from colbert_zero.recipe.entry import Precision
 from colbert_zero.serving.identity import load_identified, load_known
 from colbert_zero.serving.index.changing import (
     DeletedNow,
@@ -95,7 +96,7 @@ class Settings:
     passages: int | None = None
     segment_documents: int = SEGMENT_DOCUMENTS
     graph: Graph | None = None
-    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    precision: Precision = "float32"
 
 
 DEFAULTS = Settings()
