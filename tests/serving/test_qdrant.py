@@ -533,6 +533,10 @@ def test_it_is_served_as_an_index_of_files_is(address, model, tmp_path):
         assert found["hits"][0]["explanation"]["words"]
         assert client.post("/explain", json={"query": "wing", "id": "lift"}).json()["id"] == "lift"
         assert client.post("/explain", json={"query": "wing", "id": "nobody"}).status_code == 404
+        for place, way in {"first": "bm25:9", "with_bm25": 1}.items():
+            refused = client.post("/search", json={"query": "wing", place: way})
+            assert (refused.status_code, refused.json()["error"]["place"]) == (422, place)
+            assert "on Qdrant" in refused.json()["error"]["message"]
         told = client.get("/index").json()
         assert (told["documents"], told["storage"], told["writable"]) == (20, "float16", False)
         wait_for(lambda: client.get("/index").json()["metadata"] == {"even": ["false", "true"]}, 20)

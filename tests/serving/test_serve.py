@@ -66,6 +66,21 @@ def test_an_answer_is_that_of_the_index(client, direct, query, explain):
             assert hit["explanation"] is None
 
 
+@pytest.mark.parametrize(
+    "ways",
+    [{"first": "pooled:3"}, {"first": "bm25:3"}, {"with_bm25": 1}, {"first": "bm25:4", "with_bm25": 0.5}],
+    ids=str,
+)
+def test_a_first_stage_and_bm25_have_part_in_an_answer_as_in_the_indexs_own(client, direct, ways):
+    found = client.post("/search", json={"query": LIFT, "k": 5, **ways}).json()
+    wanted = direct.search(LIFT, 5, **ways)
+    same(found, wanted)
+    assert found["notes"] == wanted.notes != []
+    assert client.get("/search", params={"q": LIFT, "k": 5, **ways}).json()["hits"] == found["hits"]
+    plain = client.post("/search", json={"query": LIFT, "k": 5}).json()
+    assert plain["hits"] != found["hits"]
+
+
 def test_a_document_is_explained_by_its_id(client, direct):
     [hit] = direct.search(LIFT, 1, explain=True)
     found = client.post("/explain", json={"query": LIFT, "id": hit.id}).json()
@@ -176,6 +191,12 @@ MISTAKES = [
     ("/search", {"query": "x", "k": 51, "explain": True}, 422, "k", "at most 50"),
     ("/search", {"query": "x", "where": {"lenght": 1}}, 422, "where.lenght", "did you mean length?"),
     ("/search", {"query": "x", "where": {"length": [1]}}, 422, "where.length", "string"),
+    ("/search", {"query": "x", "first": "pooled"}, 422, "first", "write pooled:1000 or bm25:1000"),
+    ("/search", {"query": "x", "first": "bm25:0"}, 422, "first", "write pooled:1000 or bm25:1000"),
+    ("/search", {"query": "x", "first": "bm25:" + "9" * 99}, 422, "first", "40 characters"),
+    ("/search", {"query": "x", "with_bm25": 0}, 422, "with_bm25", "greater than 0"),
+    ("/search", {"query": "x", "with_bm25": "many"}, 422, "with_bm25", "number"),
+    ("/search", {"query": "x", "with_bm25": 1, "explain": True}, 422, "explain", "leave out one of them"),
     ("/search", [1], 422, "body", "object"),
     ("/search", b"{", 400, "body", "not JSON"),
     ("/explain", {"query": "x", "id": "nowhere"}, 404, "id", "has no document 'nowhere'"),

@@ -21,9 +21,11 @@ from colbert_zero.errors import ColbertZeroError, near
 from colbert_zero.models.encoding import Task
 from colbert_zero.serving.http.batching import QueueFullError
 from colbert_zero.serving.http.guard import CLIENT_GONE, Guard, Problem
-from colbert_zero.serving.http.service import DiskError, Service
-from colbert_zero.serving.index.opened import Hit
+from colbert_zero.serving.http.service import Asked, DiskError, Service
+from colbert_zero.serving.index.first_stage import first_stage_of
+from colbert_zero.serving.index.opened import Hit, Index
 from colbert_zero.serving.index.segments import UnknownDocumentError
+from colbert_zero.serving.opening import AnyIndex
 from colbert_zero.serving.qdrant.collection import UnavailableError
 
 PAGE = Path(__file__).parents[1] / "page"
@@ -211,6 +213,8 @@ def _add_reading(app: FastAPI, service: Service) -> None:
     Text = Annotated[str, Field(max_length=limits.characters), AfterValidator(_no_blank)]
     ten = min(10, limits.k)
     K = Annotated[int, Field(ge=1, le=limits.k)]
+    First = Annotated[str, Field(max_length=40)] | None
+    Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
     Value = Annotated[str, Field(max_length=4096)] | bool | int | Annotated[float, Field(allow_inf_nan=False)]
 
     class SearchRequest(_Strict):
@@ -223,6 +227,10 @@ def _add_reading(app: FastAPI, service: Service) -> None:
         """Only documents whose metadata has these values."""
         explain: bool = False
         """Say of each document which words the query chose."""
+        first: First = None
+        """Score only so many candidates of a first stage: pooled:1000 or bm25:1000."""
+        with_bm25: Weight = None
+        """Rank by the model and BM25 together: BM25's weight beside the model's 1."""
 
     class ExplainRequest(_Strict):
         """A query and a document."""
@@ -238,19 +246,12 @@ def _add_reading(app: FastAPI, service: Service) -> None:
         ]
         kind: Task
 
-    async def searched(request: Request, query: str, k: int, where: dict[str, str], explain: bool) -> Response:
+    async def searched(request: Request, query: str, asked: Asked) -> Response:
         began = request.state.deadline - limits.seconds
-        if explain and k > limits.explained:
+        if asked.explain and asked.k > limits.explained:
             raise Problem(422, "k_too_large", f"with explanations at most {limits.explained} documents at once", "k")
-        known = service.current.state.index.manifest
-        if explain:
-            _refuse_dense(known.model.representation)
-        for name in where:
-            if name not in known.metadata_keys:
-                hint = near(name, known.metadata_keys)
-                raise Problem(422, "unknown_metadata", f"no document has metadata of that name{hint}", f"where.{name}")
-        deadline = request.state.deadline
-        answer = await _awaited(request, service.search(query, k, where, explain, deadline), limits.seconds)
+        _check_asked(asked, service.current.state.index)
+        answer = await _awaited(request, service.search(query, asked, request.state.deadline), limits.seconds)
         notes = list(dict.fromkeys([*answer.notes, *service.current.notes]))
         found = SearchAnswer.model_construct(
             query=query, hits=answer.hits, notes=notes, seconds=time.monotonic() - began
@@ -261,7 +262,8 @@ def _add_reading(app: FastAPI, service: Service) -> None:
     @app.post("/search", response_model=SearchAnswer, summary="Search")
     async def search(request: Request, asked: SearchRequest) -> Response:
         where = {name: value_as_text(value) for name, value in (asked.where or {}).items()}
-        return await searched(request, asked.query, asked.k, where, asked.explain)
+        ways = asked.explain, asked.first, asked.with_bm25
+        return await searched(request, asked.query, Asked(asked.k, tuple(sorted(where.items())), *ways))
 
     @app.get("/search", response_model=SearchAnswer, summary="Search, for a browser's address line or curl")
     async def search_by_address(
@@ -273,9 +275,11 @@ def _add_reading(app: FastAPI, service: Service) -> None:
             list[Annotated[str, Field(pattern="^[^=]+=", max_length=4096)]] | None,
             Query(max_length=20, description="NAME=VALUE of the metadata; may be given several times."),
         ] = None,
+        first: Annotated[First, Query(description="A first stage, pooled:1000 or bm25:1000.")] = None,
+        with_bm25: Annotated[Weight, Query(description="BM25's weight beside the model's 1.")] = None,
     ) -> Response:
         chosen = dict(one.split("=", 1) for one in where or [])
-        return await searched(request, q, k, chosen, explain)
+        return await searched(request, q, Asked(k, tuple(sorted(chosen.items())), explain, first, with_bm25))
 
     @app.post(
         "/explain", response_model=Hit, summary="Why a document has its score",
@@ -482,6 +486,32 @@ def _place(loc: tuple[Any, ...]) -> str:
     """Where in a request: `where.year`, `texts.3`."""
     inside = ".".join(str(part) for part in loc[1:])
     return ascii(inside or str(loc[0])).strip("'\"")[:200]
+
+
+def _check_asked(asked: Asked, index: AnyIndex) -> None:
+    """Refuse what the index cannot answer, before it waits for its turn.
+
+    Raises:
+        Problem: Says what.
+    """
+    known = index.manifest
+    for name, _ in asked.where:
+        if name not in known.metadata_keys:
+            hint = near(name, known.metadata_keys)
+            raise Problem(422, "unknown_metadata", f"no document has metadata of that name{hint}", f"where.{name}")
+    if asked.explain:
+        _refuse_dense(known.model.representation)
+        if asked.with_bm25 is not None:
+            why = "shows the parts of the model's score, and with BM25 a document has another; leave out one of them"
+            raise Problem(422, "explain_with_bm25", f"explain {why}", "explain")
+    for place, way in (("first", asked.first), ("with_bm25", asked.with_bm25)):
+        if way is not None and not isinstance(index, Index):
+            raise Problem(422, "on_qdrant", "is for an index of files, and this one is on Qdrant; leave it out", place)
+    if asked.first is not None and isinstance(index, Index):
+        try:
+            first_stage_of(asked.first, index.manifest)
+        except ColbertZeroError as error:
+            raise Problem(422, "first_stage", str(error).removeprefix("--first "), "first") from None
 
 
 def _refuse_dense(representation: str) -> None:

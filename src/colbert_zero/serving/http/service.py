@@ -77,6 +77,24 @@ class Embedded(NamedTuple):
     cut: int
 
 
+class Asked(NamedTuple):
+    """What a search asks beside its query; those that ask alike are computed together.
+
+    Attributes:
+        k: Documents to find.
+        where: Pairs of a name of metadata and its value as text, sorted.
+        explain: Say of each document which words the query chose.
+        first: A first stage, as `Index.search` has it.
+        with_bm25: Weight of BM25 beside the model, as `Index.search` has it.
+    """
+
+    k: int
+    where: tuple[tuple[str, str], ...] = ()
+    explain: bool = False
+    first: str | None = None
+    with_bm25: float | None = None
+
+
 class Service:
     """An index at work.
 
@@ -144,15 +162,14 @@ class Service:
 
     # ---- Asked for by the requests' threads
 
-    def search(self, query: str, k: int, where: dict[str, str], explain: bool, deadline: float) -> "Future[Any]":
-        """Queue a search; gives an Answer. Searches of equal k and metadata are computed together.
+    def search(self, query: str, asked: Asked, deadline: float) -> "Future[Any]":
+        """Queue a search; gives an Answer.
 
         Raises:
             QueueFullError: As many wait as may.
         """
-        what = "search", k, tuple(sorted(where.items())), explain
-        most = _EXPLAINED if explain else max(1, min(_SEARCHED, _FOUND // k))
-        return self._read(Group(what, most), query, deadline)
+        most = _EXPLAINED if asked.explain else max(1, min(_SEARCHED, _FOUND // asked.k))
+        return self._read(Group(asked, most), query, deadline)
 
     def explain(self, query: str, identifier: str, deadline: float) -> "Future[Any]":
         """Queue an explanation; gives a Hit. Raises as `search`."""
@@ -187,10 +204,10 @@ class Service:
         index = self.current.take()
         if what == "explain":
             return [index.explain(query, identifier) for query, identifier in asked]
-        if what[0] == "embed":
+        if not isinstance(what, Asked):
             return self._embedded(what[1], asked)
-        _, k, where, explain = what
-        answers = index.search_all(asked, k, dict(where), explain)
+        ways = {name: way for name in ("first", "with_bm25") if (way := getattr(what, name)) is not None}
+        answers = index.search_all(asked, what.k, dict(what.where), what.explain, **ways)
         cutter, longest = Cutter(index.encoder, None, "query"), index.manifest.model.query_tokens
         for query, answer in zip(asked, answers, strict=True):
             if cutter.cut([query])[1]:
