@@ -194,7 +194,7 @@ def _leaks(records: Records) -> list[tuple[str, str]]:
     which = [f"{name} ({records.collections[name]['leaks']['queries_seen']})" for name in records.seen]
     text = (
         f"the training data have queries of {listed(which)}, equal or nearly. Scores there, and means over them, are "
-        f"marked {SEEN}: they may be too high. `colbert-zero leaks` shows them, and writes the sources without them."
+        f"marked {SEEN}: they may be too high. colbert-zero leaks shows them, and writes the sources without them."
     )
     return [("Seen in training", text)]
 
