@@ -14,6 +14,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,45 +44,57 @@ QUESTIONS = (
 )
 
 
-def recipe_of(data: Path, model: str) -> dict[str, Any]:
-    """The study."""
-    sources: dict[str, Any] = {
-        "pairs": {"kind": "jsonl", "path": [str(data / "pairs" / f"{name}.jsonl.gz") for name in PAIRS]},
-        "hard": {"kind": "mined", "of": "pairs", "negatives": 3, "skip": 10, "depth": 60, "queries": 1000},
-    }
-    phases: dict[str, Any] = {
-        "small": {"kind": "compress", "layers": [0, 2, 3, 5], "neurons": 0.75, "vocabulary": ["pairs"]},
-    }
-    pipelines = dict[str, list[str]]()
+def common_of(name: str, data: Path, model: str) -> dict[str, Any]:
+    """What studies of this kind share: their start, sources and collections."""
     collections: dict[str, Any] = {"held-out": {"kind": "held-out", "source": "pairs", "documents": 1000}}
-    for name in COLLECTIONS[1:]:
-        collections[name] = {"kind": "beir", "path": str(data / "collections" / name)}
-    for seed in SEEDS:
-        multi = {"representation": "multi-vector", "learning_rate": 5e-5, "seed": seed}
-        phases[f"unsupervised-{seed}"] = multi | {
-            "objective": "contrastive", "sources": ["pairs"], "global_batch_size": 64, "temperature": 0.3, "steps": 12
-        }  # fmt: skip
-        phases[f"heal-{seed}"] = multi | {
-            "objective": "distillation", "sources": [f"scored-{seed}"], "global_batch_size": 16, "temperature": 0.5,
-            "steps": 40,
-        }  # fmt: skip
-        sources[f"scored-{seed}"] = {"kind": "scored", "of": "hard", "teacher": f"uncut-{seed}", "queries": 640}
-        pipelines[f"uncut-{seed}"] = [f"unsupervised-{seed}"]
-        pipelines[f"smaller-{seed}"] = [f"unsupervised-{seed}", "small", f"heal-{seed}"]
+    for collection in COLLECTIONS[1:]:
+        collections[collection] = {"kind": "beir", "path": str(data / "collections" / collection)}
     return {
-        "name": "healing",
+        "name": name,
         "seed": 1,
         "model": {"base": model, "dim": 384, "start": "orthogonal"},
         "markers": {"query": "", "document": ""},
         "query_tokens": 32,
         "document_tokens": 128,
-        "sources": sources,
+        "sources": {
+            "pairs": {"kind": "jsonl", "path": [str(data / "pairs" / f"{name}.jsonl.gz") for name in PAIRS]},
+            "hard": {"kind": "mined", "of": "pairs", "negatives": 3, "skip": 10, "depth": 60, "queries": 1000},
+        },
+        "collections": collections,
+        "validation": {"layers": False},
+    }
+
+
+def first_phase(seed: int) -> dict[str, Any]:
+    """The contrastive phase that all begin with."""
+    return {
+        "representation": "multi-vector", "objective": "contrastive", "sources": ["pairs"], "learning_rate": 5e-5,
+        "global_batch_size": 64, "temperature": 0.3, "steps": 12, "seed": seed,
+    }  # fmt: skip
+
+
+def recipe_of(data: Path, model: str) -> dict[str, Any]:
+    """The study."""
+    phases: dict[str, Any] = {
+        "small": {"kind": "compress", "layers": [0, 2, 3, 5], "neurons": 0.75, "vocabulary": ["pairs"]},
+    }
+    scored, pipelines = dict[str, Any](), dict[str, list[str]]()
+    for seed in SEEDS:
+        phases[f"unsupervised-{seed}"] = first_phase(seed)
+        phases[f"heal-{seed}"] = {
+            "representation": "multi-vector", "objective": "distillation", "sources": [f"scored-{seed}"],
+            "learning_rate": 5e-5, "global_batch_size": 16, "temperature": 0.5, "steps": 40, "seed": seed,
+        }  # fmt: skip
+        scored[f"scored-{seed}"] = {"kind": "scored", "of": "hard", "teacher": f"uncut-{seed}", "queries": 640}
+        pipelines[f"uncut-{seed}"] = [f"unsupervised-{seed}"]
+        pipelines[f"smaller-{seed}"] = [f"unsupervised-{seed}", "small", f"heal-{seed}"]
+    common = common_of("healing", data, model)
+    return common | {
+        "sources": common["sources"] | scored,
         "teachers": {f"uncut-{seed}": {"pipeline": [f"unsupervised-{seed}"]} for seed in SEEDS},
         "phases": phases,
         "pipelines": pipelines,
-        "collections": collections,
         "ensembles": {"together": {"members": {f"uncut-{seed}": 1 for seed in SEEDS}}},
-        "validation": {"layers": False},
     }
 
 
@@ -91,8 +104,14 @@ def scores_of(out: Path, collection: str, systems: list[str]) -> dict[str, dict[
     return {query: {MEASURE: float(np.mean([rows[query][MEASURE] for rows in read]))} for query in read[0]}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def measure(
+    doc: str,
+    recipe_of: Callable[[Path, str], dict[str, Any]],
+    systems: dict[str, list[str]],
+    questions: Sequence[tuple[str, str]],
+) -> None:
+    """Run a study as the command asks, and print the means of its systems and the tests of its questions."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("model")
     parser.add_argument("out", type=Path)
@@ -100,24 +119,24 @@ def main() -> None:
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     if not asked.no_training:
-        recipe = asked.out / "healing.yaml"
+        recipe = asked.out / "recipe.yaml"
         recipe.write_text(yaml.safe_dump(recipe_of(asked.data.resolve(), asked.model), sort_keys=False))
         run = [sys.executable, "-m", "colbert_zero", "run", str(recipe), "--out", str(asked.out / "study")]
         if subprocess.run(run).returncode:
             sys.exit("the run failed")
     scores = {
-        collection: {name: scores_of(asked.out / "study", collection, of) for name, of in SYSTEMS.items()}
+        collection: {name: scores_of(asked.out / "study", collection, of) for name, of in systems.items()}
         for collection in COLLECTIONS
     }
     print(f"| | {' | '.join(COLLECTIONS)} | mean |\n|{'---|' * (len(COLLECTIONS) + 2)}")
-    for name in SYSTEMS:
+    for name in systems:
         means = [100 * np.mean([row[MEASURE] for row in scores[one][name].values()]) for one in COLLECTIONS]
         print("|", " | ".join([name, *(f"{mean:.1f}" for mean in [*means, np.mean(means)])]), "|")
     print("\n| | points in the mean of collections | p (Holm) | equal within |\n|---|---|---|---|")
-    for row in compare(scores, QUESTIONS, MEASURE)[: len(QUESTIONS)]:
+    for row in compare(scores, questions, MEASURE)[: len(questions)]:
         p, margin = row["p_value_holm"], 100 * row["equal_within"]
         print(f"| {row['a']} − {row['b']} | {in_points(row)} | {p:.3f} | {margin:.2f} |")
 
 
 if __name__ == "__main__":
-    main()
+    measure(__doc__, recipe_of, SYSTEMS, QUESTIONS)
