@@ -152,7 +152,7 @@ def check_same_ids(batches: Any, trainer: Any) -> None:
     queries, documents, _ = batches[0]
     for column, ours in (("query", queries), ("document", documents)):
         for key in ("input_ids", "attention_mask"):
-            if not np.array_equal(getattr(ours, key), theirs[f"{column}_{key}"]):
+            if not np.array_equal(ours.inputs[key], theirs[f"{column}_{key}"]):
                 raise SystemExit(f"{column}_{key} of the first batch differ between the loaders")
 
 

@@ -49,7 +49,7 @@ def status(field: str) -> int:
 
 
 def measure(step: Callable[[], Any], repeats: int = 5) -> dict[str, float]:
-    """Peak memory of one step, then the least disturbed time of `repeats` more.
+    """Peak memory of one step, then the least disturbed time of `repeats` more; of 0, that one step's.
 
     Returns:
         seconds (median), calibration_seconds (best), disturbed (steps thrown away), peak_bytes.
@@ -58,15 +58,12 @@ def measure(step: Callable[[], Any], repeats: int = 5) -> dict[str, float]:
     gc.collect()
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    step()
+    first = _timed(step)
     peak = status("VmHWM") - before
-    runs = []
+    runs = [] if repeats else [first]
+    best, clean = first[0], [first[1]]
     for _ in range(4 * repeats):
-        start_calibration = calibrate()
-        start = time.perf_counter()
-        step()
-        seconds = time.perf_counter() - start
-        runs.append((max(start_calibration, calibrate()), seconds))
+        runs.append(_timed(step))
         best = min(calibration for calibration, _ in runs)
         clean = [seconds for calibration, seconds in runs if calibration <= TOLERANCE * best]
         if len(clean) >= repeats:
@@ -77,6 +74,15 @@ def measure(step: Callable[[], Any], repeats: int = 5) -> dict[str, float]:
         "disturbed": len(runs) - len(clean),
         "peak_bytes": peak,
     }
+
+
+def _timed(step: Callable[[], Any]) -> tuple[float, float]:
+    """The calibration around one step, the slower of before and after, and the step's seconds."""
+    before = calibrate()
+    start = time.perf_counter()
+    step()
+    seconds = time.perf_counter() - start
+    return max(before, calibrate()), seconds
 
 
 def in_turn(

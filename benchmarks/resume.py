@@ -62,7 +62,7 @@ class Ours:
         spec = {"representation": "multi-vector", "objective": "contrastive", "sources": ["rows"]}
         self.spec = Phase(**spec, global_batch_size=BATCH, learning_rate=1e-4, checkpoint_every=1)
         self.start, self.folder, self.steps = start, folder / f"ours-{rows}", steps_of(rows)
-        self.parts, self.waited = open_source("rows", source_of(rows)).parts, 0.0
+        self.parts, self.waited, self.prepared = open_source("rows", source_of(rows)).parts, 0.0, False
 
     def train(self, stop_at: int) -> dict[str, float]:
         """Train, or go on, until a step is done; its seconds from the call, and those waited for its batch."""
@@ -85,6 +85,8 @@ class Ours:
         times = {}
 
         def progress(log: dict[str, Any]) -> None:
+            if self.prepared and log["step"] < stop_at:
+                raise SystemExit(f"step {log['step']} was trained: the checkpoint before step {stop_at} was not taken")
             if log["step"] == stop_at:
                 times["seconds"] = time.perf_counter() - called
                 times["waited_seconds"] = log["waited_seconds"] - self.waited
@@ -99,7 +101,7 @@ class Ours:
 
     def prepare(self, step: int) -> None:
         """A checkpoint after `step` steps."""
-        from colbert_zero.files import file_fingerprint, read_json, write_json
+        from colbert_zero.files import read_json, write_checksums, write_json
         from colbert_zero.training.log import LOG_ENTRIES
 
         self.train(stop_at=2)
@@ -114,8 +116,9 @@ class Ours:
         schedule = read_json(checkpoint / "schedule.json")
         schedule["schedule"] |= {"last_epoch": step, "_step_count": step + 1}
         write_json(checkpoint / "schedule.json", schedule)
-        files = [file for file in checkpoint.iterdir() if file.name != "checksums.json"]
-        write_json(checkpoint / "checksums.json", {file.name: file_fingerprint(file) for file in files})
+        (checkpoint / "checksums.json").unlink()
+        write_checksums(checkpoint)
+        self.prepared = True
 
 
 class Theirs:
