@@ -57,7 +57,7 @@ def common_of(name: str, data: Path, model: str) -> dict[str, Any]:
         "query_tokens": 32,
         "document_tokens": 128,
         "sources": {
-            "pairs": {"kind": "jsonl", "path": [str(data / "pairs" / f"{name}.jsonl.gz") for name in PAIRS]},
+            "pairs": {"kind": "jsonl", "path": [str(data / "pairs" / f"{pairs}.jsonl.gz") for pairs in PAIRS]},
             "hard": {"kind": "mined", "of": "pairs", "negatives": 3, "skip": 10, "depth": 60, "queries": 1000},
         },
         "collections": collections,
@@ -104,14 +104,14 @@ def scores_of(out: Path, collection: str, systems: list[str]) -> dict[str, dict[
     return {query: {MEASURE: float(np.mean([rows[query][MEASURE] for rows in read]))} for query in read[0]}
 
 
-def measure(
-    doc: str,
+def run_study(
+    description: str,
     recipe_of: Callable[[Path, str], dict[str, Any]],
     systems: dict[str, list[str]],
     questions: Sequence[tuple[str, str]],
 ) -> None:
     """Run a study as the command asks, and print the means of its systems and the tests of its questions."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("model")
     parser.add_argument("out", type=Path)
@@ -139,4 +139,4 @@ def measure(
 
 
 if __name__ == "__main__":
-    measure(__doc__, recipe_of, SYSTEMS, QUESTIONS)
+    run_study(__doc__, recipe_of, SYSTEMS, QUESTIONS)

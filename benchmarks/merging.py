@@ -3,16 +3,17 @@
     python benchmarks/merging.py DATA MODEL OUT [--no-training]
 
 From MODEL (a folder of an encoder) one multi-vector training of 12 steps, and from its end three second phases of 24
-steps on mined negatives that differ in their seed, so in the order of their data. Their weights are averaged, two and
-three at a time. One of 72 steps cost what the three did. Scores of a query are means over the seeds, or over the three
-means of two; differences are tested over queries and corrected after Holm. DATA as for `healing.py`, which this goes on
-from; half an hour on two cores.
+steps on mined negatives that differ in their seed: in the order of their data, and in dropout if MODEL has any. Their
+weights are averaged, two and three at a time. One of 72 steps cost what the three did; of it there is one seed, and of
+the mean of three one too, so their tests are over queries alone. Scores of a query are means over the seeds, or over
+the three means of two; differences are tested over queries and corrected after Holm. DATA as for `healing.py`, which
+this shares its study's beginning with; half an hour on two cores. Wants the extra `merge`.
 """
 
 from pathlib import Path
 from typing import Any
 
-from healing import SEEDS, common_of, first_phase, measure
+from healing import SEEDS, common_of, first_phase, run_study
 
 SYSTEMS = {
     "first phase": ["first"],
@@ -56,4 +57,4 @@ def recipe_of(data: Path, model: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    measure(__doc__, recipe_of, SYSTEMS, QUESTIONS)
+    run_study(__doc__, recipe_of, SYSTEMS, QUESTIONS)

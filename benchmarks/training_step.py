@@ -173,7 +173,8 @@ def cases_of(
         wanted = (cached or batch == 128) and (encoder == "small" or batch < 2048 or full)
         if wanted and not (quick and (encoder != "small" or batch > 512)):
             once = quick or batch == 2048 or (batch, encoder) == (512, "MiniLM-sized")
-            rounds, repeats = 1 if once else most_rounds, {128: 2, 512: 1}.get(batch, 0)
+            repeats = 0 if batch == 2048 else 1 if quick or batch > 128 else 2
+            rounds = 1 if once else most_rounds
             cases.append({"encoder": encoder, "batch": batch, "cached": cached, "rounds": rounds, "repeats": repeats})
     return cases
 
