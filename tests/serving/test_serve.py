@@ -192,11 +192,13 @@ MISTAKES = [
     ("/search", {"query": "x", "where": {"lenght": 1}}, 422, "where.lenght", "did you mean length?"),
     ("/search", {"query": "x", "where": {"length": [1]}}, 422, "where.length", "string"),
     ("/search", {"query": "x", "first": "pooled"}, 422, "first", "write pooled:1000 or bm25:1000"),
+    ("/search", {"query": "x", "first": ""}, 422, "first", "at least 1 character"),
+    ("/search", {"query": "x", "with_bm25": True}, 422, "with_bm25", "number"),
     ("/search", {"query": "x", "first": "bm25:0"}, 422, "first", "write pooled:1000 or bm25:1000"),
     ("/search", {"query": "x", "first": "bm25:" + "9" * 99}, 422, "first", "40 characters"),
     ("/search", {"query": "x", "with_bm25": 0}, 422, "with_bm25", "greater than 0"),
     ("/search", {"query": "x", "with_bm25": "many"}, 422, "with_bm25", "number"),
-    ("/search", {"query": "x", "with_bm25": 1, "explain": True}, 422, "explain", "leave out one of them"),
+    ("/search", {"query": "x", "with_bm25": 1, "explain": True}, 422, "explain", "leave out explain or with_bm25"),
     ("/search", [1], 422, "body", "object"),
     ("/search", b"{", 400, "body", "not JSON"),
     ("/explain", {"query": "x", "id": "nowhere"}, 404, "id", "has no document 'nowhere'"),
@@ -215,6 +217,16 @@ def test_a_mistake_is_one_message_with_its_place(client, path, body, status, pla
     assert error.keys() == {"code", "message", "place"}
     assert error["place"].startswith(place)
     assert message in error["message"]
+
+
+@pytest.mark.parametrize("name", ["with-bm25", "wher"])
+def test_a_parameter_of_no_meaning_is_not_passed_over(client, name):
+    found = client.get("/search", params={"q": "wing", name: 1})
+    assert found.status_code == 422
+    assert found.json()["error"] == {
+        "code": "unknown_parameter", "place": name,
+        "message": f"no parameter has that name, did you mean {'with_bm25' if '-' in name else 'where'}?",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

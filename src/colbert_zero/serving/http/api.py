@@ -21,9 +21,9 @@ from colbert_zero.errors import ColbertZeroError, near
 from colbert_zero.models.encoding import Task
 from colbert_zero.serving.http.batching import QueueFullError
 from colbert_zero.serving.http.guard import CLIENT_GONE, Guard, Problem
-from colbert_zero.serving.http.service import Asked, DiskError, Service
+from colbert_zero.serving.http.service import DiskError, Limits, SearchOptions, Service
 from colbert_zero.serving.index.first_stage import first_stage_of
-from colbert_zero.serving.index.opened import Hit, Index
+from colbert_zero.serving.index.opened import NO_PARTS, Hit, Index
 from colbert_zero.serving.index.segments import UnknownDocumentError
 from colbert_zero.serving.opening import AnyIndex
 from colbert_zero.serving.qdrant.collection import UnavailableError
@@ -31,12 +31,16 @@ from colbert_zero.serving.qdrant.collection import UnavailableError
 PAGE = Path(__file__).parents[1] / "page"
 """Files of the web page."""
 
-_DESCRIPTION = """Exact late-interaction search in an index of ColBERT-Zero, and why each document was found.
+_DESCRIPTION = """Late-interaction search in an index of ColBERT-Zero, exact unless a first stage is asked for; and why
+each document was found.
 
 A mistake is answered `{"error": {"code", "message", "place"}}`. 503 with `Retry-After`: the queue is full."""
 
 
 _HIT = TypeAdapter(Hit)
+
+_ADDRESS = ["q", "k", "explain", "where", "first", "with_bm25"]
+"""Parameters of a search by address."""
 
 
 def _no_blank(text: str) -> str:
@@ -60,7 +64,7 @@ class SearchAnswer(BaseModel):
     hits: list[Hit]
     """The best documents, the best first."""
     notes: list[str]
-    """What the answer lacks, and why."""
+    """What the answer lacks, and why; what scores are that BM25 has part in."""
     seconds: float
     """From the request's head to its answer, waiting included."""
 
@@ -213,8 +217,8 @@ def _add_reading(app: FastAPI, service: Service) -> None:
     Text = Annotated[str, Field(max_length=limits.characters), AfterValidator(_no_blank)]
     ten = min(10, limits.k)
     K = Annotated[int, Field(ge=1, le=limits.k)]
-    First = Annotated[str, Field(max_length=40)] | None
-    Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
+    First = Annotated[str, Field(min_length=1, max_length=40)] | None
+    Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
     Value = Annotated[str, Field(max_length=4096)] | bool | int | Annotated[float, Field(allow_inf_nan=False)]
 
     class SearchRequest(_Strict):
@@ -229,7 +233,7 @@ def _add_reading(app: FastAPI, service: Service) -> None:
         """Say of each document which words the query chose."""
         first: First = None
         """Score only so many candidates of a first stage: pooled:1000 or bm25:1000."""
-        with_bm25: Weight = None
+        with_bm25: Annotated[Weight, Field(strict=True)] | None = None
         """Rank by the model and BM25 together: BM25's weight beside the model's 1."""
 
     class ExplainRequest(_Strict):
@@ -246,12 +250,10 @@ def _add_reading(app: FastAPI, service: Service) -> None:
         ]
         kind: Task
 
-    async def searched(request: Request, query: str, asked: Asked) -> Response:
+    async def searched(request: Request, query: str, options: SearchOptions) -> Response:
         began = request.state.deadline - limits.seconds
-        if asked.explain and asked.k > limits.explained:
-            raise Problem(422, "k_too_large", f"with explanations at most {limits.explained} documents at once", "k")
-        _check_asked(asked, service.current.state.index)
-        answer = await _awaited(request, service.search(query, asked, request.state.deadline), limits.seconds)
+        _check_options(options, service.current.state.index, limits)
+        answer = await _awaited(request, service.search(query, options, request.state.deadline), limits.seconds)
         notes = list(dict.fromkeys([*answer.notes, *service.current.notes]))
         found = SearchAnswer.model_construct(
             query=query, hits=answer.hits, notes=notes, seconds=time.monotonic() - began
@@ -263,7 +265,7 @@ def _add_reading(app: FastAPI, service: Service) -> None:
     async def search(request: Request, asked: SearchRequest) -> Response:
         where = {name: value_as_text(value) for name, value in (asked.where or {}).items()}
         ways = asked.explain, asked.first, asked.with_bm25
-        return await searched(request, asked.query, Asked(asked.k, tuple(sorted(where.items())), *ways))
+        return await searched(request, asked.query, SearchOptions(asked.k, tuple(sorted(where.items())), *ways))
 
     @app.get("/search", response_model=SearchAnswer, summary="Search, for a browser's address line or curl")
     async def search_by_address(
@@ -276,10 +278,15 @@ def _add_reading(app: FastAPI, service: Service) -> None:
             Query(max_length=20, description="NAME=VALUE of the metadata; may be given several times."),
         ] = None,
         first: Annotated[First, Query(description="A first stage, pooled:1000 or bm25:1000.")] = None,
-        with_bm25: Annotated[Weight, Query(description="BM25's weight beside the model's 1.")] = None,
+        with_bm25: Annotated[Weight | None, Query(description="BM25's weight beside the model's 1.")] = None,
     ) -> Response:
+        for name in request.query_params:
+            if name not in _ADDRESS:
+                why = f"no parameter has that name{near(name, _ADDRESS)}"
+                raise Problem(422, "unknown_parameter", why, _place(("query", name)))
         chosen = dict(one.split("=", 1) for one in where or [])
-        return await searched(request, q, Asked(k, tuple(sorted(chosen.items())), explain, first, with_bm25))
+        options = SearchOptions(k, tuple(sorted(chosen.items())), explain, first, with_bm25)
+        return await searched(request, q, options)
 
     @app.post(
         "/explain", response_model=Hit, summary="Why a document has its score",
@@ -488,28 +495,30 @@ def _place(loc: tuple[Any, ...]) -> str:
     return ascii(inside or str(loc[0])).strip("'\"")[:200]
 
 
-def _check_asked(asked: Asked, index: AnyIndex) -> None:
+def _check_options(options: SearchOptions, index: AnyIndex, limits: Limits) -> None:
     """Refuse what the index cannot answer, before it waits for its turn.
 
     Raises:
         Problem: Says what.
     """
     known = index.manifest
-    for name, _ in asked.where:
+    if options.explain:
+        if options.k > limits.explained:
+            raise Problem(422, "k_too_large", f"with explanations at most {limits.explained} documents at once", "k")
+        _refuse_dense(known.model.representation)
+    for name, _ in options.where:
         if name not in known.metadata_keys:
             hint = near(name, known.metadata_keys)
             raise Problem(422, "unknown_metadata", f"no document has metadata of that name{hint}", f"where.{name}")
-    if asked.explain:
-        _refuse_dense(known.model.representation)
-        if asked.with_bm25 is not None:
-            why = "shows the parts of the model's score, and with BM25 a document has another; leave out one of them"
-            raise Problem(422, "explain_with_bm25", f"explain {why}", "explain")
-    for place, way in (("first", asked.first), ("with_bm25", asked.with_bm25)):
+    for place, way in (("first", options.first), ("with_bm25", options.with_bm25)):
         if way is not None and not isinstance(index, Index):
-            raise Problem(422, "on_qdrant", "is for an index of files, and this one is on Qdrant; leave it out", place)
-    if asked.first is not None and isinstance(index, Index):
+            why = f"{place} is for an index of files, and this one is on Qdrant; leave it out"
+            raise Problem(422, "on_qdrant", why, place)
+    if options.explain and options.with_bm25 is not None:
+        raise Problem(422, "explain_with_bm25", NO_PARTS.format("explain", "with_bm25"), "explain")
+    if options.first is not None and isinstance(index, Index):
         try:
-            first_stage_of(asked.first, index.manifest)
+            first_stage_of(options.first, index.manifest)
         except ColbertZeroError as error:
             raise Problem(422, "first_stage", str(error).removeprefix("--first "), "first") from None
 

@@ -29,8 +29,9 @@ from colbert_zero.serving.opening import AnyIndex
 from colbert_zero.serving.passages import Cutter
 from colbert_zero.serving.qdrant.collection import Address
 
-_SEARCHED, _EXPLAINED, _EMBEDDED = 64, 4, 4
-"""Requests of a batch: the dear ones are few, so that a quick one does not wait for many of them."""
+_SEARCHED, _DEAR = 64, 4
+"""Requests of a batch: the dear ones (explained, embedded, searched query by query) are few, so that a quick one does
+not wait for many of them."""
 
 _FOUND = 4000
 """Documents that the searches of a batch find together: their texts are in memory."""
@@ -77,7 +78,7 @@ class Embedded(NamedTuple):
     cut: int
 
 
-class Asked(NamedTuple):
+class SearchOptions(NamedTuple):
     """What a search asks beside its query; those that ask alike are computed together.
 
     Attributes:
@@ -93,6 +94,11 @@ class Asked(NamedTuple):
     explain: bool = False
     first: str | None = None
     with_bm25: float | None = None
+
+    @property
+    def dear(self) -> bool:
+        """Whether each query takes a while by itself."""
+        return self.explain or self.first is not None or self.with_bm25 is not None
 
 
 class Service:
@@ -162,22 +168,22 @@ class Service:
 
     # ---- Asked for by the requests' threads
 
-    def search(self, query: str, asked: Asked, deadline: float) -> "Future[Any]":
+    def search(self, query: str, options: SearchOptions, deadline: float) -> "Future[Any]":
         """Queue a search; gives an Answer.
 
         Raises:
             QueueFullError: As many wait as may.
         """
-        most = _EXPLAINED if asked.explain else max(1, min(_SEARCHED, _FOUND // asked.k))
-        return self._read(Group(asked, most), query, deadline)
+        most = _DEAR if options.dear else max(1, min(_SEARCHED, _FOUND // options.k))
+        return self._read(Group(options, most), query, deadline)
 
     def explain(self, query: str, identifier: str, deadline: float) -> "Future[Any]":
         """Queue an explanation; gives a Hit. Raises as `search`."""
-        return self._read(Group("explain", _EXPLAINED), (query, identifier), deadline)
+        return self._read(Group("explain", _DEAR), (query, identifier), deadline)
 
     def embed(self, texts: list[str], kind: Task, deadline: float) -> "Future[Any]":
         """Queue texts to be embedded as queries or documents; gives an Embedded. Raises as `search`."""
-        return self._read(Group(("embed", kind), _EMBEDDED), texts, deadline)
+        return self._read(Group(("embed", kind), _DEAR), texts, deadline)
 
     def add(self, rows: list[dict[str, Any]], replace: bool) -> "Future[Any]":
         """Queue documents to be added; gives an Added once they are found. Raises as `search`."""
@@ -204,7 +210,7 @@ class Service:
         index = self.current.take()
         if what == "explain":
             return [index.explain(query, identifier) for query, identifier in asked]
-        if not isinstance(what, Asked):
+        if not isinstance(what, SearchOptions):
             return self._embedded(what[1], asked)
         ways = {name: way for name in ("first", "with_bm25") if (way := getattr(what, name)) is not None}
         answers = index.search_all(asked, what.k, dict(what.where), what.explain, **ways)

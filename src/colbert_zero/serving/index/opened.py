@@ -46,7 +46,7 @@ class Hit:
     Attributes:
         rank: From 1.
         id: Its own.
-        score: MaxSim, or of a dense model its similarity.
+        score: MaxSim, or of a dense model its similarity; with BM25 the weighted sum of both.
         text: What was encoded, the title first.
         metadata: JSON values by name.
         explanation: Why it has its score, where that was asked for.
@@ -502,6 +502,10 @@ class Index:
         return Hit(rank, row.id, score, row.text, metadata)
 
 
+NO_PARTS = "{0}: shows the parts of the model's score, and with BM25 a document has another; leave out {0} or {1}"
+"""Why a score that BM25 has part in is not explained, of two options."""
+
+
 def check_weight(with_bm25: float | None, explain: bool = False) -> None:
     """Refuse a weight that is none, and parts of a score that has others.
 
@@ -513,10 +517,7 @@ def check_weight(with_bm25: float | None, explain: bool = False) -> None:
     if not 0 < with_bm25 < math.inf:
         raise ColbertZeroError(f"--with-bm25 {with_bm25:g}: write a weight above 0, as in --with-bm25 1")
     if explain:
-        raise ColbertZeroError(
-            "--explain: shows the parts of the model's score, and with BM25 a document has another; leave out "
-            "--explain or --with-bm25"
-        )
+        raise ColbertZeroError(NO_PARTS.format("--explain", "--with-bm25"))
 
 
 def _fused(by_model: Ranking, by_bm25: Ranking, weight: float, k: int) -> Ranking:
