@@ -10,10 +10,12 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colbert_zero.data import sources
+from colbert_zero.data import prepared, sources
+from colbert_zero.data import rows as rows_schemas
 from colbert_zero.data.layouts import load_beir
 from colbert_zero.data.prepared import MINED, Source, arrow_file, open_source
 from colbert_zero.data.sources import prepare_source, source_id
@@ -36,6 +38,15 @@ from example_sources import (
 from helpers import ROOT
 
 # ---- What is read
+
+
+@given(counts=st.lists(st.integers(0, 3), max_size=40), slice_rows=st.integers(1, 50))
+def test_a_parts_different_lengths_are_found_however_many_rows_are_looked_at_at_once(counts, slice_rows):
+    rows = [{"query": "q", "document": "d", "negatives": ["n"] * count} for count in counts]
+    part = prepared.ArrowPart("s/p", Dataset(pa.Table.from_pylist(rows, schema=rows_schemas.PAIRS)), None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepared, "_LENGTHS_ROWS", slice_rows)
+        assert part.lengths() == list(dict.fromkeys(counts))
 
 
 @pytest.mark.parametrize(

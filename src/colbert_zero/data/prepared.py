@@ -57,7 +57,7 @@ MINED = pa.schema([("query", pa.string()), ("document", pa.int64()), ("negatives
 
 DOCUMENTS = pa.schema([("text", pa.string())])
 
-_BATCH_ROWS, _BATCH_CHARACTERS = 1000, 1 << 24
+_BATCH_ROWS, _BATCH_CHARACTERS, _LENGTHS_ROWS = 1000, 1 << 24, 1 << 18
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,11 @@ class ArrowPart:
     def lengths(self) -> list[int]:
         """The different numbers of candidates, or of hard negatives, that rows have."""
         column = self.rows.data.column("documents" if self.scored else "negatives")
-        different: list[int] = pc.unique(pc.list_value_length(column)).to_pylist()
-        return different
+        different = dict[int, None]()
+        for start in range(0, len(column), _LENGTHS_ROWS):
+            lengths = pc.list_value_length(column.slice(start, _LENGTHS_ROWS))
+            different |= dict.fromkeys(pc.unique(lengths).to_pylist())
+        return list(different)
 
     def sample(self, most: int) -> Iterator[dict[str, list[Any]]]:
         """Columns of all rows, a thousand at a time."""
