@@ -58,9 +58,7 @@ def measure(step: Callable[[], Any], repeats: int = 5) -> dict[str, float]:
     gc.collect()
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    start = time.perf_counter()
-    step()
-    seconds = time.perf_counter() - start
+    seconds = _seconds(step)
     peak = status("VmHWM") - before
     first = calibrate(), seconds
     runs = [] if repeats else [first]
@@ -82,10 +80,14 @@ def measure(step: Callable[[], Any], repeats: int = 5) -> dict[str, float]:
 def _timed(step: Callable[[], Any]) -> tuple[float, float]:
     """The calibration around one step, the slower of before and after, and the step's seconds."""
     before = calibrate()
+    seconds = _seconds(step)
+    return max(before, calibrate()), seconds
+
+
+def _seconds(step: Callable[[], Any]) -> float:
     start = time.perf_counter()
     step()
-    seconds = time.perf_counter() - start
-    return max(before, calibrate()), seconds
+    return time.perf_counter() - start
 
 
 def in_turn(
