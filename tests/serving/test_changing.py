@@ -316,6 +316,35 @@ def test_check_beside_a_writer_that_makes_the_index_compact_tells_no_damage(inde
     assert (state.damaged, state.manifest) == ({}, read_manifest(index))
 
 
+@pytest.mark.parametrize("step", ["_mapped", "Segment._read_deleted", "Texts"])
+@pytest.mark.parametrize("use", [opened, check])
+def test_an_index_made_compact_at_any_step_of_its_opening_is_opened_as_it_is_then(index, monkeypatch, step, use):
+    delete(index, ["lift", "heat"], quiet)
+    holder, name = (segments.Segment, "_read_deleted") if "." in step else (segments, step)
+    plain, left = getattr(holder, name), [lambda: compact(index, tell=quiet)]
+
+    def late(*args):
+        while left:
+            left.pop()()
+        return plain(*args)
+
+    monkeypatch.setattr(holder, name, late)
+    state = use(index)
+    assert (state.damaged, state.manifest) == ({}, read_manifest(index))
+
+
+def test_an_index_that_never_stays_as_it_is_tells_what_it_lacks_and_answers_from_the_rest(index, monkeypatch):
+    """As many segments come and go while it is opened as it has patience for."""
+    manifest = read_manifest(index)
+    (index / "segments/000001/texts").unlink()
+    generations = iter(range(manifest.generation, 10_000))
+    newer = lambda _: manifest.model_copy(update={"generation": next(generations)})  # noqa: E731
+    monkeypatch.setattr("colbert_zero.serving.index.opened.read_manifest", newer)
+    with opened(index) as one:
+        assert list(one.damaged) == ["000001"]
+        assert list(one._segments) == ["000002", "000003", "000004"]
+
+
 @pytest.mark.parametrize("error", [errno.EMFILE, errno.EACCES, errno.ENOMEM])
 @pytest.mark.parametrize("use", [opened, check, lambda index: compact(index, True, quiet)])
 def test_a_file_that_the_system_does_not_open_is_told_and_not_taken_for_damage(index, monkeypatch, error, use):

@@ -214,10 +214,10 @@ class Index:
         folder = Path(path).absolute()
         memory = psutil.virtual_memory().total // 4 if memory_bytes is None else memory_bytes
         manifest = read_manifest(folder)
-        for _ in range(ATTEMPTS):
+        for left in reversed(range(ATTEMPTS)):
             index = cls(folder, manifest, model, memory, tell, graph)
             # What was compacted away between the manifest and its segments is not damaged.
-            if not index.damaged or (newer := read_manifest(folder)).generation == manifest.generation:
+            if not left or not index.damaged or (newer := read_manifest(folder)).generation == manifest.generation:
                 break
             index.close()
             manifest = newer

@@ -208,8 +208,9 @@ class Segment:
         except OSError as error:
             raise _of_the_system(self.name, folder, error) from None
         except sqlite3.Error as error:
-            # Its file is there, of its size: what keeps SQLite from opening it is not in it.
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CANTOPEN:
+            # Of its size a moment ago: it was removed since, or what keeps SQLite from opening it is not in it.
+            cannot_open = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CANTOPEN
+            if cannot_open and (folder / "texts").exists():
                 raise ColbertZeroError(f"{folder / 'texts'}: cannot be opened; {_MEND}") from None
             raise DamagedError(self.name, reason(error)) from None
         except ValueError as error:
