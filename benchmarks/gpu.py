@@ -1,16 +1,21 @@
 """MaxSim and whole contrastive steps on a CUDA device: python benchmarks/gpu.py [--quick] [--interpret]
 
-First the device's own matrix rate: a bf16 product of two 8192 × 8192 matrices. Then MaxSim, forward and backward, of
-equal batches of queries and documents: 39 × 187 tokens, on average 110 of the 187 real, dim 128, bf16; 1 % of the pairs
-have a gradient, as at temperature 0.02, or all. The roofline is the FLOPs of the real tokens' products, once, at the
-device's rate; where the best tokens are known the backward pass multiplies nothing. Then the whole step of a
-ModernBERT-base with random weights: `ContrastiveLoss` forward and backward on random texts of those lengths.
+First the device's own matrix rate: a bf16 product of two 8192 × 8192 matrices; and whether every contender is right on
+it: the largest difference of scores and of gradients from the definition in float64, as a share of the largest of them.
+Then MaxSim, forward alone and with its backward, of equal batches of queries and documents: 39 × 187 tokens, on average
+110 of the 187 real, dim 128, bf16; 1 % of the pairs have a gradient, as at temperature 0.02, or all. The roofline is
+the FLOPs of the real tokens' products, once, at the device's rate; where the best tokens are known the backward pass
+multiplies nothing. Then our Triton kernels with other tiles: the fastest is to be written into `triton_kernels.py`,
+which looks for nothing while it runs. Then the whole step of a ModernBERT-base with random weights: `ContrastiveLoss`
+forward and backward on random texts of those lengths, padded, unpadded, compiled; and the padded one by two processes
+that share the device (gloo, since nccl wants one each), whose loss and gradient must be those of one.
 
 Every case runs in a process of its own: its time is the median of three after one warm-up, its memory the most that
 PyTorch's allocator held, inputs included. A case that runs out of memory or of time says so. Without a device the table
 says "not measured"; --interpret runs tiny cases on the CPU, in Triton's interpreter, to show that the script works.
 """
 
+import itertools
 import json
 import os
 import statistics
@@ -29,6 +34,7 @@ from harness import SOURCE, parse, parser_of, report
 
 Q_TOKENS, D_TOKENS, MEAN_D_TOKENS, DIM = 39, 187, 110, 128
 LIMIT_SECONDS = 300
+TILES, GROUPS = (1 << 12, 1 << 13, 1 << 14), (8, 16, 32)
 CONTENDERS = ["einsum", "late-interaction-kernels", "torch", "triton"]
 
 
@@ -63,8 +69,11 @@ def document_lengths(batch: int) -> Tensor:
     return torch.randint(2 * MEAN_D_TOKENS - D_TOKENS, D_TOKENS + 1, (batch,), generator=generator)
 
 
-def maxsim_case(contender: str, batch: int, gradient_share: float) -> dict[str, float]:
-    """One forward and backward pass of one contender from padded embeddings, the packing part of its time."""
+def maxsim_case(contender: str, batch: int, gradient_share: float, right: bool = False) -> dict[str, float]:
+    """One forward and backward pass of one contender from padded embeddings, the packing part of its time.
+
+    With `right` nothing is timed: how far scores and gradients are from the definition in float64.
+    """
     from colbert_zero.maxsim.backends import BACKEND_VARIABLE
     from colbert_zero.maxsim.packed import pack
     from colbert_zero.maxsim.scores import _checked, packed_scores
@@ -81,20 +90,40 @@ def maxsim_case(contender: str, batch: int, gradient_share: float) -> dict[str, 
     weights *= torch.rand(batch, batch, device=DEVICE) < gradient_share
     os.environ[BACKEND_VARIABLE] = "auto" if contender == "einsum" else contender
 
-    def step() -> None:
-        q.grad = d.grad = None
+    def scores() -> Tensor:
         if contender == "einsum":
             products = torch.einsum("qid,kjd->qkij", q, d).masked_fill(~mask[:, None], float("-inf"))
-            scores = products.amax(3).float().sum(2)
-        elif DEVICE == "cpu" and contender == "triton":
+            return products.amax(3).float().sum(2)
+        if DEVICE == "cpu" and contender == "triton":
             from colbert_zero.maxsim.triton_kernels import scores as kernels
 
-            scores = kernels(_checked(pack(q)), _checked(pack(d, mask)))
-        else:
-            scores = packed_scores(pack(q), pack(d, mask))
-        scores.backward(weights)
+            return kernels(_checked(pack(q)), _checked(pack(d, mask)))
+        return packed_scores(pack(q), pack(d, mask))
 
-    return measure(step)
+    def step() -> None:
+        q.grad = d.grad = None
+        scores().backward(weights)
+
+    if right:
+        step()
+        exact_q, exact_d = (x.detach().double().cpu().requires_grad_() for x in (q, d))
+        products = torch.einsum("qid,kjd->qkij", exact_q, exact_d).masked_fill(~mask.cpu()[:, None], float("-inf"))
+        exact = products.amax(3).sum(2)
+        exact.backward(weights.double().cpu())
+        pairs = [(scores(), exact), (q.grad, exact_q.grad), (d.grad, exact_d.grad)]
+        off = [float((found.detach().double().cpu() - own).abs().max() / own.abs().max()) for found, own in pairs]
+        return {"scores_off": off[0], "gradient_off": max(off[1:])}
+    forward = measure(scores)
+    return measure(step) | {"forward_seconds": forward["seconds"]}
+
+
+def tiles_case(batch: int, elements: int, group: int) -> dict[str, float]:
+    """Our Triton kernels with tiles of so many elements, and so many documents a program."""
+    from colbert_zero.maxsim import triton_kernels
+
+    width = 4 if DEVICE == "cpu" else 2
+    triton_kernels.TILE_ELEMENTS[width], triton_kernels.GROUP = elements, group
+    return maxsim_case("triton", batch, 0.01)
 
 
 def modern_bert(folder: Path, unpad: bool, tiny: bool) -> Any:
@@ -130,27 +159,59 @@ def modern_bert(folder: Path, unpad: bool, tiny: bool) -> Any:
     return MultiVectorEncoder(modules=[transformer, dense, MultiVectorMask(), Normalize(**tokens)], device=DEVICE)
 
 
-def step_case(batch: int, unpad: bool, mini_batch_tokens: int, tiny: bool = False) -> dict[str, float]:
-    """Forward and backward of the contrastive loss of a whole batch, the optimiser not included."""
+def step_case(
+    batch: int, unpad: bool, mini_batch_tokens: int, tiny: bool = False, compiled: bool = False, shared: bool = False
+) -> dict[str, float]:
+    """Forward and backward of the contrastive loss of a whole batch, the optimiser not included.
+
+    Where it is `shared`, this is one of several processes, each of which has its part of the batch.
+    """
+    from colbert_zero.processes import average_gradients, process_rank, sums, world_size
+    from colbert_zero.training import execution
     from colbert_zero.training.gradcache import TokenisedTexts, grad_cache
     from colbert_zero.training.objectives import Contrastive
 
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         model = modern_bert(Path(folder), unpad, tiny)
+    if shared:  # only now, since transformers lets the first process alone write the folder
+        torch.distributed.init_process_group("gloo")
+    model = execution.compiled(model) if compiled else model
     objective, texts = Contrastive(temperature=0.02).to(DEVICE), []
+    own = slice(process_rank(), None, world_size())
     for task, lengths in (("query", torch.full((batch,), Q_TOKENS)), ("document", document_lengths(batch))):
         mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
         ids = torch.randint(5, 50_000, mask.shape)
         texts.append(
-            TokenisedTexts(task, input_ids=ids * mask + (1 - mask), attention_mask=mask).to(torch.device(DEVICE))
+            TokenisedTexts(task, input_ids=(ids * mask + (1 - mask))[own], attention_mask=mask[own]).to(
+                torch.device(DEVICE)
+            )
         )
 
-    def step() -> None:
+    def step() -> float:
         model.zero_grad()
-        grad_cache(model, texts, objective.of(*texts), mini_batch_tokens)
+        loss, _ = grad_cache(model, texts, objective.of(*texts), mini_batch_tokens)
+        average_gradients(model.parameters())
+        return float(loss)
 
-    return measure(step)
+    timed = measure(step, 1 if tiny else 3)
+    gradient = torch.stack([weights.grad.norm() for weights in model.parameters() if weights.grad is not None]).norm()
+    loss = sums(step())[0] / world_size()
+    return timed | {"loss": loss, "gradient": float(gradient)}
+
+
+def processes_case(**step: Any) -> dict[str, float]:
+    """The step by two processes that share the device, and how far loss and gradient are from those of one."""
+    case = {"kind": "step", "shared": True, **step}
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, *launcher, __file__, "--child", json.dumps(case)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(done.stderr, file=sys.stderr)
+        return {"failure": "failed, see above"}  # type: ignore[dict-item]
+    two, _ = json.JSONDecoder().raw_decode(done.stdout[done.stdout.index("{") :])  # both print, on one line at times
+    one = step_case(**step)
+    return two | {key: abs(two[key] / one[key] - 1) for key in ("loss", "gradient")}
 
 
 def run(case: dict[str, Any]) -> dict[str, Any]:
@@ -174,7 +235,7 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
 def child(kind: str, interpret: bool = False, **case: Any) -> dict[str, Any]:
     """Run one case in this process."""
     try:
-        return {"rate": matrix_rate, "maxsim": maxsim_case, "step": step_case}[kind](**case)
+        return KINDS[kind](**case)
     except torch.OutOfMemoryError:
         return {"failure": "out of memory"}
     except ImportError as error:
@@ -188,36 +249,59 @@ def cases(interpret: bool, quick: bool) -> list[dict[str, Any]]:
     else:
         batches, contenders, extra = [1024, 4096, 16384][: 1 if quick else 3], CONTENDERS, {}
         budgets = [32_768] if quick else [32_768, 65_536]
-    found: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = [
+        {
+            "kind": "maxsim",
+            "contender": contender,
+            "batch": batches[0] // 2,
+            "gradient_share": 1.0,
+            "right": True,
+            **extra,
+        }
+        for contender in contenders
+    ]
     for batch in batches:
         for share in (0.01, 1.0):
             for contender in contenders:
                 found.append(
                     {"kind": "maxsim", "contender": contender, "batch": batch, "gradient_share": share, **extra}
                 )
+    tiles = itertools.product(TILES, GROUPS) if not interpret else [(1 << 12, 16), (1 << 11, 8)]
+    found += [{"kind": "tiles", "batch": batches[:2][-1], "elements": n, "group": m, **extra} for n, m in tiles]
     tiny = {"tiny": True} if interpret else {}
+    hows: list[dict[str, bool]] = [{"unpad": False}, {"unpad": True}, {"unpad": False, "compiled": True}]
     for batch in batches:
         for budget in budgets:
-            for unpad in (False,) if interpret else (False, True):
-                sizes = {"batch": batch, "unpad": unpad, "mini_batch_tokens": budget}
-                found.append({"kind": "step", **sizes, **tiny, **extra})
-    return found
+            sizes = {"batch": batch, "mini_batch_tokens": budget, **tiny, **extra}
+            found += [{"kind": "step", **sizes, **how} for how in (hows[:1] if interpret else hows)]
+    sizes = {"batch": batches[0], "mini_batch_tokens": budgets[0], **tiny, **extra}
+    return [*found, {"kind": "processes", **sizes, "unpad": False}]
 
 
 def row(case: dict[str, Any], result: dict[str, Any], rate: float) -> list[Any]:
     """One line of the table."""
     floor: float | str = ""
-    if case["kind"] == "maxsim":
+    forward = 1e3 * result["forward_seconds"] if "forward_seconds" in result else ""
+    if case.get("right"):
+        how = result.get("failure") or "off by {scores_off:.1e}, gradients {gradient_off:.1e}".format(**result)
+        return [case["batch"], f"MaxSim, {case['contender']}", how, *[""] * 5]
+    if case["kind"] == "tiles":
+        what = ["MaxSim, triton", f"{case['elements']} elements, {case['group']} documents"]
+    elif case["kind"] == "processes":
+        off = "; loss off by {loss:.1e}, gradient {gradient:.1e}".format(**result) if "loss" in result else ""
+        what = ["step, two processes", f"{case['mini_batch_tokens']} tokens a chunk{off}"]
+    elif case["kind"] == "maxsim":
         what = [f"MaxSim, {case['contender']}", f"{case['gradient_share']:.0%} of pairs"]
         flops = 2 * DIM * case["batch"] * Q_TOKENS * int(document_lengths(case["batch"]).sum())
         floor = 1e3 * flops / rate if rate else ""
     else:
-        what = [f"step, {'unpadded' if case['unpad'] else 'padded'}", f"{case['mini_batch_tokens']} tokens a chunk"]
+        kind = "compiled" if case.get("compiled") else "unpadded" if case["unpad"] else "padded"
+        what = [f"step, {kind}", f"{case['mini_batch_tokens']} tokens a chunk"]
     if "failure" in result:
-        return [case["batch"], *what, result["failure"], "", floor, ""]
+        return [case["batch"], *what, result["failure"], "", "", floor, ""]
     milliseconds = 1e3 * result["seconds"]
     times = milliseconds / floor if isinstance(floor, float) else ""
-    return [case["batch"], *what, milliseconds, result["peak_bytes"] / 1e9, floor, times]
+    return [case["batch"], *what, milliseconds, forward, result["peak_bytes"] / 1e9, floor, times]
 
 
 def main() -> None:
@@ -234,11 +318,14 @@ def main() -> None:
         result = run(case)
         records.append({**case, **result})
         rows.append(row(case, result, rate))
-    columns = ["batch", "what", "how", "ms", "peak GB", "roofline ms", "× roofline"]
+    columns = ["batch", "what", "how", "ms", "forward ms", "peak GB", "roofline ms", "× roofline"]
     report("gpu-interpreted" if interpret else "gpu", columns, rows, records)
 
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+KINDS: dict[str, Callable[..., dict[str, Any]]] = {
+    "rate": matrix_rate, "maxsim": maxsim_case, "tiles": tiles_case, "step": step_case, "processes": processes_case,
+}  # fmt: skip
 
 if __name__ == "__main__":
     main()
