@@ -184,6 +184,17 @@ def test_evaluation_keeps_nothing_for_a_backward_pass(function):
     assert saved == []
 
 
+@pytest.mark.parametrize("function", [maxsim_scores, candidate_scores])
+def test_scores_without_a_gradient_are_those_of_training(function, form):
+    """Where nothing is learned no position of a best token is looked for."""
+    q, d, q_mask, d_mask = masked_batch()
+    trained = function(q, d, q_mask, d_mask)
+    assert trained.grad_fn is not None
+    with torch.no_grad():
+        found = function(q, d, q_mask, d_mask)
+    torch.testing.assert_close(found, trained.detach(), rtol=1e-6, atol=1e-6)
+
+
 def test_first_of_equal_tokens_gets_the_gradient(form):
     query = torch.ones(1, 2, 4)
     document = torch.ones(1, 3, 4).requires_grad_()

@@ -18,6 +18,7 @@ from colbert_zero.models.checkpoints import load_model
 from colbert_zero.models.encoding import encode
 from colbert_zero.models.graphs import computed_by, graph_at
 from colbert_zero.models.pooling import with_pooling
+from colbert_zero.models.precision import faster
 from colbert_zero.serving.index.building import Settings, add, build
 from colbert_zero.serving.index.manifest import read_manifest
 from colbert_zero.serving.index.opened import Index
@@ -53,6 +54,12 @@ def exported(served_folder, collection, tmp_path_factory):
     return folder
 
 
+def tolerance(runtime):
+    """Of a vector's numbers, and of a score: where bfloat16 is computed in, that of its eight bits."""
+    half = runtime == "openvino-bfloat16" and faster(torch.device("cpu")) == "bfloat16"
+    return (0.02, 0.2) if half else (1e-5, 1e-4)
+
+
 @installed
 @RUNTIMES
 def test_a_search_by_a_graph_finds_what_a_search_by_pytorch_finds(exported, served_folder, runtime):
@@ -61,9 +68,12 @@ def test_a_search_by_a_graph_finds_what_a_search_by_pytorch_finds(exported, serv
         Index.open(served_folder, tell=quiet) as plain,
         Index.open(served_folder, tell=quiet, graph=graph_at(exported, runtime)) as fast,
     ):
+        _, near = tolerance(runtime)
         for own, other in zip(plain.search_all(queries, 10), fast.search_all(queries, 10), strict=True):
-            assert [hit.id for hit in own] == [hit.id for hit in other]
-            assert [hit.score for hit in own] == pytest.approx([hit.score for hit in other], abs=1e-4)
+            if near < 1e-3:
+                assert [hit.id for hit in own] == [hit.id for hit in other]
+            assert len({hit.id for hit in own} & {hit.id for hit in other}) >= 9
+            assert [hit.score for hit in own] == pytest.approx([hit.score for hit in other], abs=near)
         parts = fast.explain(queries[0], fast.search(queries[0], 1)[0].id)
         assert parts.score == pytest.approx(fast.search(queries[0], 1)[0].score, abs=1e-4)
 
@@ -83,7 +93,19 @@ def test_documents_are_encoded_and_pooled_alike_and_a_second_call_leaves_the_fir
     for one, other in ((model, own), (with_pooling(model, 2), with_pooling(own, 2))):
         wanted, found = encode(one, texts, "document"), encode(other, texts, "document")
         assert torch.equal(wanted.lengths, found.lengths)
-        torch.testing.assert_close(wanted.values, found.values, rtol=0, atol=1e-5)
+        torch.testing.assert_close(wanted.values, found.values, rtol=0, atol=tolerance(runtime)[0])
+
+
+@installed
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_vectors_of_an_int8_graph_are_near_those_of_pytorch(exported, served_folder, runtime):
+    model = load_model(served_folder.parent / "model", device="cpu")
+    own = computed_by(model, graph_at(exported / "model_int8.onnx", runtime))
+    texts = list(DOCUMENTS.values())
+    wanted, found = encode(model, texts, "document"), encode(own, texts, "document")
+    assert torch.equal(wanted.lengths, found.lengths)
+    assert not torch.equal(wanted.values, found.values)
+    assert torch.cosine_similarity(wanted.values, found.values).min() > 0.9
 
 
 @installed

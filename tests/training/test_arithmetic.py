@@ -7,6 +7,8 @@ import sys
 import pytest
 import torch
 
+from colbert_zero.models.encoders import tokeniser
+from colbert_zero.models.encoding import forward
 from helpers import DOCUMENTS, environment
 
 SCRIPT = """
@@ -44,6 +46,20 @@ KINDS = {
 
 SHOWN = {"AVX512_CORE_BF16": "avx512_core_bf16", "AVX512_CORE_AMX": "amx"}
 """What stands in oneDNN's account of a product in bfloat16 by units for it."""
+
+
+@pytest.mark.parametrize("of", ["tiny_dense", "tiny_multi_vector"])
+def test_plain_attention_has_fused_attentions_vectors_and_gradient_in_float32(of, request):
+    model, found = request.getfixturevalue(of).eval(), {}
+    for attention in ("sdpa", "eager"):
+        model[0].get_submodule("model").set_attn_implementation(attention)
+        model.zero_grad()
+        values = forward(model, tokeniser(model)(list(DOCUMENTS.values()), "document"), "document").values
+        (values * torch.linspace(-1, 1, values.shape[-1])).sum().backward()
+        gradient = torch.cat([weights.grad.flatten() for weights in model.parameters() if weights.grad is not None])
+        found[attention] = values.detach(), gradient
+    for fused, plain in zip(found["sdpa"], found["eager"], strict=True):
+        torch.testing.assert_close(plain, fused, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -10,12 +10,13 @@ from colbert_zero.training.execution import compiled, recompute
 from helpers import DOCUMENTS, data, study, write_rows
 
 
-def weights_after(folder, name="unsupervised", **phase):
-    """Weights and record after a few steps with dropout, in chunks."""
+def weights_after(folder, name="unsupervised", dropout=0.1, attention=None, **phase):
+    """Weights and record after a few steps, in chunks."""
     folder.mkdir()
     write_rows(folder / "pairs.jsonl")
     recipe = data(folder)
-    recipe["model"]["architecture"] |= {"hidden_dropout_prob": 0.1, "num_hidden_layers": 2}
+    recipe["model"]["architecture"] |= {"hidden_dropout_prob": dropout, "num_hidden_layers": 2}
+    recipe["model"] |= {"attention": attention} if attention else {}
     recipe["phases"][name] |= {"steps": 3, **phase}
     made = study(folder, recipe)
     made.prepare([(name,)])
@@ -95,3 +96,21 @@ def test_a_compiled_encoder_learns_the_same(tmp_path, more):
     for key, tensor in expected.items():
         torch.testing.assert_close(found[key], tensor, atol=1e-5, rtol=0)
     assert (record["compile"], record["id"]) == (True, plain["id"])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("how", ["bfloat16", "compiled", "flash attention"])
+def test_on_cuda_a_phase_learns_nearly_the_same_however_it_is_computed(tmp_path, how):
+    """Flash attention takes texts without padding; all of the same chunks, without dropout."""
+    other = {"bfloat16": {"precision": "bfloat16"}, "compiled": {"compile": True}}.get(how, {"precision": "bfloat16"})
+    if how == "flash attention":
+        pytest.importorskip("flash_attn")
+        other["attention"] = "flash_attention_2"
+    _, plain = weights_after(tmp_path / "plain", dropout=0.0, mini_batch_tokens=150, precision="float32")
+    _, record = weights_after(
+        tmp_path / "other", dropout=0.0, mini_batch_tokens=150, **{"precision": "float32"} | other
+    )
+    assert record["machine"]["device"].startswith("cuda")
+    assert record["machine"]["attention"] == other.get("attention", "sdpa")
+    assert record["final_loss"] == pytest.approx(plain["final_loss"], rel=0.02)
