@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import glob
 import gzip
 import hashlib
 import json
@@ -13,7 +14,7 @@ import uuid
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -233,10 +234,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     Every file in it is on the disk before the rename. A folder already at `path` is replaced.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
-    temporary.mkdir()
-    try:
+    with temporary_folder(path) as temporary:
         yield temporary
         for file in (f for f in temporary.rglob("*") if f.is_file()):
             descriptor = os.open(file, os.O_RDONLY)
@@ -248,8 +246,37 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(path)
         os.replace(temporary, path)
         _sync_folder(path.parent)
+
+
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """A folder beside `path` for what is not whole yet, deleted in the end.
+
+    Those that a killed process left there are deleted first. A process at work holds a lock on its own, which goes with
+    it; a disk without locks keeps them.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with suppress(OSError), _locked(left):
+            shutil.rmtree(left)
+    temporary = _temporary(path)
+    temporary.mkdir()
+    with ExitStack() as held:
+        held.callback(shutil.rmtree, temporary, ignore_errors=True)
+        with suppress(OSError):
+            held.enter_context(_locked(temporary))
+        yield temporary
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock; raises an OSError where another process does, or there is none."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(descriptor)
 
 
 @contextmanager

@@ -72,6 +72,8 @@ def test_a_target_is_met_by_the_best_of_what_was_tried(command, places, scored):
     assert (tried[0]["layers"], tried[0]["neurons"], tried[0]["vocabulary"]) == (2, 1.0, False)
     assert {point["vocabulary"] for point in tried} == {True, False}
     assert all(point["documents_per_second"] > 0 for point in tried)
+    for low, high, point in ((*point["times_faster_interval"], point) for point in tried):
+        assert low <= point["times_faster"] <= high
     assert len([line for line in out.splitlines() if line.startswith("→")]) == 1
     assert (places / "cut" / "compress.curve.png").read_bytes().startswith(b"\x89PNG")
     assert files(places) == {"model", "tiny", "cut"}

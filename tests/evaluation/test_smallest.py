@@ -9,7 +9,14 @@ from colbert_zero.errors import ColbertZeroError
 from colbert_zero.evaluation import shrinking, smallest
 from colbert_zero.evaluation.ranking import rank
 from colbert_zero.evaluation.runs import measure
-from colbert_zero.evaluation.shrinking import agreement, documents_per_second, loss, neighbours, scores_of
+from colbert_zero.evaluation.shrinking import (
+    agreement,
+    documents_per_second,
+    loss,
+    neighbours,
+    scores_of,
+    times_faster,
+)
 from colbert_zero.evaluation.smallest import Combination, combinations, expected_bytes, target_bytes
 from colbert_zero.models import axes, shrunk
 from colbert_zero.models import shrinking as cuts
@@ -41,8 +48,20 @@ def test_a_loss_is_paired_and_its_interval_holds_it():
 
 def test_speed_is_of_all_models_in_turn(tiny_multi_vector):
     found = documents_per_second({"a": tiny_multi_vector, "b": tiny_multi_vector}, TEXTS, 2)
-    assert found.keys() == {"a", "b"}
-    assert min(found.values()) > 0
+    assert {name: len(speeds) for name, speeds in found.items()} == {"a": 2, "b": 2}
+    assert min(*found["a"], *found["b"]) > 0
+
+
+def test_how_much_faster_is_of_rounds_and_has_its_interval():
+    rng = np.random.default_rng(1)
+    slow = rng.uniform(20, 60, 12)  # rounds that were disturbed are so for both
+    once, interval = times_faster(slow, 1.5 * slow)
+    assert (once, *interval) == pytest.approx((1.5, 1.5, 1.5))
+    held = 0
+    for _ in range(400):
+        _, (low, high) = times_faster(slow, 1.5 * slow * np.exp(rng.normal(0, 0.1, 12)))
+        held += low < 1.5 < high
+    assert 0.92 < held / 400 < 0.98
 
 
 def test_a_target_is_bytes_or_times():

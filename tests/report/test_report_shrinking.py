@@ -5,7 +5,9 @@ import pytest
 from colbert_zero.report.shrinking import combination, curve_lines, curve_plot, heads_plot, layer_lines, layers_plot
 
 MB = 1_000_000
-POINT = {"interval": [-0.02, 0.01], "documents_per_second": 41.6, "times_faster": 1.5}
+POINT = {
+    "interval": [-0.02, 0.01], "documents_per_second": 41.6, "times_faster": 1.5, "times_faster_interval": [1.4, 1.6],
+}  # fmt: skip
 RECORD = {
     "target": "2x", "target_bytes": 45 * MB, "measure": "agreement", "best": 1,
     "tried": [
@@ -31,7 +33,18 @@ def test_the_curve_is_a_line_a_combination_fewest_bytes_last_and_shows_which_is_
     assert "agreement × 100" in head
     assert [line.split("MB")[0].split()[-1] for line in lines] == ["92.00", "60.00", "44.00"]
     assert [line.startswith("→") for line in lines] == [False, False, True]
-    assert lines[2].split("MB")[1].split() == ["80.00", "−20.00", "(−2.00", "to", "+1.00)", "42", "1.50"]
+    assert lines[2].split("MB")[1].split() == [
+        "80.00",
+        "−20.00",
+        "(−2.00",
+        "to",
+        "+1.00)",
+        "42",
+        "1.50",
+        "(1.40",
+        "to",
+        "1.60)",
+    ]
     assert "nDCG@10 × 100" in curve_lines(RECORD | {"measure": "nDCG@10"})[0]
 
 

@@ -288,21 +288,37 @@ def test_what_cannot_be_made_is_refused_before_anything_is_trained(tmp_path):
     )
 
 
-def test_pairs_whose_query_is_tested_on_are_not_fitted_to(tmp_path):
-    write_sources(tmp_path)
-    folder = tmp_path / "beir"
+def theirs(folder, tickets):
+    """A collection that asks one of the tickets' queries, and what is told of it."""
     (folder / "qrels").mkdir(parents=True)
-    tickets = [json.loads(row) for row in (tmp_path / "tickets.jsonl").read_text().splitlines()]
-    same = sum(row["query"] == tickets[3]["query"] for row in tickets)
-    (folder / "corpus.jsonl").write_text(json.dumps({"_id": "d", "text": tickets[3]["document"]}) + "\n")
-    (folder / "queries.jsonl").write_text(json.dumps({"_id": "q", "text": tickets[3]["query"]}) + "\n")
+    rows = [json.loads(row) for row in tickets.read_text().splitlines()]
+    same = sum(row["query"] == rows[3]["query"] for row in rows)
+    (folder / "corpus.jsonl").write_text(json.dumps({"_id": "d", "text": rows[3]["document"]}) + "\n")
+    (folder / "queries.jsonl").write_text(json.dumps({"_id": "q", "text": rows[3]["query"]}) + "\n")
     (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\td\t1\n")
-    collections = {"theirs": {"kind": "beir", "path": str(folder)}}
-    assert wrong(tmp_path, {"neurons": 0.5}, collections=collections) == (
+    return {"theirs": {"kind": "beir", "path": str(folder)}}, (
         f"phases.legal.sources: {same} pairs of 'tickets' have a query of the collection 'theirs' "
-        f"(“{tickets[3]['query']}”), so how far queries are moved would be chosen by what is tested on; "
+        f"(“{rows[3]['query']}”), so how far queries are moved would be chosen by what is tested on; "
         "`colbert-zero leaks` writes the source without them"
     )
+
+
+def test_pairs_whose_query_is_tested_on_are_not_fitted_to(tmp_path):
+    write_sources(tmp_path)
+    collections, told = theirs(tmp_path / "beir", tmp_path / "tickets.jsonl")
+    assert wrong(tmp_path, {"neurons": 0.5}, collections=collections) == told
+
+
+def test_what_was_fitted_is_not_compared_on_a_collection_that_comes_later_with_its_queries(tmp_path, finished):
+    folder, made, _, _ = finished
+    later = recipe(folder)
+    more, told = theirs(tmp_path / "beir", folder / "tickets.jsonl")
+    later["collections"] = later["collections"] | more
+    one = Study(check_recipe(later), made.folder, Quiet(), folder / "cache")
+    with pytest.raises(ColbertZeroError) as caught:
+        one.prepare(graph(one.recipe, {"adapted": LEGAL}))
+    assert one.is_done(LEGAL)
+    assert str(caught.value) == told
 
 
 def test_a_cut_is_compared_with_the_uncut_by_the_name_that_is_tested(finished):

@@ -2,7 +2,7 @@
 
 import re
 import shutil
-import tempfile
+import statistics
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -12,8 +12,15 @@ import numpy as np
 
 from colbert_zero.data.collection import Collection
 from colbert_zero.errors import ColbertZeroError
-from colbert_zero.evaluation.shrinking import agreement, documents_per_second, loss, neighbours, scores_of
-from colbert_zero.files import Progress, Tell, atomic_folder
+from colbert_zero.evaluation.shrinking import (
+    agreement,
+    documents_per_second,
+    loss,
+    neighbours,
+    scores_of,
+    times_faster,
+)
+from colbert_zero.files import Progress, Tell, atomic_folder, temporary_folder
 from colbert_zero.models.checkpoints import Encoder
 from colbert_zero.models.shrinking import Cuts
 from colbert_zero.models.shrunk import Finish, Record, Texts, Uncut, cut_into, finish_record, folder_bytes, sample_of
@@ -197,9 +204,7 @@ def find_smallest(
     judge, timed = _Judge(source.model, texts, collection), sample_of(texts, TIMED)
     points: list[Record] = []
     best: tuple[int, Record, Encoder] | None = None
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
-    try:
+    with temporary_folder(out) as work:
         with counted("combinations") as tried:
             for number, one in enumerate(asked):
                 stop_if_asked()
@@ -208,12 +213,14 @@ def find_smallest(
                 cuts = _cuts(one, source.layers)
                 record, model = cut_into(folder, source, cuts, cutting if one.vocabulary else None, texts)
                 speeds = documents_per_second({"before": source.model, "after": model}, timed)
+                faster, interval = times_faster(speeds["before"], speeds["after"])
                 whole = cuts == Cuts() and not one.vocabulary
                 points.append({
                     **asdict(one), "layers_kept": record["layers_kept"], "bytes": record["bytes"],
                     "parameters": record["parameters"],
                     **loss(judge.before, judge.before if whole else judge.scores(model)),
-                    "documents_per_second": speeds["after"], "times_faster": speeds["after"] / speeds["before"],
+                    "documents_per_second": statistics.median(speeds["after"]), "times_faster": faster,
+                    "times_faster_interval": list(interval),
                     "meets": record["bytes"] <= most,
                 })  # fmt: skip
                 if points[-1]["meets"] and (best is None or _rank(points[-1]) > _rank(points[best[0]])):
@@ -239,8 +246,6 @@ def find_smallest(
                 shutil.move(file, folder)
             finish_record(folder, source, model, record, texts, tell, finish)
         return record
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _rank(point: Record) -> tuple[float, int]:

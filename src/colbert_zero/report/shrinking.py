@@ -27,13 +27,13 @@ def curve_lines(record: Record) -> list[str]:
     """The combinations that were tried, fewest bytes last, a line each; `→` stands before the one that is written."""
     shown = sorted(enumerate(record["tried"]), key=lambda item: -item[1]["bytes"])
     name = measure_in_words(record)
-    rows = [("", "cut", "bytes", name, "difference, 95 %", "documents/s", "×")]
+    rows = [("", "cut", "bytes", name, "difference, 95 %", "documents/s", "× as fast, 95 %")]
     for number, point in shown:
         low, high = (points(bound, signed=True) for bound in point["interval"])
         rows.append((
             "→" if number == record["best"] else "", combination(point), size(point["bytes"]), points(point["score"]),
             f"{points(point['difference'], signed=True)} ({low} to {high})", f"{point['documents_per_second']:.0f}",
-            f"{point['times_faster']:.2f}",
+            "{:.2f} ({:.2f} to {:.2f})".format(point["times_faster"], *point["times_faster_interval"]),
         ))  # fmt: skip
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     left = [str.ljust] * 2 + [str.rjust] * (len(widths) - 2)

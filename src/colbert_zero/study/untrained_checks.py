@@ -153,8 +153,8 @@ def check_untested(study: "Study", chains: Iterable[Chain]) -> None:
         ColbertZeroError: Names the collection, and one of them.
     """
     phases = study.recipe.phases
-    specs = {chain[-1]: spec for chain in chains
-             if isinstance(spec := phases[chain[-1]], Adapt) and not study.is_done(chain)}  # fmt: skip
+    # Of one that is made too: the collection may be new.
+    specs = {chain[-1]: spec for chain in chains if isinstance(spec := phases[chain[-1]], Adapt)}
     if specs and is_main():
         _check_untested(study, specs)
     wait()
