@@ -2,7 +2,7 @@
 
 from colbert_zero.files import write_json
 from colbert_zero.report.cost import COMPUTE, TIME
-from colbert_zero.report.plots import cost_plot, loss_plot, quality_plot
+from colbert_zero.report.plots import bytes_plot, cost_plot, loss_plot, quality_plot
 from colbert_zero.report.records import Records
 from example_records import ALL, made_older, phase_record, records_of, result_record, write_records
 
@@ -42,3 +42,17 @@ def test_scores_while_training_stand_beside_the_losses_of_the_phases_that_have_t
     assert "nDCG@10" not in plain.shows
     assert "nDCG@10 × 100 on the validation collections: unsupervised: 31.00 to 48.00, at best 52.00." in judged.shows
     assert judged.svg.count("axes_") > plain.svg.count("axes_")
+
+
+def test_bytes_are_drawn_where_some_systems_take_fewer(tmp_path):
+    results = result_record(ALL)
+    for system in results["systems"].values():
+        system["model_bytes"] = 92_000_000 if system["phases"] else 0
+    assert bytes_plot(records_of(tmp_path / "alike", results)) is None
+    results["systems"]["kd-only"]["model_bytes"] = 46_000_000
+    plot = bytes_plot(records_of(tmp_path / "cut", results))
+    assert plot.title == "Quality against bytes"
+    assert "kd-only 51.52 at 46.00 MB" in plot.shows
+    assert "bm25" not in plot.shows
+    assert ">MB of the models on the disk<" in plot.svg
+    assert bytes_plot(records_of(tmp_path / "older", result_record(ALL))) is None

@@ -14,7 +14,7 @@ from colbert_zero.report.cost import COMPUTE, TIME
 from colbert_zero.report.drawing import Plot
 from colbert_zero.report.ensembles import ensemble_findings, ensemble_tables
 from colbert_zero.report.planned import planned_tables
-from colbert_zero.report.plots import cost_plot, loss_plot, quality_plot
+from colbert_zero.report.plots import bytes_plot, cost_plot, loss_plot, quality_plot
 from colbert_zero.report.records import MEASURE, Records
 from colbert_zero.report.tables import (
     Best,
@@ -45,6 +45,7 @@ class Section:
 def _sections(records: Records) -> list[Section]:
     """The report's body in reading order; a section without records is left out."""
     quality, cost, losses = quality_plot(records, records.currency), cost_plot(records), loss_plot(records)
+    against_bytes = bytes_plot(records)
     against_time = quality_plot(records, TIME) if records.currency is COMPUTE else None
     measures = {m for s in records.systems.values() for scores in s["scores"].values() for m in scores}
     others = sorted(measures - {MEASURE})
@@ -60,7 +61,11 @@ def _sections(records: Records) -> list[Section]:
     again = ["colbert-zero run recipe.json --out AGAIN", "colbert-zero report AGAIN"]
     sections = [
         first,
-        Section("Scores by phase and collection", tables=[scores_table(records, m) for m in (MEASURE, *others)]),
+        Section(
+            "Scores by phase and collection",
+            plots=[against_bytes] if against_bytes else [],
+            tables=[scores_table(records, m) for m in (MEASURE, *others)],
+        ),
         Section("Two models or one", terms=ensemble_findings(records), tables=ensemble_tables(records)),
         Section("Published figures", tables=[published] if published else []),
         Section("Comparisons", tables=[comparisons_table(records)] if records.comparisons else []),

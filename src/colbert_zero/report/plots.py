@@ -6,7 +6,7 @@ from typing import Any
 from colbert_zero.report.cost import TIME, Currency
 from colbert_zero.report.drawing import COLOURS, INK, MARKERS, MUTED, Plot, clip, log_axis, make_plot, place
 from colbert_zero.report.records import MEASURE, SEEN, Record, Records, chain_of
-from colbert_zero.report.words import listed, points
+from colbert_zero.report.words import listed, points, size
 
 
 def quality_plot(records: Records, currency: Currency) -> Plot | None:
@@ -72,6 +72,36 @@ def quality_plot(records: Records, currency: Currency) -> Plot | None:
         shows += _doubt(records)
     name = "quality" if currency is records.currency else "quality-time"
     return make_plot(name, f"Quality against {currency.name}", shows, (8.6, 4.7), draw)
+
+
+def bytes_plot(records: Records) -> Plot | None:
+    """nDCG@10 against bytes of a system's models, where they differ by a tenth: some were cut, or answer together."""
+    taken = {name: system["model_bytes"] for name, system in records.systems.items() if system.get("model_bytes")}
+    shown = [name for name in taken if name in records.means]
+    if not shown or max(taken[name] for name in shown) < 1.1 * min(taken[name] for name in shown):
+        return None
+    ends = set(records.pipelines())
+
+    def draw(figure: Any) -> None:
+        axes, labels = figure.subplots(), []
+        for name in shown:
+            system = records.systems[name]
+            together, dense = system["kind"] == "ensemble", system.get("representation") == "dense"
+            colour = COLOURS[1] if together else COLOURS[0]
+            x, y = taken[name] / 1e6, 100 * records.means[name]
+            axes.plot([x], [y], "D" if together else "o", ms=7, mec=colour, mfc="none" if dense else colour, mew=1.8)
+            labels.append((x, y, clip(name), INK if name in ends or together else MUTED, name in ends))
+        for name in records.baselines("lexical"):
+            axes.axhline(100 * records.means[name], color=MUTED, linestyle=(0, (5, 4)), linewidth=1.3)
+        axes.set_xlabel("MB of the models on the disk")
+        axes.set_ylabel(f"{MEASURE} × 100")
+        axes.margins(x=0.15, y=0.12)
+        place(figure, axes, labels)
+
+    said = [f"{name} {points(records.means[name])} at {size(taken[name])}" for name in shown]
+    shows = f"Systems by what their models take: {'; '.join(said)}. Diamonds answer together, hollow marks are dense."
+    shows += " The dashed line needs no model." if records.baselines("lexical") else ""
+    return make_plot("bytes", "Quality against bytes", shows, (8.6, 4.7), draw)
 
 
 def _doubt(records: Records) -> str:
