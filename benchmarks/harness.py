@@ -146,6 +146,15 @@ def summary(runs: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, floa
     return rows
 
 
+def host() -> dict[str, str]:
+    """The processor, and the instructions it has that arithmetic is chosen by."""
+    from colbert_zero.study.host import cpu_features  # a peer's Python, which imports this file, has no colbert_zero
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return {"processor": named or platform.processor(), "instructions": " ".join(cpu_features())}
+
+
 def report(name: str, columns: list[str], rows: list[list[Any]], records: Any) -> None:
     """Print one table and write the records to results/<name>.json."""
     cells = [
@@ -159,8 +168,9 @@ def report(name: str, columns: list[str], rows: list[list[Any]], records: Any) -
     machine = {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "machine": platform.processor(),
+        **host(),
     }
+    print(", ".join(f"{key} {value}" for key, value in machine.items()))
     (RESULTS / f"{name}.json").write_text(json.dumps({"machine": machine, "records": records}, indent=1) + "\n")
 
 

@@ -129,7 +129,9 @@ def test_several_processes_train_and_evaluate_as_one_does(alone, tmp_path, world
         assert found[name]["scores"]["held-out"] == pytest.approx(system["scores"]["held-out"], abs=0.03), name
     record = read_json(next((tmp_path / "out").glob("phases/supervised-*/phase.json")))
     assert record["processes"] == world
-    assert read_json(tmp_path / "out" / "environment.json")["processes"] == world
+    about = read_json(tmp_path / "out" / "environment.json")
+    assert (about["processes"], about["maxsim"], about["ranks_in"]) == (world, "torch", "float32")
+    assert set(about["cpu_features"]) <= {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}
 
 
 @pytest.mark.slow

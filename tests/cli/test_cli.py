@@ -90,6 +90,8 @@ def test_evaluate_writes_scores_of_every_query(command, collection, tiny_multi_v
     assert set(found["per_query"]) == set(collection.queries)
     mean = sum(scores["nDCG@10"] for scores in found["per_query"].values()) / 5
     assert found["scores"]["nDCG@10"] == pytest.approx(mean)
+    computed = {key: found["machine"][key] for key in ("device", "maxsim", "precision", "attention")}
+    assert computed == {"device": "cpu", "maxsim": "torch", "precision": "float32", "attention": "sdpa"}
     assert f"nDCG@10  {mean:.4f}" in out
     assert len((tmp_path / "s.trec").read_text().splitlines()) == 5 * 20
 

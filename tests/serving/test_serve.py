@@ -167,7 +167,8 @@ def test_what_is_counted_is_true_before_anybody_asks_for_it(served_folder):
 
 def test_health_readiness_and_metrics(client):
     assert client.get("/health").json() == {"healthy": True}
-    assert client.get("/ready").json()["documents"] == len(DOCUMENTS)
+    ready = client.get("/ready").json()
+    assert (ready["documents"], ready["queries_encoded_by"]) == (len(DOCUMENTS), "PyTorch")
     client.get("/nowhere/at/all")
     told = client.get("/metrics").text
     assert 'colbert_zero_requests_total{method="GET",path="/health",status="200"}' in told

@@ -60,6 +60,7 @@ def test_a_teacher_scores_in_what_auto_comes_to_which_is_told_and_recorded(
         made.prepare([("unsupervised", "supervised", "distillation")])
         source = made.source("scored")
         assert source.record["precision"] == (arithmetic if asked == "auto" else asked)
+        assert source.record["maxsim"] == "torch"
         told = [text for text in said if "teachers.blend.precision: auto" in text]
         assert [f"which is {arithmetic} here" in text for text in told] == [True] * (asked == "auto")
         scores[asked] = [row for part in source.tables.values() for row in part.read(range(len(part)))["scores"]]

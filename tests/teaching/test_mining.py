@@ -434,7 +434,8 @@ def test_a_model_mines_in_bfloat16_nearly_as_in_float32_and_the_record_says_so(
         code, printed, err = command(*words, "--max-relative", 0, "--out", out, "--precision", precision)
         assert code == 0, err
         assert ("encoded in bfloat16" in printed) == (precision == "bfloat16")
-        assert json.loads(out.with_name(f"{out.name}.json").read_text())["precision"] == precision
+        record = json.loads(out.with_name(f"{out.name}.json").read_text())
+        assert (record["precision"], record["maxsim"]) == (precision, "torch")
         scores[precision] = [row["pos_scores"][0] for row in pq.read_table(out).to_pylist()]
     assert scores["bfloat16"] == pytest.approx(scores["float32"], rel=0.02)
     assert scores["bfloat16"] != scores["float32"]

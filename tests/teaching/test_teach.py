@@ -104,7 +104,9 @@ def test_scores_in_bfloat16_are_nearly_those_in_float32_and_are_not_taken_for_th
     assert "encodes in bfloat16" in invoke(*words, "--out", tmp_path / "half", "--precision", "bfloat16")
     np.testing.assert_allclose(scores(tmp_path / "half"), scores(tmp_path / "whole"), rtol=0.05, atol=0.02)
     assert (scores(tmp_path / "half") != scores(tmp_path / "whole")).any()
-    assert read_json(tmp_path / "half" / "teach.json")["teacher"][str(models / teacher)].endswith(" in bfloat16")
+    record = read_json(tmp_path / "half" / "teach.json")
+    assert record["teacher"][str(models / teacher)].endswith(" in bfloat16")
+    assert record["maxsim"] == "torch"
     with pytest.raises(ColbertZeroError, match="other"):
         invoke(*words, "--out", tmp_path / "whole", "--precision", "bfloat16")
 

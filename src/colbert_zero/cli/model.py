@@ -161,6 +161,7 @@ def _evaluated(
     from colbert_zero.models.precision import decided, encoding_in, why
     from colbert_zero.teaching.reranking import rerank
     from colbert_zero.teaching.scorers import ByCrossEncoder
+    from colbert_zero.training.machine import machine_of
 
     if most:
         scorer = ByCrossEncoder(place_of(model), commit, RichShow().say, "MODEL")
@@ -184,7 +185,7 @@ def _evaluated(
         told.append(f"documents' tokens pooled, about {pooled:g} into one")
     return _Evaluated(
         lambda collection, progress: rank(encoder, collection, progress=progress),
-        encoder, about | {"pool": pooled, "precision": arithmetic}, told,
+        encoder, about | {"pool": pooled, "precision": arithmetic, "machine": machine_of(encoder, arithmetic)}, told,
     )  # fmt: skip
 
 

@@ -317,13 +317,14 @@ def sources_table(records: Records) -> Table:
         parts = ", ".join(f"{part} {count:,}" for part, count in source.get("parts", {}).items())
         left_out = ", ".join(f"{why} {count:,}" for why, count in source.get("dropped", {}).items() if count)
         counts = [number(source.get(key, 0)) for key in ("rows", "held_out")]
-        rows.append([name, source.get("kind", "–"), parts or "–", left_out or "–", *counts, _random(source)])
+        how = source.get("precision", "–")
+        rows.append([name, source.get("kind", "–"), parts or "–", left_out or "–", *counts, _random(source), how])
     others = [source for _, source in ordered[TOP_SOURCES:]]
     if others:
         left_out = number(sum(sum(source.get("dropped", {}).values()) for source in others))
         counts = [number(sum(source.get(key, 0) for source in others)) for key in ("rows", "held_out")]
-        rows.append([f"{len(others)} others", "–", "–", left_out, *counts, "–"])
-    columns = ["source", "kind", "parts", "left out", "rows", "held out", "random negatives"]
+        rows.append([f"{len(others)} others", "–", "–", left_out, *counts, "–", "–"])
+    columns = ["source", "kind", "parts", "left out", "rows", "held out", "random negatives", "models encoded in"]
     return Table("Training sources", columns, [("", rows)], words=(0, 1, 2, 3))
 
 

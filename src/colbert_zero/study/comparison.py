@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sentence_transformers.util import get_device_name
 
 from colbert_zero.evaluation.significance import compare
 from colbert_zero.files import read_json, write_json
+from colbert_zero.maxsim.backends import backend
 from colbert_zero.processes import agree, is_main, world_size
 from colbert_zero.recipe.data import Mined, NamedCollection, Scored
 from colbert_zero.recipe.miners import BM25
@@ -22,6 +24,7 @@ from colbert_zero.report.card import write_cards
 from colbert_zero.report.records import MEASURE
 from colbert_zero.study import ensembles
 from colbert_zero.study.graph import chains_of, graph, way_to
+from colbert_zero.study.host import cpu_features
 from colbert_zero.study.leaks import together
 from colbert_zero.study.rankings import bm25
 from colbert_zero.study.study import Study
@@ -296,8 +299,11 @@ def environment(command: str) -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": processor or platform.processor(),
         "cores": os.cpu_count(),
+        "cpu_features": cpu_features(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or ["cpu"],
+        "maxsim": backend(torch.device(get_device_name())),
+        "ranks_in": "float32",
         "processes": world_size(),
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,

@@ -155,8 +155,7 @@ def _maxsim() -> Iterator[Finding]:
 
 
 def _processor() -> Iterator[Finding]:
-    flags = _cpu_flags()
-    features = ", ".join(name for name in _CPU_FEATURES if name in flags) or "none of " + ", ".join(_CPU_FEATURES)
+    features = ", ".join(cpu_features()) or "none of " + ", ".join(_CPU_FEATURES)
     usable, threads = _usable_cores(), torch.get_num_threads()
     yield Finding("features", features)
     yield Finding("cores", f"{usable:g} of {os.cpu_count()} may be used")
@@ -167,6 +166,12 @@ def _processor() -> Iterator[Finding]:
         problem = f"cores lie idle; OMP_NUM_THREADS={int(usable)}"
     asked = os.environ.get("OMP_NUM_THREADS", "unset")
     yield Finding("threads", f"{threads} (OMP_NUM_THREADS {asked})", problem)
+
+
+def cpu_features() -> list[str]:
+    """Of the instructions that arithmetic is chosen and timed by, those that this processor has."""
+    flags = _cpu_flags()
+    return [name for name in _CPU_FEATURES if name in flags]
 
 
 def _cpu_flags() -> set[str]:

@@ -22,6 +22,7 @@ from colbert_zero.data.prepared import write_record as write_source
 from colbert_zero.data.sources import file_fingerprints, folder_fingerprints
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.files import atomic_file, atomic_folder, fingerprint, place_of, read_json, write_json
+from colbert_zero.maxsim.backends import backend
 from colbert_zero.models.checkpoints import Encoder, load_model
 from colbert_zero.models.precision import Arithmetic, encoding_in
 from colbert_zero.processes import agree, from_main, is_main, made_by_main
@@ -94,6 +95,11 @@ def _arithmetic(spec: Mined, work: Path) -> Arithmetic:
     return cast(Arithmetic, from_main(found))
 
 
+def _computed(arithmetic: Arithmetic) -> dict[str, str]:
+    """For the record: what models encode in, and what computes MaxSim."""
+    return {"precision": arithmetic, "maxsim": backend(torch.device(get_device_name()))}
+
+
 # ---- A file
 
 
@@ -132,7 +138,7 @@ def mine_file(
             "held_out": source.record["held_out"],
             "read": peculiarities(source.record),
         }
-        more = {"id": identity, **read, "models": commits, "precision": arithmetic, "seed": seed}
+        more = {"id": identity, **read, "models": commits, **_computed(arithmetic), "seed": seed}
         made_by_main(partial(_write_file, mining, out, kept, more, started), lambda _: None)
         record = from_main(read_json(kept) if is_main() else None)
     if is_main() and work.is_dir():
@@ -226,7 +232,7 @@ def mine_source(
         load = _loader(commits, phases, arithmetic)
         mining = Mining(spec, source, corpus, seed, work, load, bar, f"sources.{name}.{{}}".format)
         mining.passes()
-        more = {"models": commits, "precision": arithmetic}
+        more = {"models": commits, **_computed(arithmetic)}
         made_by_main(partial(_write_source, mining, source.name, folder, identity, more, started), lambda _: None)
         if is_main():
             shutil.rmtree(work)

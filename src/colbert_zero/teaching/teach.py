@@ -29,9 +29,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from scipy.stats import kendalltau
+from sentence_transformers.util import get_device_name
 
 from colbert_zero.errors import ColbertZeroError, reason, short
 from colbert_zero.files import atomic_file, atomic_folder, fingerprint, read_json, write_json, writing
+from colbert_zero.maxsim.backends import backend
 from colbert_zero.maxsim.scores import min_max
 from colbert_zero.processes import is_main, process_rank, wait, world_size
 from colbert_zero.teaching.candidates import Candidates
@@ -94,8 +96,9 @@ def teach(
         _score(candidates, members, scorer_of, work, progress)
         wait()
         if is_main():
+            scored_by = backend(torch.device(get_device_name()))
             own = {name: _all_of(work, place) for place, name in enumerate(members)}
-            _write(folder, candidates, members, own, {"asked": asked, "teacher": ids})
+            _write(folder, candidates, members, own, {"asked": asked, "teacher": ids, "maxsim": scored_by})
     if is_main():
         shutil.rmtree(work)
     wait()

@@ -105,11 +105,12 @@ class IndexAnswer(BaseModel):
 
 
 class Ready(BaseModel):
-    """That it answers from an index that is there and whole."""
+    """That it answers from an index that is there and whole, and what encodes its queries."""
 
     ready: bool
     documents: int
     generation: int
+    queries_encoded_by: str
 
 
 class Health(BaseModel):
@@ -342,7 +343,8 @@ def _add_state(app: FastAPI, service: Service) -> None:
         if why := service.not_ready():
             raise Problem(503, "not_ready", why, retry=5)
         index = service.current.state.index
-        return _json(Ready(ready=True, documents=len(index), generation=index.manifest.generation))
+        generation, encoded_by = index.manifest.generation, service.encoded_by
+        return _json(Ready(ready=True, documents=len(index), generation=generation, queries_encoded_by=encoded_by))
 
     @app.get("/metrics", summary="For Prometheus", response_class=Response,
              responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}})  # fmt: skip

@@ -23,7 +23,7 @@ from colbert_zero.serving.http.current import Current
 from colbert_zero.serving.http.metrics import Metrics
 from colbert_zero.serving.index.building import Added, add
 from colbert_zero.serving.index.changing import compact, delete
-from colbert_zero.serving.index.manifest import MOST_SEGMENTS, read_manifest
+from colbert_zero.serving.index.manifest import MOST_SEGMENTS, PYTORCH, read_manifest
 from colbert_zero.serving.index.opened import Hit
 from colbert_zero.serving.opening import AnyIndex
 from colbert_zero.serving.passages import Cutter
@@ -129,6 +129,7 @@ class Service:
     ):
         self.path, self.limits, self.writable = path, limits, writable
         self._tell, self._place = tell, model
+        self.encoded_by = graph.words if graph else PYTORCH
         self.current = Current(path, model, memory_bytes, tell, self._changed, graph)
         # Counted in from here on: what is only starting has no generation.
         self.metrics = Metrics()
