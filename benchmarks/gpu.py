@@ -18,6 +18,7 @@ says "not measured"; --interpret runs tiny cases on the CPU, in Triton's interpr
 import itertools
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -69,52 +70,65 @@ def document_lengths(batch: int) -> Tensor:
     return torch.randint(2 * MEAN_D_TOKENS - D_TOKENS, D_TOKENS + 1, (batch,), generator=generator)
 
 
-def maxsim_case(contender: str, batch: int, gradient_share: float, right: bool = False) -> dict[str, float]:
-    """One forward and backward pass of one contender from padded embeddings, the packing part of its time.
+class Maxsim:
+    """One contender's scores of equal batches of padded embeddings, packing a part of it, and weights of a gradient."""
 
-    With `right` nothing is timed: how far scores and gradients are from the definition in float64.
-    """
-    from colbert_zero.maxsim.backends import BACKEND_VARIABLE
-    from colbert_zero.maxsim.packed import pack
-    from colbert_zero.maxsim.scores import _checked, packed_scores
+    def __init__(self, contender: str, batch: int, gradient_share: float):
+        from colbert_zero.maxsim.backends import BACKEND_VARIABLE
 
-    dtype = torch.float32 if DEVICE == "cpu" else torch.bfloat16
-    mask = (torch.arange(D_TOKENS) < document_lengths(batch)[:, None]).to(DEVICE)
+        self.contender, self.dtype = contender, torch.float32 if DEVICE == "cpu" else torch.bfloat16
+        self.mask = (torch.arange(D_TOKENS) < document_lengths(batch)[:, None]).to(DEVICE)
+        self.q, self.d = self._embeddings(batch, Q_TOKENS), self._embeddings(batch, D_TOKENS)
+        self.weights = torch.randn(batch, batch, device=DEVICE)
+        self.weights *= torch.rand(batch, batch, device=DEVICE) < gradient_share
+        os.environ[BACKEND_VARIABLE] = "auto" if contender == "einsum" else contender
 
-    def embeddings(tokens: int) -> Tensor:
+    def _embeddings(self, batch: int, tokens: int) -> Tensor:
         unit = torch.nn.functional.normalize(torch.randn(batch, tokens, DIM, device=DEVICE), dim=-1)
-        return unit.to(dtype).requires_grad_()
+        return unit.to(self.dtype).requires_grad_()
 
-    q, d = embeddings(Q_TOKENS), embeddings(D_TOKENS)
-    weights = torch.randn(batch, batch, device=DEVICE)
-    weights *= torch.rand(batch, batch, device=DEVICE) < gradient_share
-    os.environ[BACKEND_VARIABLE] = "auto" if contender == "einsum" else contender
+    def scores(self) -> Tensor:
+        from colbert_zero.maxsim.packed import pack
+        from colbert_zero.maxsim.scores import _checked, packed_scores
 
-    def scores() -> Tensor:
-        if contender == "einsum":
-            products = torch.einsum("qid,kjd->qkij", q, d).masked_fill(~mask[:, None], float("-inf"))
-            return products.amax(3).float().sum(2)
-        if DEVICE == "cpu" and contender == "triton":
+        if self.contender == "einsum":
+            return defined(self.q, self.d, self.mask)
+        q, d = pack(self.q), pack(self.d, self.mask)
+        if DEVICE == "cpu" and self.contender == "triton":
             from colbert_zero.maxsim.triton_kernels import scores as kernels
 
-            return kernels(_checked(pack(q)), _checked(pack(d, mask)))
-        return packed_scores(pack(q), pack(d, mask))
+            return kernels(_checked(q), _checked(d))
+        return packed_scores(q, d)
 
-    def step() -> None:
-        q.grad = d.grad = None
-        scores().backward(weights)
+    def step(self) -> None:
+        self.q.grad = self.d.grad = None
+        self.scores().backward(self.weights)
 
-    if right:
-        step()
-        exact_q, exact_d = (x.detach().double().cpu().requires_grad_() for x in (q, d))
-        products = torch.einsum("qid,kjd->qkij", exact_q, exact_d).masked_fill(~mask.cpu()[:, None], float("-inf"))
-        exact = products.amax(3).sum(2)
-        exact.backward(weights.double().cpu())
-        pairs = [(scores(), exact), (q.grad, exact_q.grad), (d.grad, exact_d.grad)]
-        off = [float((found.detach().double().cpu() - own).abs().max() / own.abs().max()) for found, own in pairs]
-        return {"scores_off": off[0], "gradient_off": max(off[1:])}
-    forward = measure(scores)
-    return measure(step) | {"forward_seconds": forward["seconds"]}
+
+def defined(q: Tensor, d: Tensor, mask: Tensor) -> Tensor:
+    """MaxSim of all pairs, as it is defined."""
+    products = torch.einsum("qid,kjd->qkij", q, d).masked_fill(~mask[:, None], float("-inf"))
+    best = products.amax(3)
+    return (best if best.dtype == torch.float64 else best.float()).sum(2)
+
+
+def right_case(contender: str, batch: int) -> dict[str, float]:
+    """How far scores and gradients are from the definition in float64, as a share of the largest of them."""
+    of = Maxsim(contender, batch, 1.0)
+    of.step()
+    q, d = (x.detach().double().cpu().requires_grad_() for x in (of.q, of.d))
+    exact = defined(q, d, of.mask.cpu())
+    exact.backward(of.weights.double().cpu())
+    pairs = [(of.scores(), exact), (of.q.grad, q.grad), (of.d.grad, d.grad)]
+    off = [float((found.detach().double().cpu() - own).abs().max() / own.abs().max()) for found, own in pairs]
+    return {"scores_off": off[0], "gradient_off": max(off[1:])}
+
+
+def maxsim_case(contender: str, batch: int, gradient_share: float) -> dict[str, float]:
+    """One forward pass of one contender, and one with its backward pass."""
+    of = Maxsim(contender, batch, gradient_share)
+    forward = measure(of.scores)
+    return measure(of.step) | {"forward_seconds": forward["seconds"]}
 
 
 def tiles_case(batch: int, elements: int, group: int) -> dict[str, float]:
@@ -195,23 +209,29 @@ def step_case(
         return float(loss)
 
     timed = measure(step, 1 if tiny else 3)
-    gradient = torch.stack([weights.grad.norm() for weights in model.parameters() if weights.grad is not None]).norm()
-    loss = sums(step())[0] / world_size()
-    return timed | {"loss": loss, "gradient": float(gradient)}
+    found = torch.cat([weights.grad.flatten().float() for weights in model.parameters() if weights.grad is not None])
+    along = torch.randn(len(found), generator=torch.Generator().manual_seed(1)).to(found.device)
+    projected = float(found @ along / found.norm())  # of a gradient that points elsewhere it is another
+    return timed | {"loss": sums(step())[0] / world_size(), "norm": float(found.norm()), "projected": projected}
 
 
-def processes_case(**step: Any) -> dict[str, float]:
+def processes_case(**step: Any) -> dict[str, Any]:
     """The step by two processes that share the device, and how far loss and gradient are from those of one."""
     case = {"kind": "step", "shared": True, **step}
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [sys.executable, *launcher, __file__, "--child", json.dumps(case)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
+    found, text, both = json.JSONDecoder(), done.stdout, []
+    while "{" in text:  # both print, on one line at times
+        one, end = found.raw_decode(text[text.index("{") :])
+        both, text = [*both, one], text[text.index("{") + end :]
+    if done.returncode or any("failure" in one for one in both):
         print(done.stderr, file=sys.stderr)
-        return {"failure": "failed, see above"}  # type: ignore[dict-item]
-    two, _ = json.JSONDecoder().raw_decode(done.stdout[done.stdout.index("{") :])  # both print, on one line at times
-    one = step_case(**step)
-    return two | {key: abs(two[key] / one[key] - 1) for key in ("loss", "gradient")}
+        return next((one for one in both if "failure" in one), {"failure": "failed, see above"})
+    alone = step_case(**step)
+    off = {"loss_off": abs(both[0]["loss"] / alone["loss"] - 1), "norm_off": abs(both[0]["norm"] / alone["norm"] - 1)}
+    off["projected_off"] = abs(both[0]["projected"] - alone["projected"])
+    return both[0] | off | {"peak_bytes": sum(one["peak_bytes"] for one in both)}
 
 
 def run(case: dict[str, Any]) -> dict[str, Any]:
@@ -222,14 +242,17 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
     elif not torch.cuda.is_available():
         return {"failure": "not measured"}
     command = [sys.executable, __file__, "--child", json.dumps(case)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=LIMIT_SECONDS)
-    except subprocess.TimeoutExpired:
-        return {"failure": f"over {LIMIT_SECONDS} s"}
-    if done.returncode:
-        print(f"{case} failed:\n{done.stderr}", file=sys.stderr)
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, start_new_session=True, **pipes) as process:
+        try:
+            out, err = process.communicate(timeout=LIMIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # with processes of its own
+            return {"failure": f"over {LIMIT_SECONDS} s"}
+    if process.returncode:
+        print(f"{case} failed:\n{err}", file=sys.stderr)
         return {"failure": "failed, see above"}
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(out.splitlines()[-1])
 
 
 def child(kind: str, interpret: bool = False, **case: Any) -> dict[str, Any]:
@@ -250,15 +273,7 @@ def cases(interpret: bool, quick: bool) -> list[dict[str, Any]]:
         batches, contenders, extra = [1024, 4096, 16384][: 1 if quick else 3], CONTENDERS, {}
         budgets = [32_768] if quick else [32_768, 65_536]
     found: list[dict[str, Any]] = [
-        {
-            "kind": "maxsim",
-            "contender": contender,
-            "batch": batches[0] // 2,
-            "gradient_share": 1.0,
-            "right": True,
-            **extra,
-        }
-        for contender in contenders
+        {"kind": "right", "contender": contender, "batch": min(64, batches[0]), **extra} for contender in contenders
     ]
     for batch in batches:
         for share in (0.01, 1.0):
@@ -282,13 +297,14 @@ def row(case: dict[str, Any], result: dict[str, Any], rate: float) -> list[Any]:
     """One line of the table."""
     floor: float | str = ""
     forward = 1e3 * result["forward_seconds"] if "forward_seconds" in result else ""
-    if case.get("right"):
+    if case["kind"] == "right":
         how = result.get("failure") or "off by {scores_off:.1e}, gradients {gradient_off:.1e}".format(**result)
         return [case["batch"], f"MaxSim, {case['contender']}", how, *[""] * 5]
     if case["kind"] == "tiles":
         what = ["MaxSim, triton", f"{case['elements']} elements, {case['group']} documents"]
     elif case["kind"] == "processes":
-        off = "; loss off by {loss:.1e}, gradient {gradient:.1e}".format(**result) if "loss" in result else ""
+        told = "; off by: loss {loss_off:.1e}, gradient {norm_off:.1e} in length, {projected_off:.1e} in direction"
+        off = told.format(**result) if "loss_off" in result else ""
         what = ["step, two processes", f"{case['mini_batch_tokens']} tokens a chunk{off}"]
     elif case["kind"] == "maxsim":
         what = [f"MaxSim, {case['contender']}", f"{case['gradient_share']:.0%} of pairs"]
@@ -324,8 +340,13 @@ def main() -> None:
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 KINDS: dict[str, Callable[..., dict[str, Any]]] = {
-    "rate": matrix_rate, "maxsim": maxsim_case, "tiles": tiles_case, "step": step_case, "processes": processes_case,
-}  # fmt: skip
+    "rate": matrix_rate,
+    "right": right_case,
+    "maxsim": maxsim_case,
+    "tiles": tiles_case,
+    "step": step_case,
+    "processes": processes_case,
+}
 
 if __name__ == "__main__":
     main()

@@ -11,7 +11,6 @@ import argparse
 import gc
 import json
 import os
-import platform
 import re
 import statistics
 import subprocess
@@ -148,11 +147,9 @@ def summary(runs: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, floa
 
 def host() -> dict[str, str]:
     """The processor, and the instructions it has that arithmetic is chosen by."""
-    from colbert_zero.study.host import cpu_features  # a peer's Python, which imports this file, has no colbert_zero
+    from colbert_zero.study.host import cpu_features, processor  # a peer's Python, which imports this file, lacks it
 
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return {"processor": named or platform.processor(), "instructions": " ".join(cpu_features())}
+    return {"processor": processor(), "cpu_features": " ".join(cpu_features())}
 
 
 def report(name: str, columns: list[str], rows: list[list[Any]], records: Any) -> None:

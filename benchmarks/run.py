@@ -4,7 +4,7 @@ Without names all that need no data of yours. Minutes are those of two cores of 
 machine takes others. Leave the machine alone meanwhile. A peer that is missing is told and left out;
 `encoding` wants the extra cpu, `compiled_maxsim` g++ and AVX2, `gpu` a GPU; each ends with a message without.
 `supervision`, `precision_study`, `precision_rankings`, `index_quality`, `qdrant_engine`, `serve`, `shrinking`,
-`healing`, `merging`, `ensembles`, `adapting` and `choosing` want data or a model: see their first lines.
+`healing`, `merging`, `rescoring`, `ensembles`, `adapting` and `choosing` want data or a model: see their first lines.
 """
 
 import argparse
