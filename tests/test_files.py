@@ -3,12 +3,16 @@
 import errno
 import os
 import stat
+import subprocess
+import sys
+from functools import partial
 
 import pytest
 
 from colbert_zero import files
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.files import atomic_file, atomic_folder, is_commit, place_of, read_json, write_json, writing
+from helpers import environment
 
 
 def failing(number, where=lambda *_: True, right=None):
@@ -75,6 +79,62 @@ def test_a_folder_that_cannot_be_written_is_one_message(number, tmp_path, monkey
         writing(tmp_path),
     ):
         pass
+
+
+LEAVING = """
+import os, sys, time
+from pathlib import Path
+from colbert_zero.files import atomic_folder
+with atomic_folder(Path("made")) as folder:
+    (folder / "half").write_text("x")
+    print(folder.name, flush=True)
+    os._exit(9) if sys.argv[1] == "dies" else time.sleep(600)
+"""
+
+
+def test_what_a_dead_process_left_is_deleted_and_what_one_at_work_has_is_not(tmp_path):
+    alike = [".made.old.tmp", ".made.v2.01234567.tmp", ".other.01234567.tmp"]
+    for name in alike:
+        (tmp_path / name).mkdir()
+    start = partial(subprocess.Popen, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True)
+    with (
+        start([sys.executable, "-c", LEAVING, "dies"]) as dead,
+        start([sys.executable, "-c", LEAVING, "works"]) as alive,
+    ):
+        left, held = (process.stdout.readline().strip() for process in (dead, alive))
+        assert dead.wait() == 9
+        with atomic_folder(tmp_path / "made") as own:
+            with atomic_folder(tmp_path / "made") as other:
+                (other / "a").write_text("other")
+            (own / "a").write_text("own")
+        assert sorted(os.listdir(tmp_path)) == sorted([*alike, held, "made"])
+        assert left != held
+        alive.kill()
+    assert (tmp_path / "made" / "a").read_text() == "own"
+
+
+def test_on_a_disk_without_locks_nothing_of_others_is_deleted(tmp_path, monkeypatch):
+    (tmp_path / ".made.01234567.tmp").mkdir()
+    monkeypatch.setattr(files.fcntl, "flock", failing(errno.ENOLCK))
+    with atomic_folder(tmp_path / "made") as folder:
+        (folder / "a").write_text("whole")
+    assert sorted(os.listdir(tmp_path)) == [".made.01234567.tmp", "made"]
+
+
+def test_a_folder_that_another_deletes_before_it_is_locked_is_made_anew(tmp_path, monkeypatch):
+    right, taken = files.fcntl.flock, []
+
+    def late(*arguments):
+        if not taken:
+            taken.extend(tmp_path.iterdir())
+            taken[0].rmdir()
+        return right(*arguments)
+
+    monkeypatch.setattr(files.fcntl, "flock", late)
+    with atomic_folder(tmp_path / "made") as folder:
+        assert folder.is_dir()
+        assert folder != taken[0]
+    assert os.listdir(tmp_path) == ["made"]
 
 
 def test_only_a_whole_hash_is_a_commit():

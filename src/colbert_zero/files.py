@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import glob
 import gzip
 import hashlib
 import json
@@ -256,24 +255,43 @@ def temporary_folder(path: Path) -> Iterator[Path]:
     it; a disk without locks keeps them.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        with suppress(OSError), _locked(left):
-            shutil.rmtree(left)
-    temporary = _temporary(path)
-    temporary.mkdir()
+    named = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.tmp")
+    for left in path.parent.iterdir():
+        if named.fullmatch(left.name) and left.is_dir():
+            with suppress(OSError), _locked(left):
+                shutil.rmtree(left)
     with ExitStack() as held:
+        yield _made(path, held)
+
+
+def _made(path: Path, held: ExitStack) -> Path:
+    """A new temporary folder, which goes when `held` ends; with its lock, where its disk has locks."""
+    while True:
+        temporary = _temporary(path)
+        temporary.mkdir()
         held.callback(shutil.rmtree, temporary, ignore_errors=True)
-        with suppress(OSError):
+        try:
             held.enter_context(_locked(temporary))
-        yield temporary
+        except (BlockingIOError, FileNotFoundError):  # another that makes the same was quicker, and deletes it
+            continue
+        except OSError:
+            pass
+        return temporary
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock; raises an OSError where another process does, or there is none."""
+    """Hold a folder's lock.
+
+    Raises:
+        BlockingIOError: Another process has it.
+        FileNotFoundError: The folder is gone.
+        OSError: Its disk has no locks.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        folder.stat()
         yield
     finally:
         os.close(descriptor)
