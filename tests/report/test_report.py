@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from colbert_zero.files import write_json
+from colbert_zero.files import read_json, write_json
 from colbert_zero.report import write_report
+from colbert_zero.report.records import Records
+from colbert_zero.report.tables import sources_table
 from example_records import ALL, COLLECTIONS, result_record, write_records
 
 
@@ -104,6 +106,18 @@ def test_published_figures_stand_in_a_table_of_their_own_with_their_sources(tmp_
     assert "77.40" in table, "gte-modernbert-base on SciFact, which no system of this study is"
     assert "fiqa" not in table[: table.index("Comparisons")], "a folder that is called so is not the public one"
     assert "77.40" not in page[: page.index("Published figures")]
+
+
+def test_what_models_encoded_in_stands_beside_the_sources_that_models_made(tmp_path):
+    folder = write_records(tmp_path, result_record(ALL))
+    assert "models encoded in" not in write_report(folder).read_text()
+    known = read_json(folder / "data.json")
+    by_bm25 = {"kind": "mined", "rows": 90_000, "precision": "float32"}
+    known["sources"] |= {"by-bm25": by_bm25, "by-model": by_bm25 | {"precision": "bfloat16", "maxsim": "torch"}}
+    write_json(folder / "data.json", known)
+    assert "models encoded in" in write_report(folder).read_text()
+    rows = {row[0]: row for row in sources_table(Records(folder)).groups[0][1]}
+    assert [rows[name][-1] for name in ("by-bm25", "by-model", "source-00")] == ["–", "bfloat16", "–"]
 
 
 def test_only_results_are_needed(tmp_path):

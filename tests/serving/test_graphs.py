@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 import torch
+from fastapi.testclient import TestClient
 
 from colbert_zero.data.documents import documents_of
 from colbert_zero.errors import ColbertZeroError
@@ -19,6 +20,8 @@ from colbert_zero.models.encoding import encode
 from colbert_zero.models.graphs import computed_by, graph_at
 from colbert_zero.models.pooling import with_pooling
 from colbert_zero.models.precision import faster
+from colbert_zero.serving.http.api import make_app
+from colbert_zero.serving.http.service import Limits, Service
 from colbert_zero.serving.index.building import Settings, add, build
 from colbert_zero.serving.index.manifest import read_manifest
 from colbert_zero.serving.index.opened import Index
@@ -123,6 +126,15 @@ def test_an_index_says_what_encoded_it_and_takes_no_vectors_of_another_arithmeti
     with pytest.raises(ColbertZeroError, match=r"whose encoded_by is model_int8.onnx \(.*\) by onnxruntime"):
         build(model, first, index, Settings(), quiet)
     assert add(index, more, tell=quiet, graph=graph).documents == 1
+
+
+@installed
+def test_a_server_says_that_a_graph_encodes_its_queries(exported, served_folder):
+    graph = graph_at(exported / "model_int8.onnx")
+    service = Service(served_folder, Limits(), tell=quiet, graph=graph)
+    with TestClient(make_app(service), base_url="http://127.0.0.1:8000") as client:
+        assert client.get("/ready").json()["queries_encoded_by"] == graph.words
+    assert graph.words.startswith("model_int8.onnx (")
 
 
 @installed

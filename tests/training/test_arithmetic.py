@@ -1,5 +1,6 @@
 """A step in bfloat16 against the same in float32, by every kind of product that this processor has."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -50,7 +51,7 @@ SHOWN = {"AVX512_CORE_BF16": "avx512_core_bf16", "AVX512_CORE_AMX": "amx"}
 
 @pytest.mark.parametrize("of", ["tiny_dense", "tiny_multi_vector"])
 def test_plain_attention_has_fused_attentions_vectors_and_gradient_in_float32(of, request):
-    model, found = request.getfixturevalue(of).eval(), {}
+    model, found = copy.deepcopy(request.getfixturevalue(of)).eval(), {}
     for attention in ("sdpa", "eager"):
         model[0].get_submodule("model").set_attn_implementation(attention)
         model.zero_grad()

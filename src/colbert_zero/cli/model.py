@@ -155,6 +155,7 @@ def _evaluated(
     """BM25, a cross-encoder that ranks `most` of BM25's best anew, or a checkpoint."""
     from colbert_zero.evaluation.ranking import rank, rank_bm25
     from colbert_zero.files import place_of
+    from colbert_zero.maxsim.backends import scoring_with
     from colbert_zero.models.checkpoints import load_model
     from colbert_zero.models.layers import without_layers
     from colbert_zero.models.pooling import pooling_of, with_pooling
@@ -183,10 +184,13 @@ def _evaluated(
         told.append(f"encoded in {why(arithmetic) if precision == 'auto' else arithmetic}")
     if (pooled := pooling_of(encoder)) > 1:
         told.append(f"documents' tokens pooled, about {pooled:g} into one")
-    return _Evaluated(
-        lambda collection, progress: rank(encoder, collection, progress=progress),
-        encoder, about | {"pool": pooled, "precision": arithmetic, "machine": machine_of(encoder, arithmetic)}, told,
-    )  # fmt: skip
+    machine = machine_of(encoder, arithmetic)
+
+    def ranked(collection: Any, progress: Any) -> Any:
+        with scoring_with(machine["maxsim"]):
+            return rank(encoder, collection, progress=progress)
+
+    return _Evaluated(ranked, encoder, about | {"pool": pooled, "precision": arithmetic, "machine": machine}, told)
 
 
 def _reranks(

@@ -63,6 +63,7 @@ def teach(
 
     from colbert_zero.data.by_name import load_all
     from colbert_zero.data.given import is_of_recipe
+    from colbert_zero.maxsim.backends import backend_here
     from colbert_zero.models.precision import why
     from colbert_zero.processes import is_main, world_size
     from colbert_zero.teaching.candidates import RUNS, from_rows, from_run
@@ -98,6 +99,7 @@ def teach(
             say(f"--teacher: encodes in {why(arithmetic, world_size()) if precision == 'auto' else arithmetic}")
         ids = {name: identity_of(name) for name in members}  # before candidates are read
         halves = {name: " in bfloat16" if _in_half(name, ids[name], arithmetic) else "" for name in members}
+        maxsim = backend_here() if any(_encodes(name, ids[name]) for name in members) else None
         if collection:
             loaded = load_all([collection])
             if len(loaded) > 1:
@@ -125,6 +127,7 @@ def teach(
                 ),
                 out,
                 advance,
+                maxsim,
             )
     if report or is_main():
         for line in in_words(read_record(out)):
@@ -136,13 +139,19 @@ def teach(
 
 def _in_half(name: str, identity: str, arithmetic: str) -> bool:
     """Whether a member computes in bfloat16: asked to, or a cross-encoder on a GPU that has it."""
-    from colbert_zero.files import place_of
-    from colbert_zero.models.kinds import is_cross_encoder
     from colbert_zero.teaching.scorers import has_half
 
     if name == "bm25" or arithmetic == "bfloat16":
         return name != "bm25"
-    return has_half() and is_cross_encoder(place_of(name), identity if is_commit(identity) else None)
+    return has_half() and not _encodes(name, identity)
+
+
+def _encodes(name: str, identity: str) -> bool:
+    """Whether a member is an encoder, neither BM25 nor a cross-encoder."""
+    from colbert_zero.files import place_of
+    from colbert_zero.models.kinds import is_cross_encoder
+
+    return name != "bm25" and not is_cross_encoder(place_of(name), identity if is_commit(identity) else None)
 
 
 def _of_sources(words: list[str], n_ways: int | None) -> "Candidates":

@@ -17,6 +17,7 @@ from importlib import import_module
 from importlib.util import find_spec
 
 import torch
+from sentence_transformers.util import get_device_name
 from torch import Tensor
 
 from colbert_zero.errors import ColbertZeroError, reason
@@ -56,6 +57,11 @@ def backend(device: torch.device) -> str:
         ColbertZeroError: The environment names no backend, or one that is not installed.
     """
     return _kept[-1] if _kept else next(name for name in wanted(device) if fault(name, device.type) is None)
+
+
+def backend_here() -> str:
+    """What scores on the device that models are loaded onto; raises as `backend`."""
+    return backend(torch.device(get_device_name()))
 
 
 def wanted(device: torch.device) -> list[str]:

@@ -39,11 +39,7 @@ def quality_plot(records: Records, currency: Currency) -> Plot | None:
                 named.add(name)
             labels.append((xs[-1], ys[-1], clip(pipeline), colour, True))
         axes.set_xlabel(f"{currency.name} from zero, {unit_name}{' (log scale)' if logarithmic else ''}")
-        axes.set_ylabel(
-            f"{MEASURE} × 100"
-            + (", mean" if len(records.collections) > 1 else "")
-            + (f" {SEEN}" if records.seen else "")
-        )
+        axes.set_ylabel(_measured(records))
         if logarithmic:
             log_axis(axes)
         axes.margins(x=0.12, y=0.12)
@@ -74,6 +70,12 @@ def quality_plot(records: Records, currency: Currency) -> Plot | None:
     return make_plot(name, f"Quality against {currency.name}", shows, (8.6, 4.7), draw)
 
 
+def _measured(records: Records) -> str:
+    """An axis' name, of the mean over collections."""
+    mean = ", mean" if len(records.collections) > 1 else ""
+    return f"{MEASURE} × 100{mean}" + (f" {SEEN}" if records.seen else "")
+
+
 def bytes_plot(records: Records) -> Plot | None:
     """nDCG@10 against bytes of a system's models, where they differ by a tenth: some were cut, or answer together."""
     taken = {name: system["model_bytes"] for name, system in records.systems.items() if system.get("model_bytes")}
@@ -94,7 +96,7 @@ def bytes_plot(records: Records) -> Plot | None:
         for name in records.baselines("lexical"):
             axes.axhline(100 * records.means[name], color=MUTED, linestyle=(0, (5, 4)), linewidth=1.3)
         axes.set_xlabel("MB of the models on the disk")
-        axes.set_ylabel(f"{MEASURE} × 100")
+        axes.set_ylabel(_measured(records))
         axes.margins(x=0.15, y=0.12)
         place(figure, axes, labels)
 

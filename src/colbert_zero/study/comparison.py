@@ -7,15 +7,13 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import torch
-from sentence_transformers.util import get_device_name
 
 from colbert_zero.evaluation.significance import compare
 from colbert_zero.files import read_json, write_json
-from colbert_zero.maxsim.backends import backend
+from colbert_zero.maxsim.backends import backend_here
 from colbert_zero.processes import agree, is_main, world_size
 from colbert_zero.recipe.data import Mined, NamedCollection, Scored
 from colbert_zero.recipe.miners import BM25
@@ -24,7 +22,7 @@ from colbert_zero.report.card import write_cards
 from colbert_zero.report.records import MEASURE
 from colbert_zero.study import ensembles
 from colbert_zero.study.graph import chains_of, graph, way_to
-from colbert_zero.study.host import cpu_features
+from colbert_zero.study.host import cpu_features, processor
 from colbert_zero.study.leaks import together
 from colbert_zero.study.rankings import bm25
 from colbert_zero.study.study import Study
@@ -289,29 +287,18 @@ def _data(study: Study, nodes: list[tuple[str, ...]]) -> dict[str, Any]:
 
 def environment(command: str) -> dict[str, Any]:
     """environment.json: what ran where."""
-    processor = next(
-        (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), ""
-    )
     return {
         "colbert_zero": version("colbert-zero"),
         "python": platform.python_version(),
         **{name.replace("-", "_"): version(name) for name in ("torch", "transformers", "sentence-transformers")},
         "platform": platform.platform(),
-        "processor": processor or platform.processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "cpu_features": cpu_features(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or ["cpu"],
-        "maxsim": backend(torch.device(get_device_name())),
-        "ranks_in": "float32",
+        "maxsim": backend_here(),
         "processes": world_size(),
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
     }
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []

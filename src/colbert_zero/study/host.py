@@ -168,6 +168,12 @@ def _processor() -> Iterator[Finding]:
     yield Finding("threads", f"{threads} (OMP_NUM_THREADS {asked})", problem)
 
 
+def processor() -> str:
+    """The processor's name; what Python calls it where the system does not say."""
+    named = (line.partition(":")[2].strip() for line in _cpu_lines() if line.startswith("model name"))
+    return next(named, "") or platform.processor()
+
+
 def cpu_features() -> list[str]:
     """Of the instructions that arithmetic is chosen and timed by, those that this processor has."""
     flags = _cpu_flags()
@@ -175,12 +181,15 @@ def cpu_features() -> list[str]:
 
 
 def _cpu_flags() -> set[str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return set()
-    flags = (line.partition(":")[2] for line in text.splitlines() if line.startswith(("flags", "Features")))
+    flags = (line.partition(":")[2] for line in _cpu_lines() if line.startswith(("flags", "Features")))
     return set(next(flags, "").split())
+
+
+def _cpu_lines() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
 
 
 def _usable_cores() -> float:

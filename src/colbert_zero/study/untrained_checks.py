@@ -1,4 +1,4 @@
-"""What is refused of phases that are not trained, before anything is made.
+"""What is refused of phases that are not trained, before anything is made or compared.
 
 What they would be made of shows in the recipe, in configurations and in the queries of collections.
 """

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +22,7 @@ from colbert_zero.data.prepared import write_record as write_source
 from colbert_zero.data.sources import file_fingerprints, folder_fingerprints
 from colbert_zero.errors import ColbertZeroError
 from colbert_zero.files import atomic_file, atomic_folder, fingerprint, place_of, read_json, write_json
-from colbert_zero.maxsim.backends import backend
+from colbert_zero.maxsim.backends import backend_here
 from colbert_zero.models.checkpoints import Encoder, load_model
 from colbert_zero.models.precision import Arithmetic, encoding_in
 from colbert_zero.processes import agree, from_main, is_main, made_by_main
@@ -83,21 +83,22 @@ def _loader(
     return load
 
 
-def _arithmetic(spec: Mined, work: Path) -> Arithmetic:
-    """What models encode in: decided when mining begins, and kept in its folder for who goes on with it."""
-    found, kept = agreed_precision(spec.precision, torch.device(get_device_name())), work / "precision.json"
+def _computed(spec: Mined, work: Path) -> dict[str, Any]:
+    """What models encode in and what computes MaxSim, if models take part: decided when mining begins.
+
+    It is kept in mining's folder, for who goes on with it.
+    """
+    kept = work / "computed.json"
+    found: dict[str, Any] = {"precision": agreed_precision(spec.precision, torch.device(get_device_name()))}
+    found |= {"maxsim": backend_here()} if spec.models else {}
     if is_main():
         work.mkdir(parents=True, exist_ok=True)
         if kept.is_file():
             found = read_json(kept)
         else:
             write_json(kept, found)
-    return cast(Arithmetic, from_main(found))
-
-
-def _computed(arithmetic: Arithmetic) -> dict[str, str]:
-    """For the record: what models encode in, and what computes MaxSim."""
-    return {"precision": arithmetic, "maxsim": backend(torch.device(get_device_name()))}
+    agreed: dict[str, Any] = from_main(found)
+    return agreed
 
 
 # ---- A file
@@ -129,8 +130,8 @@ def mine_file(
         record: dict[str, Any] = from_main(_record_of(out, kept, identity) if is_main() else None)
     else:
         corpus = corpus_files(spec.corpus, "--corpus") if spec.corpus else None
-        arithmetic = _arithmetic(spec, work / identity)
-        load = _loader(commits, {}, arithmetic)
+        computed = _computed(spec, work / identity)
+        load = _loader(commits, {}, computed["precision"])
         mining = Mining(spec, source, corpus, seed, work / identity, load, bar, _OPTIONS.__getitem__)
         mining.passes()
         read = {
@@ -138,7 +139,7 @@ def mine_file(
             "held_out": source.record["held_out"],
             "read": peculiarities(source.record),
         }
-        more = {"id": identity, **read, "models": commits, **_computed(arithmetic), "seed": seed}
+        more = {"id": identity, **read, "models": commits, **computed, "seed": seed}
         made_by_main(partial(_write_file, mining, out, kept, more, started), lambda _: None)
         record = from_main(read_json(kept) if is_main() else None)
     if is_main() and work.is_dir():
@@ -228,11 +229,11 @@ def mine_source(
     if not agree(is_made(folder)):
         work = data / f"{name}-{identity}.unfinished"
         corpus = corpus_files(spec.corpus, f"sources.{name}.corpus") if spec.corpus else None
-        arithmetic = _arithmetic(spec, work)
-        load = _loader(commits, phases, arithmetic)
+        computed = _computed(spec, work)
+        load = _loader(commits, phases, computed["precision"])
         mining = Mining(spec, source, corpus, seed, work, load, bar, f"sources.{name}.{{}}".format)
         mining.passes()
-        more = {"models": commits, **_computed(arithmetic)}
+        more = {"models": commits, **computed}
         made_by_main(partial(_write_source, mining, source.name, folder, identity, more, started), lambda _: None)
         if is_main():
             shutil.rmtree(work)

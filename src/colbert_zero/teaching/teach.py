@@ -29,11 +29,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from scipy.stats import kendalltau
-from sentence_transformers.util import get_device_name
 
 from colbert_zero.errors import ColbertZeroError, reason, short
 from colbert_zero.files import atomic_file, atomic_folder, fingerprint, read_json, write_json, writing
-from colbert_zero.maxsim.backends import backend
 from colbert_zero.maxsim.scores import min_max
 from colbert_zero.processes import is_main, process_rank, wait, world_size
 from colbert_zero.teaching.candidates import Candidates
@@ -64,6 +62,7 @@ def teach(
     scorer_of: Callable[[str], Scorer],
     folder: Path,
     progress: Callable[[int, int], None] | None = None,
+    maxsim: str | None = None,
 ) -> Path:
     """Score candidates and write the tables.
 
@@ -74,6 +73,7 @@ def teach(
         scorer_of: Makes one; asked only if there is something to score.
         folder: Appears whole.
         progress: Called with queries done and all.
+        maxsim: What computes it, for the record; None if no member is an encoder.
 
     Raises:
         ColbertZeroError: The folder, or what was begun of it, is of other candidates or another teacher.
@@ -96,9 +96,8 @@ def teach(
         _score(candidates, members, scorer_of, work, progress)
         wait()
         if is_main():
-            scored_by = backend(torch.device(get_device_name()))
             own = {name: _all_of(work, place) for place, name in enumerate(members)}
-            _write(folder, candidates, members, own, {"asked": asked, "teacher": ids, "maxsim": scored_by})
+            _write(folder, candidates, members, own, {"asked": asked, "teacher": ids, "maxsim": maxsim})
     if is_main():
         shutil.rmtree(work)
     wait()

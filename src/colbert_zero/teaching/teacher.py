@@ -6,17 +6,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from sentence_transformers.util import get_device_name
 
 from colbert_zero.data.prepared import ArrowPart, Source, source_folder
 from colbert_zero.data.rows import CANDIDATES
 from colbert_zero.evaluation.ensembles import weighted_sum
 from colbert_zero.files import Progress
-from colbert_zero.maxsim.backends import backend
+from colbert_zero.maxsim.backends import backend_here
 from colbert_zero.models.precision import Arithmetic
 from colbert_zero.recipe.data import Scored
 from colbert_zero.teaching.derived import RowsOf, derive
-from colbert_zero.teaching.scorers import Scorer
+from colbert_zero.teaching.scorers import ByEncoder, Scorer
 
 _BLOCK = 128
 
@@ -53,9 +52,10 @@ def score(
     def make() -> tuple[Iterable[str], RowsOf, dict[str, Any]]:
         assert source.documents is not None
         texts = source.documents["text"]
-        computed = {"precision": arithmetic, "maxsim": backend(torch.device(get_device_name()))}
-        more: dict[str, Any] = {"kind": "scored", "teacher": spec.teacher, **computed, "n_ways": 0}
+        more: dict[str, Any] = {"kind": "scored", "teacher": spec.teacher, "precision": arithmetic, "n_ways": 0}
         weighted = members(texts)
+        if any(isinstance(scorer, ByEncoder) for _, scorer in weighted):
+            more["maxsim"] = backend_here()
 
         def rows_of(part: ArrowPart, numbers: np.ndarray) -> Iterator[dict[str, Any]]:
             block = part.rows[numbers]

@@ -1,4 +1,4 @@
-"""What the machine did for a training, which its recipe does not say.
+"""What the machine did for a training, or a ranking, which a recipe does not say.
 
 All of it is recorded. Who goes on with the training keeps the arithmetic, and what computes MaxSim and attention where
 that host can; a change of the rest is told.
@@ -42,9 +42,15 @@ def machine_of(model: Trainable, precision: Arithmetic = "float32") -> dict[str,
         "maxsim": next(name for name in wanted(model.device) if name not in faults),
         "maxsim_refused": faults,
         "precision": precision,
-        "attention": _transformer(model).config._attn_implementation,
+        "attention": attention_of(model),
         "tf32": tf32(),
     }
+
+
+def attention_of(model: Trainable) -> str | None:
+    """How a model attends; None of one that does not begin with a transformer."""
+    encoder = dict(model[0].named_children()).get("model")
+    return getattr(getattr(encoder, "config", None), "_attn_implementation", None)
 
 
 def tf32() -> dict[str, str]:

@@ -343,8 +343,8 @@ def _add_state(app: FastAPI, service: Service) -> None:
         if why := service.not_ready():
             raise Problem(503, "not_ready", why, retry=5)
         index = service.current.state.index
-        generation, encoded_by = index.manifest.generation, service.encoded_by
-        return _json(Ready(ready=True, documents=len(index), generation=generation, queries_encoded_by=encoded_by))
+        generation, words = index.manifest.generation, service.queries_encoded_by
+        return _json(Ready(ready=True, documents=len(index), generation=generation, queries_encoded_by=words))
 
     @app.get("/metrics", summary="For Prometheus", response_class=Response,
              responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}})  # fmt: skip

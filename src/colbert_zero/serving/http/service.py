@@ -129,7 +129,7 @@ class Service:
     ):
         self.path, self.limits, self.writable = path, limits, writable
         self._tell, self._place = tell, model
-        self.encoded_by = graph.words if graph else PYTORCH
+        self.queries_encoded_by = graph.words if graph else PYTORCH
         self.current = Current(path, model, memory_bytes, tell, self._changed, graph)
         # Counted in from here on: what is only starting has no generation.
         self.metrics = Metrics()
