@@ -10,7 +10,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -85,7 +85,11 @@ def running(folder, *words, **variables):
             wait_for(lambda: answered(found[1] + "/ready")[0] == 200)
             yield process, found[1], said
         finally:
-            process.kill()
+            # With the processes of `--workers`, which would go on serving.
+            children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+            for one in (process, *children):
+                with suppress(psutil.NoSuchProcess):
+                    one.kill()
 
 
 def answered(address, body=None, key=None):

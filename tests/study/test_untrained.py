@@ -228,6 +228,8 @@ def test_the_report_shows_what_was_cut_and_adapted(finished):
         "- **Smaller.** healed takes ",
         "- **Adapted.** dense → multi → legal: gains ",
         "### Cut, merged, adapted",
+        "### Adapted, domain by domain",
+        "| dense → multi → legal | tickets |",
         "| model | parameters |",
         "numbers in layers 0",
     ):

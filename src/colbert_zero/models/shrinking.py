@@ -4,8 +4,8 @@ Of these, fewer layers and neurons (and tokens: `vocabulary`) make the file smal
 grids stand in the file as ordinary float numbers, so that every loader reads them: they say what a model would lose if
 it were stored and computed so, and take as many bytes as before. `packed_bytes` is what they would take.
 
-Source of the question: Li et al. 2020, "Train Large, Then Compress" (arXiv 2002.11794), whose section on compression
-prunes by magnitude within each matrix and quantises after training. Fewer layers and neurons are not of that paper.
+Source of the question: Li et al. 2020, "Train Large, Then Compress" (arXiv 2002.11794), which prunes and quantises. How
+zeros are chosen here, by magnitude within each matrix, and fewer layers and neurons are not taken from it.
 """
 
 import copy

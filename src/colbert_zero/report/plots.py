@@ -43,18 +43,7 @@ def quality_plot(records: Records, currency: Currency) -> Plot | None:
         if logarithmic:
             log_axis(axes)
         axes.margins(x=0.12, y=0.12)
-        for name in records.baselines("lexical"):
-            level = 100 * records.means[name]
-            axes.axhline(level, color=MUTED, linestyle=(0, (5, 4)), linewidth=1.3)
-            axes.annotate(
-                clip(name),
-                (1, level),
-                (-4, 4),
-                ("axes fraction", "data"),
-                "offset points",
-                ha="right",
-                color=MUTED,
-            )
+        _draw_lexical(axes, records)
         place(figure, axes, labels)
 
     ends = [f"{p} {points(records.means[p])} at {currency.words(records.cost(p, currency))}" for p in pipelines]
@@ -76,6 +65,16 @@ def _measured(records: Records) -> str:
     return f"{MEASURE} × 100{mean}" + (f" {SEEN}" if records.seen else "")
 
 
+def _draw_lexical(axes: Any, records: Records) -> None:
+    """A dashed line with its name for each system that needs no model."""
+    for name in records.baselines("lexical"):
+        level = 100 * records.means[name]
+        axes.axhline(level, color=MUTED, linestyle=(0, (5, 4)), linewidth=1.3)
+        axes.annotate(
+            clip(name), (1, level), (-4, 4), ("axes fraction", "data"), "offset points", ha="right", color=MUTED
+        )
+
+
 def bytes_plot(records: Records) -> Plot | None:
     """nDCG@10 against bytes of a system's models, where they differ by a tenth: some were cut, or answer together."""
     taken = {name: system["model_bytes"] for name, system in records.systems.items() if system.get("model_bytes")}
@@ -83,6 +82,11 @@ def bytes_plot(records: Records) -> Plot | None:
     if not shown or max(taken[name] for name in shown) < 1.1 * min(taken[name] for name in shown):
         return None
     ends = set(records.pipelines())
+    # Of many that take as much as each other the first and the last are named in the picture, all of them under it.
+    alike: dict[int, list[str]] = {}
+    for name in sorted(shown, key=lambda name: -records.means[name]):
+        alike.setdefault(round(math.log(taken[name]) / 0.02), []).append(name)
+    named = {name for names in alike.values() for name in (names if len(names) <= 4 else (names[0], names[-1]))}
 
     def draw(figure: Any) -> None:
         axes, labels = figure.subplots(), []
@@ -92,9 +96,9 @@ def bytes_plot(records: Records) -> Plot | None:
             colour = COLOURS[1] if together else COLOURS[0]
             x, y = taken[name] / 1e6, 100 * records.means[name]
             axes.plot([x], [y], "D" if together else "o", ms=7, mec=colour, mfc="none" if dense else colour, mew=1.8)
-            labels.append((x, y, clip(name), INK if name in ends or together else MUTED, name in ends))
-        for name in records.baselines("lexical"):
-            axes.axhline(100 * records.means[name], color=MUTED, linestyle=(0, (5, 4)), linewidth=1.3)
+            if name in named:
+                labels.append((x, y, clip(name), INK if name in ends or together else MUTED, name in ends))
+        _draw_lexical(axes, records)
         axes.set_xlabel("MB of the models on the disk")
         axes.set_ylabel(_measured(records))
         axes.margins(x=0.15, y=0.12)

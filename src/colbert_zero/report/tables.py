@@ -9,7 +9,15 @@ from colbert_zero.report.answer import interval, is_significant, sentence_about
 from colbert_zero.report.cost import COMPUTE, TIME, busy_share
 from colbert_zero.report.published import published_on
 from colbert_zero.report.records import MEASURE, SEEN, Record, Records, chain_of
-from colbert_zero.report.untrained import COLUMNS, is_untrained, last_phase, some_cut, untrained_rows
+from colbert_zero.report.untrained import (
+    COLUMNS,
+    DOMAINS,
+    domain_rows,
+    is_untrained,
+    last_phase,
+    some_cut,
+    untrained_rows,
+)
 from colbert_zero.report.words import duration, number, operations, percent, points, quantity, size
 
 TOP_SOURCES = 15
@@ -275,10 +283,12 @@ def phase_tables(records: Records) -> list[Table]:
         "95 % interval": _of_layers(lambda found: interval(found)),
         "queries": _of_layers(lambda found: number(found["queries"])),
     }
-    untrained = untrained_rows(records)
+    untrained, domains = untrained_rows(records), domain_rows(records)
+    adapted = f"Adapted, domain by domain: {MEASURE} × 100 on held-out pairs"
     return [
         _phase_table(records, "Settings", settings, words=(0, 1)),
         *([Table("Cut, merged, adapted", COLUMNS, [("", untrained)], words=(0, 1))] if untrained else []),
+        *([Table(adapted, DOMAINS, [("", domains)], words=(0, 1))] if domains else []),
         # Older phases were not asked.
         *(
             [_phase_table(records, LAYERS, layers, every=True)]

@@ -1,7 +1,7 @@
 """Phases that were not trained: cut, merged, adapted; in words and as a table."""
 
 from colbert_zero.report.records import Record, Records, chain_of
-from colbert_zero.report.words import duration, listed, number, percent, quantity, size
+from colbert_zero.report.words import duration, listed, number, percent, points, quantity, size
 
 DONE = {"compress": "cut", "merge": "merged", "adapt": "adapted"}
 
@@ -47,6 +47,19 @@ def untrained_rows(records: Records) -> list[list[str]]:
         ])  # fmt: skip
     return rows
 
+
+def domain_rows(records: Records) -> list[list[str]]:
+    """A row a domain of each adapter: pairs, and nDCG@10 on those that were held out, before and after."""
+    rows = []
+    for phase in (phase for phase in records.phases.values() if phase.get("kind") == "adapt"):
+        for name, about in phase["made"]["domains"].items():
+            gained = points(about["after"] - about["before"], signed=True)
+            pairs = [number(about[key]) for key in ("fitted", "held_out", "left_out")]
+            rows.append([chain_of(phase), name, *pairs, points(about["before"]), points(about["after"]), gained])
+    return rows
+
+
+DOMAINS = ["phase", "domain", "pairs fitted", "held out", "left out", "before", "after", "difference"]
 
 COLUMNS = ["phase", "what was done", "bytes before", "after", "parameters before", "after", "cosine of vectors", "time"]
 
