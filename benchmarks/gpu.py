@@ -18,19 +18,21 @@ says "not measured"; --interpret runs tiny cases on the CPU, in Triton's interpr
 import itertools
 import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
+from colbert_zero.errors import ColbertZeroError
 from harness import SOURCE, parse, parser_of, report
 
 Q_TOKENS, D_TOKENS, MEAN_D_TOKENS, DIM = 39, 187, 110, 128
@@ -74,7 +76,7 @@ class Maxsim:
     """One contender's scores of equal batches of padded embeddings, packing a part of it, and weights of a gradient."""
 
     def __init__(self, contender: str, batch: int, gradient_share: float):
-        from colbert_zero.maxsim.backends import BACKEND_VARIABLE
+        from colbert_zero.maxsim.backends import BACKEND_VARIABLE, backend, refused
 
         self.contender, self.dtype = contender, torch.float32 if DEVICE == "cpu" else torch.bfloat16
         self.mask = (torch.arange(D_TOKENS) < document_lengths(batch)[:, None]).to(DEVICE)
@@ -82,6 +84,9 @@ class Maxsim:
         self.weights = torch.randn(batch, batch, device=DEVICE)
         self.weights *= torch.rand(batch, batch, device=DEVICE) < gradient_share
         os.environ[BACKEND_VARIABLE] = "auto" if contender == "einsum" else contender
+        # Another would take its place, and stand under its name.
+        if contender != "einsum" and DEVICE == "cuda" and (used := backend(self.q.device)) != contender:
+            raise ImportError(f"{used} in its place: {refused(self.q.device)[contender]}")
 
     def _embeddings(self, batch: int, tokens: int) -> Tensor:
         unit = torch.nn.functional.normalize(torch.randn(batch, tokens, DIM, device=DEVICE), dim=-1)
@@ -243,11 +248,13 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
         return {"failure": "not measured"}
     command = [sys.executable, __file__, "--child", json.dumps(case)]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=environment, start_new_session=True, **pipes) as process:
+    with subprocess.Popen(command, env=environment, **pipes) as process:
         try:
             out, err = process.communicate(timeout=LIMIT_SECONDS)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # with processes of its own
+            for one in [*psutil.Process(process.pid).children(recursive=True), process]:  # each in a session of its own
+                with suppress(psutil.NoSuchProcess):
+                    one.kill()
             return {"failure": f"over {LIMIT_SECONDS} s"}
     if process.returncode:
         print(f"{case} failed:\n{err}", file=sys.stderr)
@@ -261,7 +268,7 @@ def child(kind: str, interpret: bool = False, **case: Any) -> dict[str, Any]:
         return KINDS[kind](**case)
     except torch.OutOfMemoryError:
         return {"failure": "out of memory"}
-    except ImportError as error:
+    except (ImportError, ColbertZeroError) as error:
         return {"failure": f"not available: {error}"}
 
 

@@ -252,7 +252,8 @@ def temporary_folder(path: Path) -> Iterator[Path]:
     """A folder beside `path` for what is not whole yet, deleted in the end.
 
     Those that a killed process left there are deleted first. A process at work holds a lock on its own, which goes with
-    it; a disk without locks keeps them.
+    it; a disk without locks keeps them. Two machines that write to one place are not told apart on a disk that hides
+    their locks from each other.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     named = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.tmp")

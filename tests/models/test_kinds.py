@@ -17,6 +17,7 @@ from colbert_zero.errors import ColbertZeroError
 from colbert_zero.models.bases import check_base
 from colbert_zero.models.checkpoints import load_model
 from colbert_zero.models.kinds import kind_of
+from colbert_zero.models.precision import encoding_in
 from colbert_zero.training.machine import attention_of
 
 ST = "sentence_transformers"
@@ -210,7 +211,12 @@ def test_a_model_without_a_transformer_is_evaluated_and_no_base(backbone, tmp_pa
     modules = [StaticEmbedding(AutoTokenizer.from_pretrained(backbone).backend_tokenizer, embedding_dim=8), Normalize()]
     SentenceTransformer(modules=modules).save_pretrained(str(tmp_path), create_model_card=False)
     check_base(str(tmp_path), trained=False)
-    assert attention_of(load_model(tmp_path)) is None
+    model = load_model(tmp_path)
+    assert attention_of(model) is None
+    with pytest.raises(
+        ColbertZeroError, match="begins with a StaticEmbedding and has no encoder to compute in bfloat16"
+    ):
+        encoding_in(model, "bfloat16")
     with pytest.raises(ColbertZeroError, match="begins with a StaticEmbedding; only one encoder"):
         check_base(str(tmp_path))
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 
 import torch
 
+from colbert_zero.errors import ColbertZeroError
 from colbert_zero.models.checkpoints import Encoder, Trainable
 
 Arithmetic = Literal["float32", "bfloat16"]
@@ -62,10 +63,18 @@ def encoding_in(model: Encoder, arithmetic: Arithmetic) -> Encoder:
     Args:
         model: Dense or multi-vector; stays as it is.
         arithmetic: Of the copy's encoder.
+
+    Raises:
+        ColbertZeroError: bfloat16 of a model that does not begin with a transformer.
     """
     if arithmetic == "float32":
         return model
     first = copy.copy(cast(Any, model)[0])
+    if "model" not in dict(first.named_children()):
+        raise ColbertZeroError(
+            f"the model begins with a {type(first).__name__} and has no encoder to compute in bfloat16; leave out the "
+            "precision"
+        )
     encoder = copy.deepcopy(first.get_submodule("model"))
     # Weights alone: frequencies of positions, which are buffers, would be off by half a turn at some hundred tokens.
     for weights in encoder.parameters():

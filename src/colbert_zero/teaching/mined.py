@@ -95,6 +95,8 @@ def _computed(spec: Mined, work: Path) -> dict[str, Any]:
         work.mkdir(parents=True, exist_ok=True)
         if kept.is_file():
             found = read_json(kept)
+        elif (older := work / "precision.json").is_file():  # begun by an older version
+            found["precision"] = read_json(older)
         else:
             write_json(kept, found)
     agreed: dict[str, Any] = from_main(found)
