@@ -121,6 +121,11 @@ def test_every_kind_of_phase_is_a_system_with_its_way_and_its_cost(finished):
     assert systems["adapted"]["flops"] == pytest.approx(systems["uncut"]["flops"] + legal["flops"])
     assert small["parameters"] < small["parameters_before"]
     assert small["model_bytes"] < small["bytes_before"]
+    computed = [
+        {key: phase["machine"].get(key) for key in ("precision", "attention", "maxsim")} for phase in (small, legal)
+    ]
+    assert computed[0] == {"precision": "float32", "attention": "sdpa", "maxsim": None}
+    assert computed[1] == {"precision": "float32", "attention": "sdpa", "maxsim": "torch"}
     assert (small["prompts"], small["query_tokens"]) == ({"query": "q: ", "document": "d: "}, 12)
 
 

@@ -48,7 +48,8 @@ class UntrainedRecord(BaseModel):
     sources: dict[str, dict[str, int]]
     """Of each part read: its `rows`."""
     machine: dict[str, Any]
-    """`device`, `host`, `torch`, `threads`."""
+    """`device`, `host`, `torch`, `threads`; `precision` and `attention` of what is encoded on the way, of which a merge
+    has none; of an adapter also `maxsim`. Older records have the first four alone."""
     processes: int
     """1: the main one alone makes it."""
     wall_seconds: float

@@ -23,6 +23,7 @@ from colbert_zero.data.sources import file_fingerprints
 from colbert_zero.errors import ColbertZeroError, reason
 from colbert_zero.evaluation.adapting import MOST_SUMMED, Domain, sampled, verdict
 from colbert_zero.files import atomic_folder, read_json, write_json
+from colbert_zero.maxsim.backends import backend_here
 from colbert_zero.models.adapting import FOLDER
 from colbert_zero.models.alignment import META, TASKS
 from colbert_zero.models.bases import is_hub_id
@@ -38,6 +39,7 @@ from colbert_zero.recipe.untrained import Adapt, AnyUntrained, Compress, Merge
 from colbert_zero.report.card import write_card
 from colbert_zero.study.adapting import adapt, check_model
 from colbert_zero.study.record import UntrainedRecord
+from colbert_zero.training.machine import attention_of
 from colbert_zero.training.record import LayersRecord
 
 if TYPE_CHECKING:
@@ -362,6 +364,9 @@ def _record(
             "host": socket.gethostname(),
             "torch": torch.__version__,
             "threads": threads,
+            # Merging encodes nothing, cutting scores nothing.
+            **({} if isinstance(spec, Merge) else {"precision": "float32", "attention": attention_of(model)}),
+            **({"maxsim": backend_here()} if isinstance(spec, Adapt) else {}),
         },
         processes=1,
         wall_seconds=wall,
