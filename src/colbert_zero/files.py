@@ -276,7 +276,7 @@ def _made(path: Path, held: ExitStack) -> Path:
         except (BlockingIOError, FileNotFoundError):  # another that makes the same was quicker, and deletes it
             continue
         except OSError:
-            pass
+            pass  # its disk has no locks, so that nobody deletes it either
         return temporary
 
 

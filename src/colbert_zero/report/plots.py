@@ -82,7 +82,7 @@ def bytes_plot(records: Records) -> Plot | None:
     if not shown or max(taken[name] for name in shown) < 1.1 * min(taken[name] for name in shown):
         return None
     ends = set(records.pipelines())
-    # Of many that take as much as each other the first and the last are named in the picture, all of them under it.
+    # Of more than four that take the same the best and the worst are named in the picture; all are under it.
     alike: dict[int, list[str]] = {}
     for name in sorted(shown, key=lambda name: -records.means[name]):
         alike.setdefault(round(math.log(taken[name]) / 0.02), []).append(name)

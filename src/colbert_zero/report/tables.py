@@ -323,22 +323,22 @@ def sources_table(records: Records) -> Table:
     sources = records.data["sources"]
     ordered = sorted(sources.items(), key=lambda item: (-item[1].get("rows", 0), item[0]))
     # Where BM25 or a cross-encoder scored alone, nothing was encoded; older records do not say.
-    encoded_in = {name: source.get("maxsim") is not None for name, source in sources.items()}
+    by_models = {name for name, source in sources.items() if source.get("maxsim")}
     rows = []
     for name, source in ordered[:TOP_SOURCES]:
         parts = ", ".join(f"{part} {count:,}" for part, count in source.get("parts", {}).items())
         left_out = ", ".join(f"{why} {count:,}" for why, count in source.get("dropped", {}).items() if count)
         counts = [number(source.get(key, 0)) for key in ("rows", "held_out")]
-        how = source["precision"] if encoded_in[name] else "–"
-        rows.append([name, source.get("kind", "–"), parts or "–", left_out or "–", *counts, _random(source), how])
+        rows.append([name, source.get("kind", "–"), parts or "–", left_out or "–", *counts, _random(source)])
+        rows[-1] += [source["precision"] if name in by_models else "–"] if by_models else []
     others = [source for _, source in ordered[TOP_SOURCES:]]
     if others:
         left_out = number(sum(sum(source.get("dropped", {}).values()) for source in others))
         counts = [number(sum(source.get(key, 0) for source in others)) for key in ("rows", "held_out")]
-        rows.append([f"{len(others)} others", "–", "–", left_out, *counts, "–", "–"])
-    columns = ["source", "kind", "parts", "left out", "rows", "held out", "random negatives", "models encoded in"]
-    shown = len(columns) - (not any(encoded_in.values()))
-    return Table("Training sources", columns[:shown], [("", [row[:shown] for row in rows])], words=(0, 1, 2, 3))
+        rows.append([f"{len(others)} others", "–", "–", left_out, *counts, "–", *(["–"] if by_models else [])])
+    columns = ["source", "kind", "parts", "left out", "rows", "held out", "random negatives"]
+    columns += ["models encoded in"] if by_models else []
+    return Table("Training sources", columns, [("", rows)], words=(0, 1, 2, 3))
 
 
 def _random(source: Record) -> str:
