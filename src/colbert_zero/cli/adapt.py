@@ -96,12 +96,14 @@ def _domains(words: list[str], corpus: list[Path], folder: Path, show: RichShow,
     found = []
     texts = sampled((text for text in corpus_texts(corpus) if text), MOST_SUMMED, seed) if corpus else []
     if corpus and not texts:
-        raise ColbertZeroError(f"--corpus {corpus[0]}: has no text")
+        raise ColbertZeroError(f"--corpus {corpus[0]}: has no text; name documents, or leave it out")
     for source in load_sources(words, "--pairs", folder, show.say, show.counted):
         rows: list[tuple[str, str]] = []
         for part in source.parts.values():
             if part.scored:
-                raise ColbertZeroError(f"--pairs: {source.name} has candidates with scores; pairs are fitted to")
+                raise ColbertZeroError(
+                    f"--pairs: {source.name} has candidates with scores; name pairs of query and document"
+                )
             for columns in part.sample(1 << 62):
                 rows += zip(columns["query"], columns["document"], strict=True)
         found.append(Domain(source.name, rows, texts))

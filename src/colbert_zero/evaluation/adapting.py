@@ -114,7 +114,7 @@ def split(domain: Domain, seed: int) -> Split:
     if len(pairs) < FEWEST:
         raise ColbertZeroError(
             f"--pairs: {domain.name} has {len(pairs)} different pairs; at least {FEWEST} are needed, since a fifth of "
-            "them is held out"
+            "them is held out; add some"
         )
     held = [pair for pair in pairs if _digest(str(seed), pair[1])[0] % _SHARE == 0][:MOST_HELD_OUT]
     # A document's pairs stay together, also those of the last one.
@@ -125,7 +125,7 @@ def split(domain: Domain, seed: int) -> Split:
         raise ColbertZeroError(
             f"--pairs: {domain.name} has {len({d for _, d in pairs})} different documents and "
             f"{len({q for q, _ in pairs})} different queries, too few to hold some out "
-            f"({len(held)} pairs would be, {len(fitted)} left to fit to)"
+            f"({len(held)} pairs would be, {len(fitted)} left to fit to); add pairs of others"
         )
     return Split(fitted, held, len(pairs) - len(held) - len(fitted))
 

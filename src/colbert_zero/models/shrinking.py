@@ -93,7 +93,7 @@ def encoder_of(model: Encoder, whose: str) -> PreTrainedModel:
     if not isinstance(first, Transformer):
         raise ColbertZeroError(
             f"{whose}: begins with a {type(first).__name__}; only one encoder of transformers, for queries and "
-            "documents alike, can be cut"
+            "documents alike, can be cut; cut the model that it was made of, where it has one"
         )
     return cast(PreTrainedModel, first.model)
 

@@ -51,13 +51,17 @@ def check_vocabulary(model: Encoder) -> None:
     """
     check_tokenizer(model.tokenizer)
     if any(module.keep_only_token_ids for module in model if isinstance(module, MultiVectorMask)):
-        raise ColbertZeroError("vocabulary: the model scores tokens by their numbers (keep_only_token_ids); not cut")
+        raise ColbertZeroError(
+            "vocabulary: the model scores tokens by their numbers (keep_only_token_ids); leave it out"
+        )
 
 
 def check_tokenizer(tokenizer: Any) -> None:
     """Refuse a tokenizer that is not cut, by itself; raises as `check_vocabulary`."""
     if getattr(tokenizer, "backend_tokenizer", None) is None:
-        raise ColbertZeroError("vocabulary: the tokenizer is none of the `tokenizers` library; only those are cut")
+        raise ColbertZeroError(
+            "vocabulary: the tokenizer is none of the `tokenizers` library; only those are cut; leave it out"
+        )
     kind = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["type"]
     if kind != "WordPiece":
         raise ColbertZeroError(
@@ -93,7 +97,7 @@ def vocabulary_of(model: Encoder, texts: Iterable[str]) -> Vocabulary:
             for encoding in backend.encode_batch([prompt + text for text in some]):
                 used.update(encoding.ids)
     if not count:
-        raise ColbertZeroError("vocabulary: the corpus has no text")
+        raise ColbertZeroError("vocabulary: the corpus has no text; name documents")
     known = tokenizer.get_vocab()
     begin = json.loads(backend.to_str())["model"]["continuing_subword_prefix"]
     used.update(number for token, number in known.items() if len(token.removeprefix(begin)) == 1)
@@ -151,7 +155,8 @@ def rewrite_tokenizer(folder: Path, vocabulary: Vocabulary) -> None:
     if found != wanted:
         wrong = next(token for token in wanted if found.get(token) != wanted[token])
         raise ColbertZeroError(
-            f"vocabulary: the tokenizer cannot be cut: {wrong!r} would be {found.get(wrong)}, and not {wanted[wrong]}"
+            f"vocabulary: the tokenizer cannot be cut: {wrong!r} would be {found.get(wrong)}, and not {wanted[wrong]}; "
+            "leave it out"
         )
 
 

@@ -78,13 +78,16 @@ def check_model(
     place = place_of(model)
     encoder = load_model(place, revision=commit)
     if not isinstance(encoder, MultiVectorEncoder):
-        raise ColbertZeroError(f"MODEL: {model} is dense, with one vector a text; only multi-vector models are adapted")
+        raise ColbertZeroError(
+            f"MODEL: {model} is dense, with one vector a text; only multi-vector models are adapted: train one from it "
+            "first, with `model.base` and a multi-vector phase"
+        )
     before = None if commit else read_adaptation(place)
     if has_route(encoder) and before is None:
         whose = "on the Hub, whose sums are not read" if commit else "that `adapt` did not write"
         raise ColbertZeroError(
             f"MODEL: {model} has a Router {whose}, with modules for queries or documents alone; only a model whose "
-            "queries and documents go one way is adapted, or a folder by `adapt`"
+            "queries and documents go one way is adapted, or a folder by `adapt`: adapt the model it was made of"
         )
     alignment = read_alignment(place) if commit is None else None
     if before is None:
@@ -133,7 +136,10 @@ def adapt(given: Adaptable, domains: list[Domain], out: Path, progress: Progress
             raise ColbertZeroError(f"--pairs: {name} and {same[0]} hold the same pairs; name them once")
         for known, there in given.said.domains.items():
             if digest == there:
-                raise ColbertZeroError(f"--pairs: {given.name} was adapted to the pairs of {name} before (as {known})")
+                raise ColbertZeroError(
+                    f"--pairs: {given.name} was adapted to the pairs of {name} before (as {known}); leave them out, or "
+                    "adapt the model it was made of"
+                )
     fitted = fit(given.model, given.bare, domains, given.form, given.said.seed, given.known, progress)
     if not fitted.helps:
         return fitted

@@ -300,7 +300,7 @@ def checked_sample(pairs: Iterable[tuple[str, Pair]], count: int, seed: int, opt
     if len(sample.queries) < FEWEST_PAIRS:
         shared = f" ({sample.left_out:,} more share their query or document with these)" if sample.left_out else ""
         raise ColbertZeroError(
-            f"{option}: {len(sample.queries)} different pairs{shared}; at least {FEWEST_PAIRS} are needed"
+            f"{option}: {len(sample.queries)} different pairs{shared}; at least {FEWEST_PAIRS} are needed; add some"
         )
     return sample
 
