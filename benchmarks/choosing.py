@@ -26,6 +26,7 @@ from scipy.stats import kendalltau, spearmanr
 from torch import nn
 
 from colbert_zero.files import atomic_folder
+from colbert_zero.models.alignment import read_alignment
 from colbert_zero.models.axes import table_of
 from colbert_zero.models.checkpoints import load_model
 from colbert_zero.models.shrinking import Cuts, cut, encoder_of, kept_after, layers_in, removals, with_encoder
@@ -54,11 +55,11 @@ def recipe_of(model: str, pairs: Path, dim: int, asked: argparse.Namespace) -> d
         "global_batch_size": asked.batch, "learning_rate": 1e-4, "steps": asked.steps,
     }  # fmt: skip
     names = [f"seed-{seed}" for seed in range(1, asked.seeds + 1)]
+    plain: dict[str, Any] = {"markers": {"query": "", "document": ""}, "prompts": {"query": "", "document": ""}}
     return {
         "name": "choosing",
         "model": {"base": model, "dim": dim, "start": "orthogonal"},
-        "markers": {"query": "", "document": ""},
-        "prompts": {"query": "", "document": ""},
+        **({} if read_alignment(model) else plain),  # one of ours is trained on with its own
         "query_tokens": 32,
         "document_tokens": asked.tokens,
         "sources": {"pairs": {"kind": "jsonl", "path": str(pairs)}},

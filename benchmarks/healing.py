@@ -104,26 +104,52 @@ def scores_of(out: Path, collection: str, systems: list[str]) -> dict[str, dict[
     return {query: {MEASURE: float(np.mean([rows[query][MEASURE] for rows in read]))} for query in read[0]}
 
 
+def run_recipe(recipe: dict[str, Any], out: Path) -> Path:
+    """Run a study, or go on with it; its folder.
+
+    Raises:
+        SystemExit: It failed.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    if subprocess.run([sys.executable, "-m", "colbert_zero", "run", str(file), "--out", str(out / "study")]).returncode:
+        sys.exit("the run failed")
+    return out / "study"
+
+
+def show_tests(scores: Any, questions: Sequence[tuple[str, str]]) -> None:
+    """Print what is asked, corrected after Holm over the questions.
+
+    Args:
+        scores: {collection: {system: {query: {measure: score}}}}.
+        questions: Pairs of systems.
+    """
+    print("\n| | points in the mean of collections | p (Holm) | equal within |\n|---|---|---|---|")
+    for row in compare(scores, questions, MEASURE)[: len(questions)]:
+        p, margin = row["p_value_holm"], 100 * row["equal_within"]
+        print(f"| {row['a']} − {row['b']} | {in_points(row)} | {p:.3f} | {margin:.2f} |")
+
+
 def run_study(
     description: str,
     recipe_of: Callable[[Path, str], dict[str, Any]],
     systems: dict[str, list[str]],
     questions: Sequence[tuple[str, str]],
-) -> None:
-    """Run a study as the command asks, and print the means of its systems and the tests of its questions."""
+) -> dict[str, dict[str, Any]]:
+    """Run a study as the command asks, and print the means of its systems and the tests of its questions.
+
+    Returns:
+        {collection: {system: {query: {measure: score}}}}, each the mean over what the system is of.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("model")
     parser.add_argument("out", type=Path)
     parser.add_argument("--no-training", action="store_true")
     asked = parser.parse_args()
-    asked.out.mkdir(parents=True, exist_ok=True)
     if not asked.no_training:
-        recipe = asked.out / "recipe.yaml"
-        recipe.write_text(yaml.safe_dump(recipe_of(asked.data.resolve(), asked.model), sort_keys=False))
-        run = [sys.executable, "-m", "colbert_zero", "run", str(recipe), "--out", str(asked.out / "study")]
-        if subprocess.run(run).returncode:
-            sys.exit("the run failed")
+        run_recipe(recipe_of(asked.data.resolve(), asked.model), asked.out)
     scores = {
         collection: {name: scores_of(asked.out / "study", collection, of) for name, of in systems.items()}
         for collection in COLLECTIONS
@@ -132,10 +158,8 @@ def run_study(
     for name in systems:
         means = [100 * np.mean([row[MEASURE] for row in scores[one][name].values()]) for one in COLLECTIONS]
         print("|", " | ".join([name, *(f"{mean:.1f}" for mean in [*means, np.mean(means)])]), "|")
-    print("\n| | points in the mean of collections | p (Holm) | equal within |\n|---|---|---|---|")
-    for row in compare(scores, questions, MEASURE)[: len(questions)]:
-        p, margin = row["p_value_holm"], 100 * row["equal_within"]
-        print(f"| {row['a']} − {row['b']} | {in_points(row)} | {p:.3f} | {margin:.2f} |")
+    show_tests(scores, questions)
+    return scores
 
 
 if __name__ == "__main__":
