@@ -14,14 +14,14 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from colbert_zero.evaluation.significance import compare
+from colbert_zero.evaluation.significance import compare, holm
 from colbert_zero.report.records import MEASURE
 from precision_study import in_points
 
@@ -118,17 +118,27 @@ def run_recipe(recipe: dict[str, Any], out: Path) -> Path:
     return out / "study"
 
 
-def show_tests(scores: Any, questions: Sequence[tuple[str, str]]) -> None:
-    """Print what is asked, corrected after Holm over the questions.
+def show_tests(
+    scores: Mapping[str, Any], questions: Sequence[tuple[str, str]], parts: Mapping[str, Sequence[str]] | None = None
+) -> None:
+    """Print what is asked, of the mean of collections, corrected after Holm over all rows.
 
     Args:
         scores: {collection: {system: {query: {measure: score}}}}.
         questions: Pairs of systems.
+        parts: {name: collections} that everything is asked of; all of them at once where nothing is said.
     """
-    print("\n| | points in the mean of collections | p (Holm) | equal within |\n|---|---|---|---|")
-    for row in compare(scores, questions, MEASURE)[: len(questions)]:
-        p, margin = row["p_value_holm"], 100 * row["equal_within"]
-        print(f"| {row['a']} − {row['b']} | {in_points(row)} | {p:.3f} | {margin:.2f} |")
+    parts = parts or {"all": list(scores)}
+    rows = [
+        (part, row)
+        for part, names in parts.items()
+        for row in compare({name: scores[name] for name in names}, questions, MEASURE)[: len(questions)]
+    ]
+    adjusted = holm([row["p_value"] for _, row in rows])
+    print("\n| collections | | points in their mean | p (Holm) | equal within |\n|---|---|---|---|---|")
+    for (part, row), p in zip(rows, adjusted, strict=True):
+        margin = 100 * row["equal_within"]
+        print(f"| {part} | {row['a']} − {row['b']} | {in_points(row)} | {p:.3f} | {margin:.2f} |")
 
 
 def run_study(
@@ -136,12 +146,9 @@ def run_study(
     recipe_of: Callable[[Path, str], dict[str, Any]],
     systems: dict[str, list[str]],
     questions: Sequence[tuple[str, str]],
-) -> dict[str, dict[str, Any]]:
-    """Run a study as the command asks, and print the means of its systems and the tests of its questions.
-
-    Returns:
-        {collection: {system: {query: {measure: score}}}}, each the mean over what the system is of.
-    """
+    parts: Mapping[str, Sequence[str]] | None = None,
+) -> None:
+    """Run a study as the command asks, and print the means of its systems and the tests of its questions."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("model")
@@ -158,8 +165,7 @@ def run_study(
     for name in systems:
         means = [100 * np.mean([row[MEASURE] for row in scores[one][name].values()]) for one in COLLECTIONS]
         print("|", " | ".join([name, *(f"{mean:.1f}" for mean in [*means, np.mean(means)])]), "|")
-    show_tests(scores, questions)
-    return scores
+    show_tests(scores, questions, parts)
 
 
 if __name__ == "__main__":

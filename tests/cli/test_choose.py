@@ -149,7 +149,10 @@ def test_held_out_pairs_of_the_recipe_are_not_looked_at(command, folder):
             ("--pairs", "pairs.jsonl", "--pairs", "plain/../pairs.jsonl", "--candidates", "plain,dense"),
             "pairs.jsonl is called pairs too; rename a file",
         ),
-        (("--pairs", "scored.jsonl", "--candidates", "plain,dense"), "scored has candidates with scores"),
+        (
+            ("--pairs", "scored.jsonl", "--candidates", "plain,dense"),
+            "--pairs: scored has candidates with scores; name pairs of query and document",
+        ),
         (
             ("my.yaml", "--candidates", "plain,dense", "--set", "document_tokens=90"),
             "do not fit the encoder's 64 positions",
@@ -167,7 +170,9 @@ def test_too_few_pairs_are_counted_with_those_that_share_a_text(command, folder)
     code, _, err = command("choose-base", "--pairs", "few.jsonl", "--candidates", "plain,dense")
     told = " ".join(err.split())
     assert code == 2
-    assert "30 different pairs (8 more share their query or document with these); at least 50 are needed" in told
+    assert (
+        "30 different pairs (8 more share their query or document with these); at least 50 are needed; add some" in told
+    )
 
 
 def test_a_sparse_encoder_is_refused_by_name(command, folder, backbone):

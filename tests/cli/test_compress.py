@@ -153,6 +153,15 @@ def test_what_cannot_be_done_is_refused_and_nothing_is_written(command, places, 
     assert files(places) == {"model", "tiny"}
 
 
+@pytest.mark.parametrize("option", ["--corpus", "--vocabulary"])
+def test_documents_without_a_text_are_refused(command, places, option):
+    empty = places.parent / "empty.jsonl"
+    empty.write_text("")
+    code, _, error = command("compress", places / "model", "--out", places / "cut", "--bits", "8", option, empty)
+    told = f"colbert-zero: {option} {empty}: has no text; name one that has some"
+    assert (code, " ".join(error.split())) == (2, told)
+
+
 def test_a_folder_that_is_there_is_not_written_over(command, places):
     code, _, error = command("compress", places / "model", "--out", places / "tiny", "--bits", "8")
     assert code == 2
@@ -174,7 +183,7 @@ def test_a_corpus_of_few_texts_has_no_neighbours_to_agree_on(command, places):
     code, _, error = command("compress", places / "model", "--out", places / "cut", "--target", "1.1x", "--corpus",
                              places / "few.jsonl")  # fmt: skip
     assert code == 2
-    told = "the corpus has 5 texts; agreement is of the first 10 of more; name more texts"
+    told = "the corpus has 5 texts, and agreement needs more than 10; name more"
     assert told in " ".join(error.split())
 
 

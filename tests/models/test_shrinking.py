@@ -1,12 +1,14 @@
 """A cut model: fewer layers, neurons, tokens, zeros, weights on a grid; an ordinary checkpoint each time."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from sentence_transformers import MultiVectorEncoder, SentenceTransformer
-from sentence_transformers.base.modules import Normalize, Transformer
+from sentence_transformers.base.modules import Normalize, Router, Transformer
+from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
@@ -34,7 +36,7 @@ from colbert_zero.models.shrinking import (
     zeros_in,
 )
 from colbert_zero.models.shrunk import Texts, Uncut, folder_bytes, write_shrunk
-from colbert_zero.models.vocabulary import vocabulary_of
+from colbert_zero.models.vocabulary import check_tokenizer, check_vocabulary, vocabulary_of
 from helpers import DOCUMENTS, PROMPTS
 
 TEXTS = list(DOCUMENTS.values())
@@ -341,7 +343,7 @@ def test_a_tokenizer_of_another_kind_is_refused(saved, tmp_path, tiny_multi_vect
     file.write_text(json.dumps(whole))
     message = (
         "^vocabulary: the tokenizer is of the kind WordLevel, and only WordPiece's is cut: there, texts of the corpus "
-        "keep their tokens; leave it out$"
+        "keep their tokens; leave `vocabulary` out$"
     )
     with pytest.raises(ColbertZeroError, match=message):
         written(saved, tmp_path / "out", corpus=Texts("some", lambda: TEXTS))
@@ -391,10 +393,41 @@ class Wrapped(Transformer):
         self.model, self.processor = model, None
 
 
+def test_a_model_that_scores_tokens_by_their_numbers_keeps_its_vocabulary(tiny_multi_vector):
+    [mask] = [module for module in tiny_multi_vector if isinstance(module, MultiVectorMask)]
+    told = "vocabulary: the model scores tokens by their numbers (keep_only_token_ids)"
+    mask.keep_only_token_ids = [5]
+    try:
+        with pytest.raises(ColbertZeroError, match=f"^{re.escape(told)}; leave `vocabulary` out$"):
+            check_vocabulary(tiny_multi_vector)
+        with pytest.raises(ColbertZeroError, match=f"^{re.escape(told)}$"):
+            check_vocabulary(tiny_multi_vector, mend="")
+    finally:
+        mask.keep_only_token_ids = None
+
+
+def test_a_tokenizer_of_another_library_is_refused():
+    told = (
+        "vocabulary: the tokenizer is none of the `tokenizers` library, and only those are cut; leave `vocabulary` out"
+    )
+    with pytest.raises(ColbertZeroError, match=f"^{told}$"):
+        check_tokenizer(object())
+
+
+def test_a_route_is_refused_with_the_mend(tiny_multi_vector):
+    routed = Router.for_query_document(list(tiny_multi_vector), list(tiny_multi_vector))
+    message = "^mine: begins with a Router; .*, can be cut; cut the model that it was made of$"
+    with pytest.raises(ColbertZeroError, match=message):
+        encoder_of([routed], "mine")
+
+
 def test_a_model_that_begins_with_no_transformer_is_refused(backbone):
     tokenizer = AutoTokenizer.from_pretrained(backbone)
     model = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=8)], device="cpu")
-    message = "^mine: begins with a StaticEmbedding; only one encoder of transformers, for queries and documents alike,"
+    message = (
+        "^mine: begins with a StaticEmbedding; only one encoder of transformers, for queries and documents alike, can "
+        "be cut$"
+    )
     with pytest.raises(ColbertZeroError, match=message):
         cut(model, Cuts((0,)), "mine")
 

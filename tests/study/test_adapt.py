@@ -212,9 +212,11 @@ def test_an_adapted_model_is_no_base_of_training(adapted):
         check_base(str(adapted))
 
 
-def test_the_same_pairs_twice_and_a_corpus_without_texts_are_refused(command, folder):
+def test_the_same_pairs_twice_scores_and_a_corpus_without_texts_are_refused(command, folder):
     shutil.copy(folder / "a.jsonl", folder / "copy.jsonl")
     (folder / "empty.jsonl").write_text("")
+    candidates = {"query": "q", "documents": ["d", "e"], "scores": [1.0, 0.5]}
+    (folder / "scored.jsonl").write_text(json.dumps(candidates) + "\n")
     pairs = ("adapt", "model", "--pairs", "a.jsonl")
     for more, told in (
         (("--pairs", "copy.jsonl"), "--pairs: a and copy hold the same pairs; name them once"),
@@ -222,6 +224,7 @@ def test_the_same_pairs_twice_and_a_corpus_without_texts_are_refused(command, fo
             ("--corpus", "empty.jsonl", "--decorrelate"),
             "--corpus empty.jsonl: has no text; name documents, or leave it out",
         ),
+        (("--pairs", "scored.jsonl"), "--pairs: scored has candidates with scores; name pairs of query and document"),
         (("--out", "model/in"), "--out model/in: lies in MODEL; name another folder"),
     ):
         code, _, err = command(*pairs, *(more if "--out" in more else (*more, "--out", "none")))

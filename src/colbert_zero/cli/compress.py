@@ -90,7 +90,8 @@ def compress(
     loaded = _collection(collection)
     texts = list(read.texts()) if read else [text for _, text in loaded.documents()] if loaded else None
     if texts is not None and not texts:
-        raise ColbertZeroError(f"{place or collection} has no text; name documents")
+        option = "--corpus" if corpus else "--vocabulary" if vocabulary else "--collection"
+        raise ColbertZeroError(f"{option} {place or collection}: has no text; name one that has some")
     if sensitivity and not texts:
         raise ColbertZeroError("--sensitivity wants texts to encode; add --corpus PATH, or --collection")
     shown = _Shown(source, None if target else loaded, texts if sensitivity else None)

@@ -38,9 +38,7 @@ def neighbours(model: Encoder, texts: list[str]) -> list[set[int]]:
         ColbertZeroError: There are fewer.
     """
     if len(texts) <= FIRST:
-        raise ColbertZeroError(
-            f"the corpus has {len(texts)} texts; agreement is of the first {FIRST} of more; name more texts"
-        )
+        raise ColbertZeroError(f"the corpus has {len(texts)} texts, and agreement needs more than {FIRST}; name more")
     scores = packed_scores(embed(model, texts, "query"), embed(model, texts, "document")).cpu().numpy()
     np.fill_diagonal(scores, -np.inf)
     order = np.argsort(-scores, axis=1, kind="stable")[:, :FIRST]

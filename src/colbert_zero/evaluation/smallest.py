@@ -184,7 +184,7 @@ def find_smallest(
     most, texts = target_bytes(target, before), list(corpus.texts())
     cutting: Texts | None = corpus
     try:
-        check_vocabulary(source.model)
+        check_vocabulary(source.model, mend="")
     except ColbertZeroError as error:
         cutting = None
         tell(f"the vocabulary is not among what is tried: {error}")

@@ -43,30 +43,35 @@ class Vocabulary:
     texts: int
 
 
-def check_vocabulary(model: Encoder) -> None:
+MEND = "; leave `vocabulary` out"
+
+
+def check_vocabulary(model: Encoder, mend: str = MEND) -> None:
     """Refuse a tokenizer that is not cut.
+
+    Args:
+        model: With its tokenizer.
+        mend: Ends the message; nothing where nobody asked for the cut.
 
     Raises:
         ColbertZeroError: Says what it is.
     """
-    check_tokenizer(model.tokenizer)
+    check_tokenizer(model.tokenizer, mend)
     if any(module.keep_only_token_ids for module in model if isinstance(module, MultiVectorMask)):
-        raise ColbertZeroError(
-            "vocabulary: the model scores tokens by their numbers (keep_only_token_ids); leave it out"
-        )
+        raise ColbertZeroError(f"vocabulary: the model scores tokens by their numbers (keep_only_token_ids){mend}")
 
 
-def check_tokenizer(tokenizer: Any) -> None:
+def check_tokenizer(tokenizer: Any, mend: str = MEND) -> None:
     """Refuse a tokenizer that is not cut, by itself; raises as `check_vocabulary`."""
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise ColbertZeroError(
-            "vocabulary: the tokenizer is none of the `tokenizers` library; only those are cut; leave it out"
+            f"vocabulary: the tokenizer is none of the `tokenizers` library, and only those are cut{mend}"
         )
     kind = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["type"]
     if kind != "WordPiece":
         raise ColbertZeroError(
             f"vocabulary: the tokenizer is of the kind {kind}, and only WordPiece's is cut: there, texts of the corpus "
-            "keep their tokens; leave it out"
+            f"keep their tokens{mend}"
         )
 
 
@@ -155,8 +160,8 @@ def rewrite_tokenizer(folder: Path, vocabulary: Vocabulary) -> None:
     if found != wanted:
         wrong = next(token for token in wanted if found.get(token) != wanted[token])
         raise ColbertZeroError(
-            f"vocabulary: the tokenizer cannot be cut: {wrong!r} would be {found.get(wrong)}, and not {wanted[wrong]}; "
-            "leave it out"
+            f"vocabulary: the tokenizer cannot be cut: {wrong!r} would be {found.get(wrong)}, and not "
+            f"{wanted[wrong]}{MEND}"
         )
 
 

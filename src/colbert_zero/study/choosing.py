@@ -222,7 +222,7 @@ def pairs_in(sources: Sequence[Source], option: str, seed: int) -> tuple[list[tu
     total, found = sum(len(part) for _, part in parts), []
     for name, part in parts:
         if part.scored:
-            raise ColbertZeroError(f"{option}: {name} has candidates with scores; pairs of query and document are read")
+            raise ColbertZeroError(f"{option}: {name} has candidates with scores; name pairs of query and document")
         most = len(part) if total <= MOST_ROWS else -(-MOST_ROWS * len(part) // total)
         found += [(name, pair) for pair in _rows(part, most, seed)]
     return found, total <= MOST_ROWS
