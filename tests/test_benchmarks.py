@@ -1,11 +1,13 @@
 """Benchmarks that reach into the program's inside still run on it."""
 
+import importlib
 import json
 import subprocess
 import sys
 
 import pytest
 
+from colbert_zero.recipe.reading import check_recipe
 from helpers import ROOT, environment
 
 MEASURE = """
@@ -39,3 +41,22 @@ def test_a_benchmark_of_the_loader_or_of_resuming_measures_a_case(name, case, tm
         assert 0 < found["waited_seconds"] < found["seconds"]
     else:
         assert found["rows_per_second"] > 0
+
+
+@pytest.mark.parametrize("name", ["healing", "merging", "upstream"])
+def test_a_benchmark_that_is_a_study_has_a_recipe_with_every_system_that_it_tells(name, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    study = importlib.import_module(name)
+    recipe = check_recipe(study.recipe_of(tmp_path, "sentence-transformers/all-MiniLM-L6-v2"))
+    told = {system.partition("@")[0] for systems in study.SYSTEMS.values() for system in systems}
+    assert told - {"bm25"} <= {*recipe.pipelines, *recipe.ensembles}
+    assert {one for question in study.QUESTIONS for one in question} <= set(study.SYSTEMS)
+
+
+def test_of_cuts_that_fit_those_are_tried_of_which_no_other_has_more_of_everything(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    dominance = importlib.import_module("dominance")
+    check_recipe(dominance.recipe_of(tmp_path, "sentence-transformers/all-MiniLM-L6-v2", 24))
+    narrow, deep, grid, less = (dominance.Way(*of) for of in ((3, 1.0, None, True), (4, 0.5, None, True),
+                                                               (6, 1.0, 8, True), (3, 0.5, 8, True)))  # fmt: skip
+    assert dominance.most_of([narrow, deep, grid, less]) == [narrow, deep, grid]
