@@ -5,12 +5,15 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
+from colbert_zero.evaluation.significance import compare, holm
 from colbert_zero.recipe.reading import check_recipe
+from colbert_zero.report.records import MEASURE
 from helpers import ROOT, environment
 
-MEASURE = """
+CHILD = """
 import importlib, json, sys
 from pathlib import Path
 import data
@@ -33,7 +36,7 @@ PEER = "sentence-transformers"
     ids=str,
 )  # fmt: skip
 def test_a_benchmark_of_the_loader_or_of_resuming_measures_a_case(name, case, tmp_path):
-    command = [sys.executable, "-c", MEASURE, name, json.dumps(case), str(tmp_path)]
+    command = [sys.executable, "-c", CHILD, name, json.dumps(case), str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT / "benchmarks", capture_output=True, text=True, env=environment())
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
@@ -60,3 +63,20 @@ def test_of_cuts_that_fit_those_are_tried_of_which_no_other_has_more_of_everythi
     narrow, deep, grid, less = (dominance.Way(*of) for of in ((3, 1.0, None, True), (4, 0.5, None, True),
                                                                (6, 1.0, 8, True), (3, 0.5, 8, True)))  # fmt: skip
     assert dominance.most_of([narrow, deep, grid, less]) == [narrow, deep, grid]
+
+
+def test_what_is_asked_of_several_parts_is_corrected_over_all_of_them(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    show_tests = importlib.import_module("healing").show_tests
+    dice = np.random.default_rng(1)
+
+    def system(more):
+        return {str(query): {MEASURE: float(score)} for query, score in enumerate(more + dice.normal(0, 0.1, 40))}
+
+    scores = {name: {"a": system(0.04), "b": system(0.0)} for name in ("one", "other")}
+    parts = {"first": ["one"], "second": ["other"]}
+    show_tests(scores, [("a", "b")], parts)
+    shown = [line.split(" | ")[3] for line in capsys.readouterr().out.splitlines() if " − " in line]
+    alone = [compare({name: scores[name]}, [("a", "b")], MEASURE)[0]["p_value"] for name in scores]
+    assert max(alone) < 1
+    assert shown == [f"{p:.3f}" for p in holm(alone)] != [f"{p:.3f}" for p in alone]

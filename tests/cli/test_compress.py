@@ -162,6 +162,17 @@ def test_documents_without_a_text_are_refused(command, places, option):
     assert (code, " ".join(error.split())) == (2, told)
 
 
+def test_a_vocabulary_that_nobody_asked_to_cut_is_not_to_be_left_out(command, places):
+    file = places / "model" / "tokenizer.json"
+    whole = json.loads(file.read_text())
+    whole["model"] = {"type": "WordLevel", "vocab": whole["model"]["vocab"], "unk_token": "[UNK]"}
+    file.write_text(json.dumps(whole))
+    _, out, error = command("compress", places / "model", "--out", places / "cut", "--target", "1KB", "--corpus",
+                            places / "tiny")  # fmt: skip
+    [told] = [line for line in (out + error).splitlines() if line.startswith("the vocabulary is not among what is")]
+    assert told.endswith("texts of the corpus keep their tokens")
+
+
 def test_a_folder_that_is_there_is_not_written_over(command, places):
     code, _, error = command("compress", places / "model", "--out", places / "tiny", "--bits", "8")
     assert code == 2

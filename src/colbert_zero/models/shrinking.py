@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, cast
 
 import torch
-from sentence_transformers.base.modules import Dense, Router, Transformer
+from sentence_transformers.base.modules import Dense, Transformer
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -91,10 +91,9 @@ def encoder_of(model: Encoder, whose: str) -> PreTrainedModel:
     """
     first: Any = model[0]
     if not isinstance(first, Transformer):
-        mend = "; cut the model that it was made of" if isinstance(first, Router) else ""
         raise ColbertZeroError(
             f"{whose}: begins with a {type(first).__name__}; only one encoder of transformers, for queries and "
-            f"documents alike, can be cut{mend}"
+            "documents alike, can be cut; name such a model"
         )
     return cast(PreTrainedModel, first.model)
 

@@ -102,7 +102,7 @@ def vocabulary_of(model: Encoder, texts: Iterable[str]) -> Vocabulary:
             for encoding in backend.encode_batch([prompt + text for text in some]):
                 used.update(encoding.ids)
     if not count:
-        raise ColbertZeroError("vocabulary: the corpus has no text; name documents")
+        raise ColbertZeroError("vocabulary: its documents have no text; name some that have")
     known = tokenizer.get_vocab()
     begin = json.loads(backend.to_str())["model"]["continuing_subword_prefix"]
     used.update(number for token, number in known.items() if len(token.removeprefix(begin)) == 1)
@@ -161,7 +161,7 @@ def rewrite_tokenizer(folder: Path, vocabulary: Vocabulary) -> None:
         wrong = next(token for token in wanted if found.get(token) != wanted[token])
         raise ColbertZeroError(
             f"vocabulary: the tokenizer cannot be cut: {wrong!r} would be {found.get(wrong)}, and not "
-            f"{wanted[wrong]}{MEND}"
+            f"{wanted[wrong]}; cut layers or neurons alone"
         )
 
 

@@ -232,7 +232,7 @@ def _compress(study: "Study", chain: Chain, spec: Compress, start: Start, out: P
     if spec.corpus is not None:
         sample = sampled(_texts(study, spec.corpus, work), SAMPLE, seed)
         if not sample:
-            raise ColbertZeroError(f"corpus: {_label(spec.corpus)} has no text")
+            raise ColbertZeroError(f"corpus: {_label(spec.corpus)} has no text; name one that has some")
     title = f"{' → '.join(chain)}: trials of layers"
     with _counted(source.model, work), study.show.bar(title, 0) as advance:
 
