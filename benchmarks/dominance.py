@@ -28,12 +28,12 @@ import numpy as np
 from colbert_zero.data.layouts import load_beir
 from colbert_zero.evaluation.shrinking import scores_of
 from colbert_zero.files import read_json, write_json
-from colbert_zero.models.checkpoints import Encoder, load_model
+from colbert_zero.models.checkpoints import Encoder
 from colbert_zero.models.shrinking import Bits, Cuts, cut, kept_after, packed_bytes
 from colbert_zero.models.shrunk import Texts, Uncut, sample_of, write_shrunk
 from colbert_zero.report.records import MEASURE
 from healing import SEEDS, common_of, first_phase, run_recipe, show_tests
-from shrinking import part_of
+from shrinking import loaded, part_of
 
 COLLECTIONS = ("cranfield", "med", "cacm")
 SIZES = ("larger", "smaller")
@@ -87,7 +87,6 @@ class Trained:
     """One training, and what its cuts score; kept in a file."""
 
     def __init__(self, folder: Path, keep: Path, corpus: list[str], tokens: int) -> None:
-        self.folder, self.keep, self.corpus, self.tokens = folder, keep, corpus, tokens
         self.file = keep / f"{folder.parent.name}-{tokens}.json"
         self.kept: dict[str, Any] = read_json(self.file) if self.file.exists() else {}
         source = Uncut(str(folder))
@@ -96,13 +95,7 @@ class Trained:
         narrow = keep / f"{folder.parent.name}-vocabulary"
         if not narrow.exists():
             write_shrunk(source, narrow, Cuts(), Texts("documents", lambda: corpus), tell=lambda _: None)
-        self.models = {False: self._loaded(folder), True: self._loaded(narrow)}
-
-    def _loaded(self, folder: Path) -> Encoder:
-        model = load_model(str(folder), device="cpu")
-        first: Any = model[0]
-        first.max_seq_length = min(self.tokens, first.max_seq_length)
-        return model
+        self.models = {False: loaded(folder, tokens), True: loaded(narrow, tokens)}
 
     def ways(self, grids: bool) -> list[Way]:
         """Every cut of it."""

@@ -106,6 +106,14 @@ def speed(models: dict[str, Encoder], texts: list[str], rounds: int) -> dict[str
     return {name: len(texts) / statistics.median(found) for name, found in times.items()}
 
 
+def loaded(folder: str | Path, tokens: int) -> Encoder:
+    """A model that reads so many tokens of a text at most."""
+    model = load_model(str(folder), device="cpu")
+    first: Any = model[0]
+    first.max_seq_length = min(tokens, first.max_seq_length)
+    return model
+
+
 class Subject:
     """A model with all its cuts."""
 
@@ -121,7 +129,7 @@ class Subject:
 
     def _prepare(self) -> None:
         folder, names = self.folder, self.names
-        self.model = self._loaded(folder)
+        self.model = loaded(folder, self.tokens)
         encoder = encoder_of(self.model, folder)
         self.layers = layers_in(encoder, table_of(encoder, folder))
         counts = (NAMES[name].count for name in names)
@@ -132,12 +140,6 @@ class Subject:
             print(
                 f"{folder}: out goes layer {step['layer']}, {step['cosine']:.3f}; others {step['others']}", flush=True
             )
-
-    def _loaded(self, folder: str) -> Encoder:
-        model = load_model(folder, device="cpu")
-        first: Any = model[0]
-        first.max_seq_length = min(self.tokens, first.max_seq_length)
-        return model
 
     def found(self, kind: str, name: str) -> dict[str, Any]:
         """Scores of a cut, measured now or before, and its megabytes, as float32 and packed."""
@@ -167,7 +169,7 @@ class Subject:
             with tempfile.TemporaryDirectory() as place:
                 corpus = Texts("documents", lambda: self.texts)
                 write_shrunk(Uncut(self.folder), Path(place) / "cut", cuts, corpus, tell=print)
-                return self._loaded(f"{place}/cut")
+                return loaded(f"{place}/cut", self.tokens)
         return cut(self.model, cuts, self.folder)
 
 

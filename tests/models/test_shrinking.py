@@ -400,8 +400,6 @@ def test_a_model_that_scores_tokens_by_their_numbers_keeps_its_vocabulary(tiny_m
     try:
         with pytest.raises(ColbertZeroError, match=f"^{re.escape(told)}; leave `vocabulary` out$"):
             check_vocabulary(tiny_multi_vector)
-        with pytest.raises(ColbertZeroError, match=f"^{re.escape(told)}$"):
-            check_vocabulary(tiny_multi_vector, mend="")
     finally:
         mask.keep_only_token_ids = None
 

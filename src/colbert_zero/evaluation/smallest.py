@@ -24,7 +24,7 @@ from colbert_zero.files import Progress, Tell, atomic_folder, temporary_folder
 from colbert_zero.models.checkpoints import Encoder
 from colbert_zero.models.shrinking import Cuts
 from colbert_zero.models.shrunk import Finish, Record, Texts, Uncut, cut_into, finish_record, folder_bytes, sample_of
-from colbert_zero.models.vocabulary import check_vocabulary
+from colbert_zero.models.vocabulary import why_kept
 from colbert_zero.report.records import MEASURE
 from colbert_zero.report.shrinking import AGREEMENT, combination
 from colbert_zero.report.words import size as in_bytes
@@ -182,12 +182,10 @@ def find_smallest(
     """
     before = folder_bytes(source.place)
     most, texts = target_bytes(target, before), list(corpus.texts())
-    cutting: Texts | None = corpus
-    try:
-        check_vocabulary(source.model, mend="")
-    except ColbertZeroError as error:
-        cutting = None
-        tell(f"the vocabulary is not among what is tried: {error}")
+    why = why_kept(source.model)
+    cutting = None if why else corpus
+    if why:
+        tell(f"the vocabulary is not among what is tried: {why}")
     tokens = len(source.vocabulary(corpus).kept) if cutting else None
     expected = expected_bytes(source, before, tokens)
     least = Combination(1, SHARES[-1], cutting is not None)

@@ -43,36 +43,42 @@ class Vocabulary:
     texts: int
 
 
-MEND = "; leave `vocabulary` out"
+def why_kept(model: Encoder) -> str | None:
+    """Why a model's vocabulary cannot be cut; None where it can."""
+    if any(module.keep_only_token_ids for module in model if isinstance(module, MultiVectorMask)):
+        return "the model scores tokens by their numbers (keep_only_token_ids)"
+    return _why_kept(model.tokenizer)
 
 
-def check_vocabulary(model: Encoder, mend: str = MEND) -> None:
-    """Refuse a tokenizer that is not cut.
-
-    Args:
-        model: With its tokenizer.
-        mend: Ends the message; nothing where nobody asked for the cut.
+def check_vocabulary(model: Encoder) -> None:
+    """Refuse a vocabulary that cannot be cut.
 
     Raises:
-        ColbertZeroError: Says what it is.
+        ColbertZeroError: Says why.
     """
-    check_tokenizer(model.tokenizer, mend)
-    if any(module.keep_only_token_ids for module in model if isinstance(module, MultiVectorMask)):
-        raise ColbertZeroError(f"vocabulary: the model scores tokens by their numbers (keep_only_token_ids){mend}")
+    _refuse(why_kept(model))
 
 
-def check_tokenizer(tokenizer: Any, mend: str = MEND) -> None:
-    """Refuse a tokenizer that is not cut, by itself; raises as `check_vocabulary`."""
+def check_tokenizer(tokenizer: Any) -> None:
+    """The same of a tokenizer by itself; raises as `check_vocabulary`."""
+    _refuse(_why_kept(tokenizer))
+
+
+def _why_kept(tokenizer: Any) -> str | None:
     if getattr(tokenizer, "backend_tokenizer", None) is None:
-        raise ColbertZeroError(
-            f"vocabulary: the tokenizer is none of the `tokenizers` library, and only those are cut{mend}"
-        )
+        return "the tokenizer is none of the `tokenizers` library, and only those are cut"
     kind = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["type"]
     if kind != "WordPiece":
-        raise ColbertZeroError(
-            f"vocabulary: the tokenizer is of the kind {kind}, and only WordPiece's is cut: there, texts of the corpus "
-            f"keep their tokens{mend}"
+        return (
+            f"the tokenizer is of the kind {kind}, and only WordPiece's is cut: there, texts of the corpus keep their "
+            "tokens"
         )
+    return None
+
+
+def _refuse(why: str | None) -> None:
+    if why:
+        raise ColbertZeroError(f"vocabulary: {why}; leave `vocabulary` out")
 
 
 def vocabulary_of(model: Encoder, texts: Iterable[str]) -> Vocabulary:
